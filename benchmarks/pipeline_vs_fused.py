@@ -26,7 +26,7 @@ from benchmarks.common.forms import WrongAnswerError
 from benchmarks.common.provenance import surroundings
 from benchmarks.fused.in_process import BATCHES, GOAL_WIDTH, SIZES, costs_in_process, figures_of
 from benchmarks.fused.page import page
-from benchmarks.fused.served import CALLERS, LARGEST_BATCH, compare_served
+from benchmarks.fused.served import CALLERS, MAX_BATCH_SIZE, compare_served
 from defensemble import DefensembleError
 from defensemble_export import ExportedMember
 from defensemble_repository.errors import RepositoryError
@@ -130,7 +130,7 @@ def main(options: Options, rounds: int | None) -> NoReturn:
 def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
-    images = random_images(max(CALLERS) * LARGEST_BATCH, seed)
+    images = random_images(max(CALLERS) * MAX_BATCH_SIZE, seed)
     networks = {}
     for width in effort.widths:
         # The wider ones are not compared with torch on all images: the narrow ones show that the graphs are right.

@@ -10,14 +10,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from defensemble_export import ExportedMember
-from defensemble_repository.averaging import averages_by_numpy
+from defensemble_repository.averaging import reference_outputs
 
 Array = NDArray[np.float64]
 
 
 def right_answers(logits: NDArray[np.floating[Any]]) -> dict[str, Array]:
     """All outputs of an ensemble with equal weights that averages probabilities, from the logits (M, N, K) of its members."""
-    return averages_by_numpy([*logits], "probabilities", [1.0] * len(logits))
+    return reference_outputs([*logits], "probabilities", [1.0] * len(logits))
 
 
 def session_of(content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True) -> onnxruntime.InferenceSession:

@@ -44,7 +44,7 @@ def cifar10_for(checkpoints: Iterable[Path], data_dir: Path | None, on_progress:
         told = "; ".join(f"{path.name}: {', '.join(classes)}" for classes, path in names.items()) or "no network"
         raise DataError(f"the networks must have the same classes in the same order, got {told}")
     ((class_names, path),) = names.items()
-    return load_dataset("cifar10", data_dir=data_dir, on_progress=on_progress).numbered_as(class_names, path.name)
+    return load_dataset("cifar10", data_dir=data_dir, on_progress=on_progress).align_classes(class_names, path.name)
 
 
 def described(data: Dataset) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import urllib3
 
 from benchmarks.common.processes import pss_bytes, start_s
-from defensemble_export import ExportedMember, repository_plan, write_plan
+from defensemble_export import ExportedMember, repository_plan, write_files
 from defensemble_server import ServeOptions, Server, serve
 
 ENSEMBLE = "ensemble"
@@ -36,7 +36,7 @@ class Start:
 
 def written(repository: Path, members: Sequence[ExportedMember], **options: Any) -> Path:
     """Write members and an ensemble of them, named `ENSEMBLE`, into a repository; `options` are those of `repository_plan`."""
-    write_plan(repository, repository_plan(repository, members, ensemble=ENSEMBLE, **options))
+    write_files(repository, repository_plan(repository, members, ensemble=ENSEMBLE, **options))
     return repository
 
 

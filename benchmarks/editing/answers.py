@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.common.answers import Array
 from benchmarks.common.callers import rows_of
 from benchmarks.editing.plan import State
-from defensemble_repository.averaging import TOLERANCE, averages_by_numpy, largest_difference
+from defensemble_repository.averaging import TOLERANCE, largest_difference, reference_outputs
 
 APART = 1e-3
 """By so much at least the answers of two states in a row differ, in every batch."""
@@ -50,7 +50,7 @@ class Verdict:
 def answer_of(state: State, logits: Mapping[tuple[str, int], Array]) -> Array:
     """The probabilities (P, K) of a state for P images, from the `logits` (P, K) of each model's version."""
     votes = [logits[vote.model, vote.version] for vote in state.votes]
-    return averages_by_numpy(votes, state.average, [vote.weight for vote in state.votes])["probabilities"]
+    return reference_outputs(votes, state.average, [vote.weight for vote in state.votes])["probabilities"]
 
 
 def apart(ours: Array, theirs: Array, batch: int) -> float:

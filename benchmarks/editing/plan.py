@@ -102,12 +102,12 @@ def _drawn(
     versions: Mapping[str, int], start: State, count: int, generator: np.random.Generator, differ: Callable[[State, State], bool]
 ) -> list[Change]:
     state, done, due = start, list[Change](), list[str]()
-    undoable: list[State] = []  # what each edit that can be undone had found
+    undoable_edits: list[State] = []  # what each edit that can be undone had found
     while len(done) < count:
         due = due or list(ACTIONS)
         change = None
         for action in [*generator.permutation(due), *generator.permutation(ACTIONS)]:
-            found = _change(str(action), state, undoable, versions, generator)
+            found = _change(str(action), state, undoable_edits, versions, generator)
             if found is not None and differ(state, found.state):
                 change = found
                 break
@@ -116,23 +116,23 @@ def _drawn(
         if change.action in due:
             due.remove(change.action)
         if change.action == "rollback":
-            del undoable[-change.told["count"] :]
+            del undoable_edits[-change.told["count"] :]
         else:
-            undoable.append(state)
+            undoable_edits.append(state)
         done.append(change)
         state = change.state
     return done
 
 
 def _change(
-    action: str, state: State, undoable: Sequence[State], versions: Mapping[str, int], generator: np.random.Generator
+    action: str, state: State, undoable_edits: Sequence[State], versions: Mapping[str, int], generator: np.random.Generator
 ) -> Change | None:
     """One edit of that kind; None where there is none."""
     if action == "rollback":
-        if not undoable:
+        if not undoable_edits:
             return None
-        steps = int(generator.integers(1, min(2, len(undoable)) + 1))
-        return Change(action, {"count": steps}, undoable[-steps])
+        steps = int(generator.integers(1, min(2, len(undoable_edits)) + 1))
+        return Change(action, {"count": steps}, undoable_edits[-steps])
     if action == "average":
         other = next(average for average in AVERAGES if average != state.average)
         return Change(action, {"average": other}, dataclasses.replace(state, average=other))

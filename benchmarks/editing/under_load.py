@@ -22,7 +22,7 @@ from benchmarks.editing.asking import Asking
 from benchmarks.editing.plan import Ballot, Change, State, make
 from defensemble import Client
 from defensemble.ensembles import Applied, Ensembles
-from defensemble_export import ExportedMember, repository_plan, write_plan
+from defensemble_export import ExportedMember, repository_plan, write_files
 
 PROTOCOLS = ("grpc", "http")
 _READINGS = 5
@@ -115,7 +115,7 @@ def edited_under_load(
     repository = written(folder / "repository", members)
     with started(repository) as (server, _), Client(server.http_url, admin_key=server.state.admin_key) as client:
         # Only now, so that the server does not have them yet.
-        write_plan(repository, repository_plan(repository, later, ensemble=None, replace=True))
+        write_files(repository, repository_plan(repository, later, ensemble=None, replace=True))
         ensembles = Ensembles(repository, client)
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         by_protocol: Mapping[str, list[int]] = {protocol: [] for protocol in PROTOCOLS}

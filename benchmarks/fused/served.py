@@ -20,11 +20,11 @@ from benchmarks.common.servers import started, written
 from benchmarks.common.timing import Predict, Timing, time_form
 from benchmarks.fused.in_process import BATCHES, ensemble_of, fused_of
 from defensemble import Client
-from defensemble_export import ExportedMember, fused_member, fused_plan, write_plan
+from defensemble_export import ExportedMember, fused_member, fused_plan, write_files
 from defensemble_server import Server
 
 CALLERS = (1, 8)
-LARGEST_BATCH = 64
+MAX_BATCH_SIZE = 64
 PIPELINE, FUSED = "pipeline", "fused"
 IN_PROCESS = "in process"
 
@@ -50,11 +50,11 @@ def compare_served(
         WrongAnswerError: a form answers something else.
         DefensembleError, ServerError, ExportError: what went wrong.
     """
-    written(folder / PIPELINE, members, max_batch_size=LARGEST_BATCH)
+    written(folder / PIPELINE, members, max_batch_size=MAX_BATCH_SIZE)
     fused = folder / FUSED
     ensemble = ensemble_of(members)
-    graph = fused_member(FUSED, ensemble, members, images[:LARGEST_BATCH], max_batch_size=LARGEST_BATCH)
-    write_plan(fused, fused_plan(fused, graph, ensemble, max_batch_size=LARGEST_BATCH))
+    graph = fused_member(FUSED, ensemble, members, images[:MAX_BATCH_SIZE], max_batch_size=MAX_BATCH_SIZE)
+    write_files(fused, fused_plan(fused, graph, ensemble, max_batch_size=MAX_BATCH_SIZE))
     told: dict[str, Any] = {"members": len(members), "settings": [], "memory": {}}
     with ExitStack() as stack:
         servers: dict[str, Server] = {name: stack.enter_context(started(folder / name))[0] for name in (PIPELINE, FUSED)}

@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.zoo.paper import CLEAN_GOAL, PGD_GOAL, STANDARD_GOAL
 from defensemble import rate
 from defensemble_repository.filesystem.atomic_write import write_atomic
-from defensemble_training import ATTACKS, adversarial_examples, rounded_to_8_bits
+from defensemble_training import ATTACKS, adversarial_examples, round_to_8_bits
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -43,7 +43,7 @@ def image_sets(
     """
     epsilon = np.float32(ATTACKS[ATTACKED["pgd"]].epsilon or 0)
     noise = np.random.default_rng(seed).uniform(-epsilon, epsilon, images.shape).astype(np.float32)
-    sets = {"clean": images, "noise": rounded_to_8_bits(np.clip(images + noise, 0, 1))}
+    sets = {"clean": images, "noise": round_to_8_bits(np.clip(images + noise, 0, 1))}
     for name, preset in ATTACKED.items():
 
         def on_batch(done: int, total: int, name: str = name) -> None:

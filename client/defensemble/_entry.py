@@ -20,10 +20,10 @@ def _exit(number: int, frame: "FrameType | None") -> "NoReturn":
 
 
 def _raise(number: int, frame: "FrameType | None") -> None:
-    """Raise `KeyboardInterrupt`, but end the process at once during an import.
+    """Raise `KeyboardInterrupt`, but end the process during an import.
 
-    An extension module that is interrupted while it loads prints tracebacks, or hides the interrupt in an ImportError. Leaving at once is
-    safe: files are written atomically or with a journal, and the guard of a server stops it.
+    An extension module that is interrupted while it loads prints tracebacks, or hides the interrupt in an ImportError. A command that has
+    something to clean up calls `cli.interrupts.clean_up_on_sigint` first; files are written atomically or with a journal.
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":

@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 
 from defensemble_images import (
     DamagedImageError,
-    Encoded,
+    EncodedImage,
     ImagesError,
     Preprocessing,
     check_memory,
     decode_image,
     decode_images,
     labelled_files,
-    matched_classes,
+    match_classes,
     memory_to_decode,
     npy_array,
     reading_notes,
 )
-from defensemble_images.class_names import listed
-from defensemble_images.folders import Skipped
+from defensemble_images.class_names import format_names
+from defensemble_images.folders import SkippedFiles
 
 from ._client.model_info import ModelInfo
 from ._exceptions import InputError
@@ -47,7 +47,7 @@ class ReadOptions:
 class ReadCounts:
     """What was left out, and what was read in part."""
 
-    skipped: Skipped = field(default_factory=Skipped)
+    skipped: SkippedFiles = field(default_factory=SkippedFiles)
     damaged: list[DamagedImageError] = field(default_factory=list)
     animations: list[str] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ def input_errors() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
-def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing | None, str | None]:
+def choose_preprocessing(info: ModelInfo, resize: str | None) -> tuple[Preprocessing | None, str | None]:
     """Choose how images are brought to the size of a model; returns the rule, and a note for the user where there is one.
 
     `resize` is the user's choice, which comes first; None: the rule that the model records.
@@ -85,24 +85,24 @@ def preprocessing_of(info: ModelInfo, resize: str | None) -> tuple[Preprocessing
         InputError: the rule of the model is not one that this version knows.
     """
     if resize is None:
-        return recorded_rule(info), None
+        return recorded_preprocessing(info), None
     chosen = Preprocessing(resize)
     if _is_free(info):
         return chosen, f"model {info.name!r} takes images of any size, so that --resize {resize} changes nothing"
     try:
-        agrees = recorded_rule(info) in (None, chosen)
+        agrees = recorded_preprocessing(info) in (None, chosen)
     except InputError:  # the user's rule comes before one that this version does not know
         agrees = False
     return chosen, None if agrees else f"--resize {resize} is followed, but model {info.name!r} records another rule: {info.preprocessing}"
 
 
-def recorded_rule(info: ModelInfo) -> Preprocessing | None:
+def recorded_preprocessing(info: ModelInfo) -> Preprocessing | None:
     """Return the rule that the model's configuration states; None where it states none."""
     with input_errors():
         return None if info.preprocessing is None else Preprocessing.from_json(info.preprocessing, f"model {info.name!r}")
 
 
-def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[list[Path], NDArray[np.int64]]:
+def find_labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[list[Path], NDArray[np.int64]]:
     """List the images of class folders, with the indices of their classes in a model, which are matched by name.
 
     Raises:
@@ -120,20 +120,20 @@ def labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> tuple[
         if not found.files:
             raise InputError(
                 f"{folder} holds no labelled images, only {str(found.skipped) or 'nothing'}; expected {folder}/CLASS/IMAGE with CLASS one "
-                f"of {listed(info.class_names)}"
+                f"of {format_names(info.class_names)}"
             )
-        classes = matched_classes(found.class_names, info.class_names, str(folder), info.name)
+        classes = match_classes(found.class_names, info.class_names, str(folder), info.name)
     counts.skipped += found.skipped
     return [found.root / file.name for file in found.files], classes[found.indices]
 
 
-def memory_to_read(files: Sequence[Path], info: ModelInfo) -> int:
+def decode_memory_bytes(files: Sequence[Path], info: ModelInfo) -> int:
     """Return how many bytes it takes to decode images one after the other, without keeping them; reads their headers."""
     channels, height, width = _checked_channels(info)
-    return memory_to_decode([Encoded(str(path), path) for path in files], channels, None if _is_free(info) else (height, width))
+    return memory_to_decode([EncodedImage(str(path), path) for path in files], channels, None if _is_free(info) else (height, width))
 
 
-def decoded_images(
+def decode_for_model(
     files: Sequence[Path], info: ModelInfo, preprocessing: Preprocessing | None, skip_damaged: bool, counts: ReadCounts
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Decode image files for a model, few at a time: yields the index of each file and its image, float32 (C, H, W) in [0, 1].
@@ -146,7 +146,7 @@ def decoded_images(
         OSError: a file cannot be read.
     """
     channels, height, width = _checked_channels(info)
-    images = [Encoded(str(path), path) for path in files]
+    images = [EncodedImage(str(path), path) for path in files]
     with input_errors():
         if _is_free(info):
             for index, image in enumerate(images):
@@ -168,7 +168,7 @@ def decoded_images(
             start += len(some.kept)
 
 
-def npy_images(path: Path) -> NDArray[np.float32]:
+def read_npy_images(path: Path) -> NDArray[np.float32]:
     """Read images (N, C, H, W) of any shape from a .npy file, as float32 in [0, 1].
 
     Raises:

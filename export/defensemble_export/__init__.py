@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from defensemble_repository.errors import EnsembleError as EnsembleError
-from defensemble_repository.transaction import write_plan as write_plan
+from defensemble_repository.transaction import write_files as write_files
 
 from . import _telemetry as _telemetry
 from .checks.ensemble import check_ensemble as check_ensemble, check_repository as check_repository
@@ -12,16 +12,16 @@ from .engines.build_steps import EngineOptions as EngineOptions
 from .engines.target import check_target as check_target, find_target as find_target
 from .entries.members import ExportedMember as ExportedMember, repository_plan as repository_plan
 from .errors import (
+    DatasetMismatchWarning as DatasetMismatchWarning,
     DeclarationError as DeclarationError,
     EngineError as EngineError,
     ExistsError as ExistsError,
     ExportError as ExportError,
     HistoryError as HistoryError,
-    OtherImagesWarning as OtherImagesWarning,
     ProfileError as ProfileError,
     VerificationError as VerificationError,
 )
-from .export import FromCheckpoint as FromCheckpoint, export_checkpoints as export_checkpoints, export_networks as export_networks
+from .export import CheckpointSource as CheckpointSource, export_checkpoints as export_checkpoints, export_networks as export_networks
 from .fused import fuse_repository as fuse_repository, fused_member as fused_member, fused_plan as fused_plan
 from .graphs.averaging import average_onnx as average_onnx
 from .graphs.fp16 import fp16_from_onnx as fp16_from_onnx
@@ -34,14 +34,14 @@ from .members.from_checkpoint import (
     onnx_from_checkpoint as onnx_from_checkpoint,
     onnx_from_module as onnx_from_module,
 )
-from .members.from_onnx import FromOnnx as FromOnnx
+from .members.from_onnx import OnnxSource as OnnxSource
 from .members.write import Form as Form
 from .profiles import (
-    KeptEngines as KeptEngines,
+    EngineCacheOptions as EngineCacheOptions,
     profile_states as profile_states,
     remove_profile as remove_profile,
     write_profile as write_profile,
 )
 from .verification.fused import verify_fused as verify_fused
 from .verification.images import RANDOM_ONLY as RANDOM_ONLY
-from .verification.network import answers_from_module as answers_from_module, verify_onnx as verify_onnx
+from .verification.network import reference_from_module as reference_from_module, verify_onnx as verify_onnx

@@ -43,5 +43,5 @@ class ExistsError(ExportError):
     """The repository already holds what was to be written."""
 
 
-class OtherImagesWarning(UserWarning):
+class DatasetMismatchWarning(UserWarning):
     """An export is verified on other images than those of the data that the checkpoint was trained on."""

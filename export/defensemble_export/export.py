@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from defensemble_images import Preprocessing
-from defensemble_repository.checks.model import refuse_configs
+from defensemble_repository.checks.model import require_valid_configs
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.lock import locked
-from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
+from defensemble_repository.transaction import check_writable, remove_stale_staging, write_files
 from defensemble_repository.view import RepositoryView
 
 from .entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, check_members_fit, check_request, check_same_interface, repository_plan
@@ -22,13 +22,13 @@ from .errors import ExportError
 from .foreign.reader import check_is_checkpoint
 from .fused import check_fuse_request, fuse_planned, fused_member, fused_plan
 from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint
-from .members.from_onnx import FromOnnx
+from .members.from_onnx import OnnxSource
 from .members.write import Form
 from .verification.images import dataset_of, images_for_verification
 
 
 @dataclass(frozen=True)
-class FromCheckpoint:
+class CheckpointSource:
     """A checkpoint to be exported as the member ``name``; None: named after the file."""
 
     path: Path
@@ -79,11 +79,11 @@ def export_checkpoints(checkpoints: Sequence[Path], repository: Path, **settings
     """Export ``checkpoints`` as members named after their files: ``export_networks``."""
     if not checkpoints:
         raise ExportError("no checkpoint is given: name at least one .safetensors file")
-    return export_networks([FromCheckpoint(checkpoint) for checkpoint in checkpoints], repository, **settings)
+    return export_networks([CheckpointSource(checkpoint) for checkpoint in checkpoints], repository, **settings)
 
 
 def export_networks(
-    networks: Sequence[FromCheckpoint | FromOnnx],
+    networks: Sequence[CheckpointSource | OnnxSource],
     repository: Path,
     *,
     ensemble: str | None = "ensemble",
@@ -125,7 +125,7 @@ def export_networks(
         batches = check_request(
             repository, names, ensemble, average=average, weights=weights or {}, max_batch_size=max_batch_size, replace=replace
         )
-    refuse_configs(RepositoryView(repository), [name for name in batches if (repository / name).exists()])
+    require_valid_configs(RepositoryView(repository), [name for name in batches if (repository / name).exists()])
     check_writable(repository)
     for network in networks:
         network.check(form, images)
@@ -144,7 +144,7 @@ def export_networks(
             on_exported(network.path, members[-1])
     real = images
     if fuse is not None and real is None:
-        real = next((network.real_images(data_dir) for network in networks if isinstance(network, FromCheckpoint)), None)
+        real = next((network.real_images(data_dir) for network in networks if isinstance(network, CheckpointSource)), None)
     fused = None if alone is None else fused_member(alone.name, alone, members, real, max_batch_size=batches[names[0]])
     with locked(repository):
         for stale in remove_stale_staging(repository):
@@ -157,5 +157,5 @@ def export_networks(
             )
             if fuse is not None and ensemble is not None:
                 plan |= fuse_planned(repository, ensemble, fuse, plan, images=real, max_batch_size=max_batch_size, replace=replace)
-        write_plan(repository, plan)
+        write_files(repository, plan)
     return list(plan)

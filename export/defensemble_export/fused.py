@@ -18,22 +18,22 @@ from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.lock import locked
-from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, RESERVED, check_name
+from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, RESERVED_PREFIXES, check_name
 from defensemble_repository.onnx_metadata import CLASS_NAMES
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
 from defensemble_repository.preprocessing import PREPROCESSING
 from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import (
-    checked_batch,
+    checked_batch_size,
     config_paths,
     ensemble_from_configs,
-    existing_batch,
     is_ensemble,
     next_version,
     parameter,
     read_config,
+    read_max_batch_size,
 )
-from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
+from defensemble_repository.transaction import check_writable, remove_stale_staging, write_files
 from defensemble_repository.view import RepositoryView
 
 from .entries.members import (
@@ -96,7 +96,7 @@ def fuse_repository(
         if voting_members(repository, ensemble)[0] != votes:
             raise ExportError(f"'{ensemble}' was edited while its members were fused: run the same command again")
         plan = fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
-        write_plan(repository, plan)
+        write_files(repository, plan)
     return list(plan)
 
 
@@ -127,7 +127,7 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
     if name in taken:
         raise EnsembleError(f"'{name}' is the name of the ensemble or of a member: choose another name (`defensemble fuse NAME`)")
     if max_batch_size is not None:
-        checked_batch(max_batch_size, "max_batch_size")
+        checked_batch_size(max_batch_size, "max_batch_size")
     folder = repository / name
     if not folder.exists():
         return max_batch_size
@@ -140,7 +140,7 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
             f"{folder} exists already: choose another name (`defensemble fuse NAME`), or pass --replace, which adds the next version "
             "and keeps the old"
         )
-    return existing_batch(folder, max_batch_size)
+    return read_max_batch_size(folder, max_batch_size)
 
 
 def voting_members(
@@ -173,7 +173,7 @@ def voting_members(
                     f"{repository / ensemble / LABELS_FILE} has other class names than '{member.name}', {other}: a graph has one set of "
                     "names; make the files equal"
                 )
-    return votes, members, checked_batch(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
+    return votes, members, checked_batch_size(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
 
 
 def fused_member(
@@ -252,7 +252,7 @@ def fused_plan(
 def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelConfig) -> None:
     """Refuse averaging models that compute something else than their parameters say, or whose files were changed."""
     found = Inspection(files)
-    models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step if step.model_name.startswith(RESERVED))
+    models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step if step.model_name.startswith(RESERVED_PREFIXES))
     averaging = [model for model in models if found.has(model)]
     for model in averaging:
         check_model(found, model)

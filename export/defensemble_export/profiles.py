@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from defensemble_repository.checks.model import refuse_configs
+from defensemble_repository.checks.model import require_valid_configs
 from defensemble_repository.errors import ConfigError
-from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+from defensemble_repository.filesystem.regular_files import MAX_TEXT_BYTES, read_regular
 from defensemble_repository.lock import locked
 from defensemble_repository.names import BACKEND, MODEL_FILE, PLAN_FILE, PROFILES, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pbtxt_from_config, schema
 from defensemble_repository.profile_digest import matches_digest, write_digest
-from defensemble_repository.reader import backend_of, parameter, read_models, served_versions
-from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_plan
+from defensemble_repository.reader import model_backend, parameter, read_models, served_versions
+from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_files
 from defensemble_repository.view import RepositoryView
 
 from .errors import ProfileError
@@ -28,7 +28,7 @@ _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_
 
 
 @dataclass(frozen=True)
-class KeptEngines:
+class EngineCacheOptions:
     """Of the profile ``gpu-ort-tensorrt``: where its engines are kept, on the serving machine, and what building one may take, in MiB."""
 
     cache_dir: str = "/var/cache/defensemble"
@@ -62,7 +62,7 @@ def networks(repository: Path, on_progress: Callable[[str], None] = lambda text:
         raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
     configs = read_models(repository, on_progress)
     named = ((name, config, [tensor.name for tensor in config.input]) for name, config in configs.items())
-    found = {name: config for name, config, inputs in named if backend_of(config) == BACKEND and inputs == ["images"]}
+    found = {name: config for name, config, inputs in named if model_backend(config) == BACKEND and inputs == ["images"]}
     if not found:
         raise ProfileError(
             f"{repository} holds no network of backend {BACKEND} that takes `images`: "
@@ -71,7 +71,7 @@ def networks(repository: Path, on_progress: Callable[[str], None] = lambda text:
     return found
 
 
-def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: KeptEngines) -> dict[str, str]:
+def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: EngineCacheOptions) -> dict[str, str]:
     # The names are those of the table in the README of NVIDIA's onnxruntime_backend.
     parameters = {"max_workspace_size_bytes": str(settings.workspace_mib << 20)}
     batch, sizes = config.max_batch_size, "x".join(map(str, config.input[0].dims))
@@ -104,7 +104,7 @@ def profile_states(repository: Path, *, on_progress: Callable[[str], None] = lam
 def write_profile(
     repository: Path,
     profile: str,
-    settings: KeptEngines | None = None,
+    settings: EngineCacheOptions | None = None,
     *,
     force: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
@@ -128,17 +128,17 @@ def write_profile(
         found = networks(repository)
         if missing := {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}:
             raise ProfileError(_missing_text(repository, profile, missing))
-        refuse_configs(RepositoryView(repository), found)
+        require_valid_configs(RepositoryView(repository), found)
         paths = {name: _path(name, profile) for name in found}
         if not force:
             _check_unedited(repository, paths.values(), "written anew")
         plan = {}
         for name, config in found.items():
             file = repository / paths[name]
-            content = pbtxt_from_config(_derived(repository / name, config, profile, settings or KeptEngines()))
+            content = pbtxt_from_config(_derived(repository / name, config, profile, settings or EngineCacheOptions()))
             if not file.exists() or read_regular(file) != content:
                 plan[paths[name]] = content
-        write_plan(repository, plan)
+        write_files(repository, plan)
         for name, config in found.items() if profile == "gpu-ort-tensorrt" else ():
             versions = served_versions(repository / name, config)
             if len(versions) > 1:
@@ -200,7 +200,7 @@ def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) ->
     return f"the profile '{profile}' cannot be written, and nothing was:\n{listing}\n{mend}"
 
 
-def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: KeptEngines) -> schema.ModelConfig:
+def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: EngineCacheOptions) -> schema.ModelConfig:
     """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay."""
     derived = schema.ModelConfig()
     derived.CopyFrom(config)
@@ -237,7 +237,7 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: K
 
 def _is_edited(path: Path) -> bool:
     """Whether a profile's file is not as ``write_profile`` or a later export has left it: a comment is an edit too."""
-    content = read_regular(path, LARGEST_TEXT)
+    content = read_regular(path, MAX_TEXT_BYTES)
     try:
         config = config_from_pbtxt(content.decode(errors="replace"), str(path))
     except ConfigError:
@@ -273,14 +273,14 @@ def _state(folder: Path, config: schema.ModelConfig, profile: str) -> str:
     return "written" if there == _derived(folder, config, profile, _settings_of(there)) else "out of date"
 
 
-def _settings_of(config: schema.ModelConfig) -> KeptEngines:
+def _settings_of(config: schema.ModelConfig) -> EngineCacheOptions:
     """The settings that a profile was written with."""
     for engines in config.optimization.execution_accelerators.gpu_execution_accelerator:
         parameters = engines.parameters
-        usual = KeptEngines()
+        usual = EngineCacheOptions()
         folder, size = parameters.get("trt_engine_cache_path"), parameters.get("max_workspace_size_bytes")
-        return KeptEngines(
+        return EngineCacheOptions(
             str(PurePosixPath(folder).parent) if folder is not None else usual.cache_dir,
             int(size) >> 20 if size is not None else usual.workspace_mib,
         )
-    return KeptEngines()
+    return EngineCacheOptions()

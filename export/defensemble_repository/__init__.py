@@ -1,1 +1,4 @@
-"""What a Triton model repository is: names, configurations, ensembles, and the rules that need no graph."""
+"""Read, check and write Triton model repositories: names, configurations, ensembles, locks and transactions.
+
+This package opens no ONNX graph and starts no server. It imports none of the other packages.
+"""

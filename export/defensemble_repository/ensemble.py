@@ -1,4 +1,4 @@
-"""What an ensemble is: which member votes with which weight, averaged how."""
+"""An ensemble: its members, their weights and the kind of average."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import EnsembleError
-from .names import RESERVED, check_name
+from .names import RESERVED_PREFIXES, check_name
 
 AVERAGES = ("probabilities", "logits")
-# The form in which an ensemble is averaged, and the one before: one model gave the probabilities, another the rest.
+# The form of averaging that is written, with one model, and the older form, with one model for the probabilities and one for the rest.
 FORM, TWO_MODEL_FORM = 2, 1
-# A share below this is lost in float32.
-_LEAST_WEIGHT = 1e-7
-# Sixty were tried: an edit of theirs took 0.65 s.
-_MOST_MEMBERS = 256
+# A normalised weight below this has no effect in float32.
+_MIN_WEIGHT = 1e-7
+# Tested with 60 members: an edit took 0.65 s.
+_MAX_MEMBERS = 256
 
 
 @dataclass(frozen=True)
 class Member:
-    """One member's vote: ``model`` at ``version`` with a positive finite ``weight``."""
+    """A member of an ensemble: version `version` of `model`, with a finite `weight` above 0.
+
+    Raises:
+        EnsembleError: The name, the version or the weight is not allowed.
+
+    Example:
+        >>> Member("keep0.3", version=2, weight=0.5)
+        Member(model='keep0.3', version=2, weight=0.5)
+    """
 
     model: str
     version: int = 1
@@ -32,16 +40,24 @@ class Member:
     def __post_init__(self) -> None:
         check_name(self.model)
         if self.version < 1:
-            raise EnsembleError(f"version of '{self.model}' must be 1 or more, got {self.version}")
+            raise EnsembleError(f"version of '{self.model}' is {self.version}; expected 1 or more")
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise EnsembleError(
-                f"weight of '{self.model}' must be finite and above 0, got {self.weight}; to stop a vote, leave the member out"
+                f"weight of '{self.model}' must be finite and above 0, got {self.weight}. To exclude the model, remove it from the members."
             )
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The votes of an ensemble, in step order, and what is averaged: ``"probabilities"`` (the default) or ``"logits"``."""
+    """An ensemble of 1 to 256 members, in step order, that averages `"probabilities"` (the default) or `"logits"`.
+
+    Raises:
+        EnsembleError: The name, the members, the weights or the average are not allowed.
+
+    Example:
+        >>> Ensemble("ensemble", (Member("a"), Member("b", weight=3.0))).weights
+        (0.25, 0.75)
+    """
 
     name: str
     members: tuple[Member, ...]
@@ -50,53 +66,69 @@ class Ensemble:
     def __post_init__(self) -> None:
         check_name(self.name)
         if not self.members:
-            raise EnsembleError(f"ensemble '{self.name}' has no members: it needs at least one")
-        if len(self.members) > _MOST_MEMBERS:
-            raise EnsembleError(f"ensemble '{self.name}' has {len(self.members)} members: at most {_MOST_MEMBERS} can vote")
+            raise EnsembleError(f"ensemble '{self.name}' has no members; it needs at least one")
+        if len(self.members) > _MAX_MEMBERS:
+            raise EnsembleError(f"ensemble '{self.name}' has {len(self.members)} members; expected at most {_MAX_MEMBERS}")
         if self.average not in AVERAGES:
-            raise EnsembleError(f"average must be one of {', '.join(AVERAGES)}, got {self.average!r}")
-        votes = [(member.model, member.version) for member in self.members]
-        twice = sorted({f"{model}@{version}" for model, version in votes if votes.count((model, version)) > 1})
-        if twice:
-            raise EnsembleError(f"ensemble '{self.name}' names {', '.join(twice)} twice: give it a larger weight instead")
-        faint = [member.model for member, weight in zip(self.members, self.weights, strict=True) if weight < _LEAST_WEIGHT]
-        if faint:
-            raise EnsembleError(f"the weight of {', '.join(faint)} is less than {_LEAST_WEIGHT:g} of all: it would not count; leave it out")
+            raise EnsembleError(f"average is {self.average!r}; expected one of {', '.join(AVERAGES)}")
+        versions = [(member.model, member.version) for member in self.members]
+        repeated = sorted({f"{model}@{version}" for model, version in versions if versions.count((model, version)) > 1})
+        if repeated:
+            raise EnsembleError(f"ensemble '{self.name}' contains {', '.join(repeated)} twice. Give it a larger weight instead.")
+        negligible = [member.model for member, weight in zip(self.members, self.weights, strict=True) if weight < _MIN_WEIGHT]
+        if negligible:
+            raise EnsembleError(
+                f"the weight of {', '.join(negligible)} is less than {_MIN_WEIGHT:g} of the sum of weights, so it does not count. "
+                "Remove the member or give it a larger weight."
+            )
         if self.name in {member.model for member in self.members}:
-            raise EnsembleError(f"ensemble '{self.name}' has a member of the same name: name one of them otherwise")
+            raise EnsembleError(f"ensemble '{self.name}' has a member of the same name. Rename one of them.")
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The weights, normalised to sum 1."""
+        """The weights, normalised so that they sum to 1."""
         return normalised_weights([member.weight for member in self.members])
 
     def extended(self, versions: Mapping[str, int], weights: Mapping[str, float], average: str | None = None) -> Ensemble:
-        """Make the models in ``versions`` members at these: existing members stay where they are, others are appended with weight 1.
+        """Return an ensemble with other versions, additional members, other weights or another average.
 
-        ``weights`` and ``average`` replace what they name; everything else stays.
+        Args:
+            versions: The new version of each model. A model that is not a member yet is appended, with weight 1.
+            weights: The new weights, by model. Other members keep theirs.
+            average: The new average, or None to keep it.
 
         Raises:
-            EnsembleError: a model that is named is a member at several versions; one with a weight is none.
+            EnsembleError: A weight is for a model that is not a member, or a model is a member with several versions.
         """
         names = [member.model for member in self.members]
         models = dict.fromkeys((*names, *versions))
         if unknown := sorted(set(weights) - set(models)):
-            raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which does not vote in '{self.name}': {', '.join(models)} do")
-        twice = sorted({name for name in (*versions, *weights) if names.count(name) > 1})
-        if twice:
+            members = ", ".join(models)
             raise EnsembleError(
-                f"ensemble '{self.name}' lets {', '.join(twice)} vote at several versions: which one is meant is not clear; "
-                "take the others out of its config.pbtxt, or export under another name"
+                f"cannot set the weight of {', '.join(unknown)}: not a member of '{self.name}', whose members are {members}"
             )
-        kept = [Member(vote.model, versions.get(vote.model, vote.version), weights.get(vote.model, vote.weight)) for vote in self.members]
+        ambiguous = sorted({name for name in (*versions, *weights) if names.count(name) > 1})
+        if ambiguous:
+            raise EnsembleError(
+                f"ensemble '{self.name}' contains several versions of {', '.join(ambiguous)}, so the one to change is ambiguous. "
+                "Remove the others from its config.pbtxt, or export under another name."
+            )
+        kept = [
+            Member(member.model, versions.get(member.model, member.version), weights.get(member.model, member.weight))
+            for member in self.members
+        ]
         added = [Member(name, version, weights.get(name, 1.0)) for name, version in versions.items() if name not in names]
         return Ensemble(self.name, (*kept, *added), average or self.average)
 
     def digest(self, num_classes: int, max_batch_size: int, *, form: int = FORM) -> str:
-        """Name what is computed, in 16 hexadecimal digits: the same computation gets the same name, any other another one.
+        """Return a digest of the computation, in 16 hexadecimal digits. Equal computations have equal digests.
 
-        Weights count as the graph holds them, normalised and in float32: 1 and 1 compute what 2 and 2 do. No model of one ``form`` has the
-        name of one of another.
+        Weights are normalised and rounded to float32, as in the graph: weights 1 and 1 give the same digest as 2 and 2.
+
+        Args:
+            num_classes: The number of classes.
+            max_batch_size: The largest batch of the averaging model.
+            form: `FORM` or `TWO_MODEL_FORM`. Different forms have different digests.
         """
         computed: dict[str, object] = {
             "average": self.average,
@@ -113,19 +145,19 @@ class Ensemble:
 
 
 def normalised_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    """Return weights above 0 so that they sum to 1."""
-    largest = max(weights)  # a sum of weights could overflow
+    """Scale weights above 0 so that they sum to 1."""
+    largest = max(weights)  # The sum of the weights could overflow.
     shares = [weight / largest for weight in weights]
     total = math.fsum(shares)
     return tuple(share / total for share in shares)
 
 
-def averaging_model(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> str:
-    """Name the model that averages ``ensemble`` by what it computes."""
-    return f"{RESERVED[0]}{ensemble.digest(num_classes, max_batch_size)}"
+def averaging_model_name(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> str:
+    """Return the name of the averaging model of an ensemble, which contains the digest of the computation."""
+    return f"{RESERVED_PREFIXES[0]}{ensemble.digest(num_classes, max_batch_size)}"
 
 
 def two_model_names(ensemble: Ensemble, num_classes: int, max_batch_size: int) -> list[str]:
-    """Name the two models that averaged ``ensemble`` in the old form: of its ``probabilities``, and of its other outputs."""
+    """Return the names of the two averaging models in the older form: for `probabilities`, and for the other outputs."""
     digest = ensemble.digest(num_classes, max_batch_size, form=TWO_MODEL_FORM)
-    return [f"{prefix}{digest}" for prefix in RESERVED]
+    return [f"{prefix}{digest}" for prefix in RESERVED_PREFIXES]

@@ -1,4 +1,4 @@
-"""The reports that lie with exported ONNX files: read, and checked as far as they are shown."""
+"""Read the verification reports that exports write next to ONNX files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RepositoryError
-from .filesystem.regular_files import LARGEST_TEXT, read_regular
-from .names import MODEL_FILE, REPORT_FILE, RESERVED
+from .filesystem.regular_files import MAX_TEXT_BYTES, read_regular
+from .names import MODEL_FILE, REPORT_FILE, RESERVED_PREFIXES
 from .reader import versions_in
 
 SCHEMA = "defensemble.export/1"
 
 
 @dataclass(frozen=True)
-class Reported:
-    """A model's version in a repository, with its report: None, and why, where there is none that can be read."""
+class VersionReport:
+    """The report of one version of a model. If there is no valid report, `values` is None and `problem` states why."""
 
     model: str
     version: int
@@ -27,46 +27,62 @@ class Reported:
     problem: str | None = None
 
 
-def read_reports(repository: Path, models: list[str] | None = None) -> list[Reported]:
-    """The reports of all exported versions of all models, or of ``models``, in ``repository``.
+def read_reports(repository: Path, models: list[str] | None = None) -> list[VersionReport]:
+    """Read the reports of all exported versions in a repository.
+
+    Args:
+        repository: The folder of the repository.
+        models: The models to read, or None for all.
 
     Raises:
-        RepositoryError: ``repository`` is no folder, or one of ``models`` is not in it.
+        RepositoryError: The repository is not a folder, or does not contain one of the models.
+
+    Example:
+        for report in read_reports(Path("model_repository")):
+            print(report.model, report.version, report.values and report.values["verification"])
     """
     if not repository.is_dir():
-        raise RepositoryError(f"{repository} is no folder: name a model repository, with --repository")
+        raise RepositoryError(f"{repository} is not a folder. Choose a model repository with --repository.")
     unknown = [name for name in models or [] if not (repository / name).is_dir()]
     if unknown:
-        raise RepositoryError(f"{repository} holds no {', '.join(unknown)}: it holds {', '.join(_names(repository)) or 'no model'}")
-    found = []
+        existing = ", ".join(_names(repository)) or "none"
+        raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; its models are {existing}")
+    reports = []
     for name in _names(repository) if not models else models:
         versions = [version for version in versions_in(repository / name) if (repository / name / str(version) / MODEL_FILE).exists()]
-        found += [_read(repository, name, version) for version in versions if not name.startswith(RESERVED)]
-    return found
+        reports += [_read(repository, name, version) for version in versions if not name.startswith(RESERVED_PREFIXES)]
+    return reports
 
 
-def _read(repository: Path, name: str, version: int) -> Reported:
+def _read(repository: Path, name: str, version: int) -> VersionReport:
     folder = repository / name / str(version)
     try:
-        values = report_values(read_regular(folder / REPORT_FILE, LARGEST_TEXT))
+        values = parse_report(read_regular(folder / REPORT_FILE, MAX_TEXT_BYTES))
     except FileNotFoundError:
-        return Reported(name, version, None, f"{folder} holds no {REPORT_FILE}: it was exported by other means")
+        return VersionReport(name, version, None, f"{folder} has no {REPORT_FILE}: this project did not export the model")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        return Reported(name, version, None, f"{folder / REPORT_FILE} is damaged ({type(error).__name__}: {error}): export the model again")
+        return VersionReport(
+            name, version, None, f"{folder / REPORT_FILE} is damaged ({type(error).__name__}: {error}). Export the model again."
+        )
     if hashlib.sha256(read_regular(folder / MODEL_FILE)).hexdigest() != values["onnx"]["sha256"]:
-        return Reported(name, version, None, f"{folder / MODEL_FILE} was changed after its export: {REPORT_FILE} is of another file")
-    return Reported(name, version, values)
+        return VersionReport(
+            name, version, None, f"{folder / MODEL_FILE} was changed after its export, so {REPORT_FILE} does not describe it"
+        )
+    return VersionReport(name, version, values)
 
 
-def report_values(content: bytes) -> dict[str, Any]:
-    """The values of a report, checked as far as they are shown.
+def parse_report(content: bytes) -> dict[str, Any]:
+    """Parse a report, and check the types of the values that are displayed.
 
     Raises:
-        ValueError, KeyError, TypeError, RecursionError: it is damaged, or of another schema.
+        ValueError: It is not JSON, or has another schema.
+        KeyError: A value is missing.
+        TypeError: A value has another type.
+        RecursionError: The JSON is nested too deeply.
     """
     values: dict[str, Any] = json.loads(content)
     if values["schema"] != SCHEMA:
-        raise ValueError(f"its schema is {values['schema']!r:.80}, expected {SCHEMA!r}")
+        raise ValueError(f"schema is {values['schema']!r:.80}; expected {SCHEMA!r}")
     file, verified, calibration = values["onnx"], values["verification"], values["calibration"]
     numbers = [file["bytes"], file["mask_bytes"]]
     texts = [values["precision"], file["sha256"]]
@@ -77,8 +93,8 @@ def report_values(content: bytes) -> dict[str, Any]:
             numbers += verified["largest_difference"].values()
         else:
             numbers += [verified[key] for key in ("agreement", "largest_logit_difference", "largest_probability_difference")]
-            known = [verified[key] for key in ("accuracy", "reference_accuracy")]
-            numbers += [] if known == [None, None] else known
+            accuracies = [verified[key] for key in ("accuracy", "reference_accuracy")]
+            numbers += [] if accuracies == [None, None] else accuracies
             numbers += [] if values["tolerance"]["logits"] is None else [values["tolerance"]["logits"]]
     if calibration is not None:
         numbers += [calibration["count"], calibration["seed"]]
@@ -91,16 +107,16 @@ def report_values(content: bytes) -> dict[str, Any]:
 
 
 def checked_number(value: object) -> float:
-    """Return a JSON value that is a number, else raise a TypeError."""
+    """Return a JSON value that is a number. Raise a TypeError for any other."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r} is not a number")
     return value
 
 
 def checked_text(value: object) -> str:
-    """Return a JSON value that is a text, else raise a TypeError."""
+    """Return a JSON value that is a string. Raise a TypeError for any other."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a string")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Which NVIDIA GPUs a process finds on this machine: the one query of `nvidia-smi`."""
+"""Find the NVIDIA GPUs of this machine with `nvidia-smi`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# HardwareCompatibilityLevel.AMPERE_PLUS: such plans are for, and built on, GPUs of compute capability 8.0 or newer.
+# HardwareCompatibilityLevel.AMPERE_PLUS: such plans run and are built on GPUs of compute capability 8.0 or newer.
 HARDWARE_COMPATIBLE_FROM = (8, 0)
 _QUERY = ("--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 _TIMEOUT_S = 120.0
@@ -17,7 +17,7 @@ _TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as the driver names it: ``compute_capability`` such as "9.0", ``driver`` such as "570.124.06"."""
+    """A GPU as the driver describes it: `compute_capability` such as "9.0", `driver` version such as "570.124.06"."""
 
     name: str
     compute_capability: str
@@ -25,9 +25,15 @@ class Gpu:
 
 
 def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[tuple[Gpu, ...], str]:
-    """Find the GPUs of a process with ``environment`` (None: this process's); where there are none, the text is the reason.
+    """Return the GPUs that a process can use, and the reason if there are none.
 
-    They are those that `nvidia-smi` lists, of them those that CUDA_VISIBLE_DEVICES names where it is set.
+    These are the GPUs that `nvidia-smi` lists, limited to those in CUDA_VISIBLE_DEVICES if it is set.
+
+    Args:
+        environment: The environment of the process, or None for that of this process.
+
+    Example:
+        gpus, reason = find_gpus()
     """
     environment = os.environ if environment is None else environment
     program = shutil.which("nvidia-smi", path=environment.get("PATH"))
@@ -47,6 +53,6 @@ def find_gpus(environment: Mapping[str, str] | None = None) -> tuple[tuple[Gpu, 
     for line in done.stdout.splitlines():
         columns = [column.strip() for column in line.rsplit(",", 2)]
         if len(columns) != 3 or not re.fullmatch(r"\d+\.\d+", columns[1]):
-            return (), f"nvidia-smi printed {line[:100]!r}, expected a name, a compute capability and a driver version"
+            return (), f"nvidia-smi printed {line[:100]!r}; expected a name, a compute capability and a driver version"
         gpus.append(Gpu(*columns))
     return tuple(gpus), "" if gpus else "nvidia-smi lists none"

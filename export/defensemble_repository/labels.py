@@ -1,4 +1,4 @@
-"""Class names as a file of labels holds them."""
+"""The class names in a labels file."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import unicodedata
 
 
 def class_names_from_labels(content: bytes) -> tuple[str, ...]:
-    """Return the class names in the content of a file of labels, one a line, in Unicode NFC, in which they are compared."""
+    """Return the class names in a labels file, one per line, normalised to Unicode NFC so that they can be compared."""
     return tuple(unicodedata.normalize("NFC", content.decode(errors="replace")).removesuffix("\n").split("\n"))

@@ -1,4 +1,4 @@
-"""One program at a time plans and writes: the lock of a repository, which ends with its process."""
+"""Lock a repository so that one program at a time changes it. The lock ends with its process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .errors import LockedError
 from .filesystem.atomic_write import has_access
-from .filesystem.locks import held
+from .filesystem.locks import folder_lock
 from .names import PENDING_FILE
 
 _POLL_S = 0.02
@@ -19,69 +19,79 @@ _POLL_S = 0.02
 
 @contextmanager
 def locked(repository: Path) -> Iterator[None]:
-    """Let one process at a time plan and write: what was planned on the old state must not be written onto another.
+    """Hold the lock of a repository while planning and writing a change, so that the plan matches the files it replaces.
 
-    Waits as long as it takes. The locks are on the folder that holds the repository, and on the repository itself, which others may see
-    in another place.
+    This waits without a limit. It locks the parent folder, and the repository itself, which other processes may see under another path
+    (such as a mount).
 
     Raises:
-        LockedError: an edit of an ensemble was cut short there, and is to be finished or undone first.
+        LockedError: An edit of an ensemble was interrupted and must be finished or undone first.
+
+    Example:
+        with locked(repository):
+            write_files(repository, plan)
     """
     with ExitStack() as stack:
-        for place in _lock_places([repository]):
-            stack.enter_context(held(place, fcntl.LOCK_EX))
+        for folder in _folders_to_lock([repository]):
+            stack.enter_context(folder_lock(folder, fcntl.LOCK_EX))
         pending = repository / PENDING_FILE
         if pending.exists():
             raise LockedError(
-                f"{pending}: an edit of an ensemble was cut short; finish or undo it first: "
-                f"`defensemble ensemble show --repository {repository}`"
+                f"{pending} exists: an edit of an ensemble was interrupted. Finish or undo it with "
+                f"`defensemble ensemble show --repository {repository}`."
             )
         yield
 
 
 @contextmanager
 def locked_within(repositories: Sequence[Path], wait_s: float, on_progress: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Hold the locks of several repositories; `on_progress` gets one message if one of them is not free.
+    """Hold the locks of several repositories.
+
+    Args:
+        repositories: The folders of the repositories.
+        wait_s: The longest time to wait for all locks, in seconds.
+        on_progress: Called with one message if a lock is not free.
 
     Raises:
-        LockedError: One was not free within `wait_s`.
+        LockedError: A lock was not free within `wait_s`.
     """
     deadline = time.monotonic() + wait_s
-    places = _lock_places(repositories)
-    waits = False
+    folders = _folders_to_lock(repositories)
+    is_reported = False
     with ExitStack() as stack:
-        for place in places:
+        for folder in folders:
             while True:
                 try:
-                    stack.enter_context(held(place, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    stack.enter_context(folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
                     break
                 except BlockingIOError as error:
                     if time.monotonic() >= deadline:
                         raise LockedError(
-                            f"{place}, or a repository in it, is being changed by another program, and was not free within {wait_s:g} s: "
-                            "wait for it to end, or give it longer (--wait SECONDS)"
+                            f"another program is changing {folder} or a repository in it, and did not finish within {wait_s:g} s. "
+                            "Wait for it, or allow more time with --wait SECONDS."
                         ) from error
-                    if not waits:
-                        on_progress(f"waiting for another program, which changes {place}, or a repository in it")
-                        waits = True
+                    if not is_reported:
+                        on_progress(f"waiting for another program that is changing {folder} or a repository in it")
+                        is_reported = True
                 time.sleep(_POLL_S)
         yield
 
 
-def place_beside(repository: Path) -> Path:
-    """The folder that holds a repository, or, before it exists, the nearest one above that does."""
-    place = repository.resolve().parent
-    while not place.exists():
-        place = place.parent
-    return place
+def existing_parent(repository: Path) -> Path:
+    """Return the nearest existing folder above a repository."""
+    folder = repository.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
-def _lock_places(repositories: Sequence[Path]) -> list[Path]:
-    """What is locked: the folders that hold repositories, which there are before these, and the repositories that there are.
+def _folders_to_lock(repositories: Sequence[Path]) -> list[Path]:
+    """Return the folders to lock: the existing repositories, and the folders above all of them.
 
-    A folder that this user may not read cannot be locked; the lock on the repository then has to do. Sorted, so that two that want the same
-    ones never wait for each other; repositories of one folder share its lock.
+    The order is fixed, so that two processes that lock the same folders never wait for each other. Repositories in one folder share its
+    lock. A parent folder that this user cannot read cannot be locked, so only the lock on its repository applies.
     """
-    there = {repository.resolve() for repository in repositories if repository.is_dir()}
-    beside = {place_beside(repository) for repository in repositories if repository.resolve() not in there}
-    return sorted(there | beside | {place.parent for place in there if has_access(place.parent, os.R_OK)})
+    existing = {repository.resolve() for repository in repositories if repository.is_dir()}
+    parents = {existing_parent(repository) for repository in repositories if repository.resolve() not in existing}
+    parents |= {repository.parent for repository in existing if has_access(repository.parent, os.R_OK)}
+    return sorted(existing | parents)

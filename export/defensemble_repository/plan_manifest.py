@@ -1,4 +1,4 @@
-"""What a TensorRT plan was built with and for, written beside it as ``model.plan.json``."""
+"""The manifest of a TensorRT plan, `model.plan.json`: how, on what and for what the plan was built."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 
 from .errors import ManifestError
-from .filesystem.regular_files import LARGEST_TEXT, read_regular
-from .records import checked_schema, json_values, record_from_values
+from .filesystem.regular_files import MAX_TEXT_BYTES, read_regular
+from .records import checked_schema, parse_json, record_from_values
 
 SCHEMA = "defensemble.plan/1"
 Shape = tuple[int, ...]
@@ -19,7 +19,14 @@ _Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The shapes (N, C, H, W) of the input ``images`` that a plan takes: the smallest, the one that it is fastest at, the largest."""
+    """The optimisation profile of a plan: the smallest, the optimal and the largest shape (N, C, H, W) of its input `images`.
+
+    Raises:
+        ManifestError: A shape is not four sizes above 0, or the shapes differ in more than an ascending batch size.
+
+    Example:
+        Profile(min=(1, 3, 32, 32), opt=(16, 3, 32, 32), max=(64, 3, 32, 32))
+    """
 
     min: Shape
     opt: Shape
@@ -28,19 +35,23 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for name, shape in (("min", self.min), ("opt", self.opt), ("max", self.max)):
             if len(shape) != 4 or not all(type(size) is int and size > 0 for size in shape):
-                raise ManifestError(f"the profile's {name} must be four sizes (N, C, H, W) above 0, got {list(shape)}")
+                raise ManifestError(f"shape {name} of the profile is {list(shape)}; expected four sizes (N, C, H, W) above 0")
         if not self.min[1:] == self.opt[1:] == self.max[1:]:
-            raise ManifestError(f"the profile's shapes must differ in their first size alone, got {self.min}, {self.opt} and {self.max}")
+            raise ManifestError(f"shapes of the profile are {self.min}, {self.opt} and {self.max}; only the first size may differ")
         if not self.min[0] <= self.opt[0] <= self.max[0]:
             raise ManifestError(
-                f"the profile's batches must be in order, min <= opt <= max, got {self.min[0]}, {self.opt[0]} and {self.max[0]}"
+                f"batch sizes of the profile are {self.min[0]}, {self.opt[0]} and {self.max[0]}; expected min <= opt <= max"
             )
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that decides where a plan can run and what it answers; ``workspace_bytes`` None is all of the GPU's memory.
+    """Everything that determines where a plan runs and what it computes.
 
-    ``tensorrt`` is a version such as "10.13.3.9", ``gpu`` and ``driver`` are what `nvidia-smi` says, ``date`` is ISO 8601 in UTC.
+    `tensorrt` is a version such as "10.13.3.9". `gpu` and `driver` are from `nvidia-smi`. `workspace_bytes` is None for all memory of the
+    GPU. `build_s` is in seconds. `date` is in ISO 8601, in UTC.
+
+    Example:
+        manifest = read_manifest(Path("model_repository/keep0.3/1/model.plan.json"))
     """
 
     tensorrt: _Version
@@ -59,27 +70,37 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     date: str
 
     def to_bytes(self) -> bytes:
-        """The JSON text of the file."""
+        """Return the JSON content of the file."""
         return (json.dumps({"schema": SCHEMA, **msgspec.to_builtins(self)}, indent=2) + "\n").encode()
 
 
-def manifest_from_bytes(content: bytes, where: str) -> Manifest:
-    """Read back what ``Manifest.to_bytes`` wrote; ``where`` names it in the ManifestError of a damaged one or another schema."""
+def manifest_from_bytes(content: bytes, source: str) -> Manifest:
+    """Parse the content of a manifest.
+
+    Args:
+        content: What `Manifest.to_bytes` returned.
+        source: The name of the file, for error messages.
+
+    Raises:
+        ManifestError: The content is damaged, or has another schema.
+    """
     try:
-        return record_from_values(checked_schema(json_values(content), SCHEMA), Manifest)
+        return record_from_values(checked_schema(parse_json(content), SCHEMA), Manifest)
     except (ManifestError, ValueError) as error:
-        raise ManifestError(f"{where} is damaged, or of another version: {error}; build the plan again with --force") from error
+        raise ManifestError(
+            f"{source} is damaged or has another schema: {str(error).rstrip('.')}. Build the plan again with --force."
+        ) from error
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Read a ``model.plan.json``; None where there is none.
+    """Read a `model.plan.json`, or return None if it does not exist.
 
     Raises:
-        ManifestError: it is damaged, or of another schema.
-        OSError: it cannot be read.
+        ManifestError: The file is damaged, or has another schema.
+        OSError: The file cannot be read.
     """
     try:
-        content = read_regular(path, LARGEST_TEXT)
+        content = read_regular(path, MAX_TEXT_BYTES)
     except FileNotFoundError:
         return None
     return manifest_from_bytes(content, str(path))

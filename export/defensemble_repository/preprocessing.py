@@ -1,6 +1,6 @@
-"""How images are brought to the size of a network, as the parameter `preprocessing` of its configuration states it.
+"""The parameter `preprocessing` of a configuration: the rule by which images are resized for the network.
 
-The parameter is what `defensemble_images.Preprocessing.to_json` returns. Here it is only compared. Where it is absent, the rule is unknown.
+`defensemble_images.Preprocessing.to_json` returns its value. This module only compares values. Without the parameter, the rule is unknown.
 """
 
 from __future__ import annotations
@@ -10,51 +10,61 @@ from typing import Any
 
 from .errors import ConfigError, EnsembleError
 from .pbtxt import schema
-from .records import json_values, record_from_values
+from .records import parse_json, record_from_values
 
 PREPROCESSING = "preprocessing"
 _FIX = (
-    "leave one of them out, or give it an ensemble of its own; if a rule is wrong, correct the parameter in that config.pbtxt, or export "
-    "the ONNX file under another name with another --resize"
+    "Remove one of them, or put it into another ensemble. If a rule is wrong, correct the parameter in that config.pbtxt, or import the "
+    "ONNX file again with another --name and --resize."
 )
 
 
-def agreed_preprocessing(stated: Mapping[str, str | None], fix: str = _FIX) -> str | None:
-    """Return the parameter `preprocessing` that several models have in common, None where none has it.
+def common_preprocessing(parameters: Mapping[str, str | None], fix: str = _FIX) -> str | None:
+    """Return the parameter `preprocessing` that several models share, or None if no model has it.
 
-    ``stated`` maps each model to its parameter, None where it is absent, which agrees with any; ``fix`` is how to fix a disagreement.
+    Args:
+        parameters: The parameter of each model, by name. None, if it is absent, agrees with any rule.
+        fix: The advice at the end of the error message.
 
     Raises:
-        ConfigError: a parameter is not a JSON object.
-        EnsembleError: two models state different rules.
+        ConfigError: A parameter is not a JSON object.
+        EnsembleError: Two models have different rules.
     """
-    known = {name: text for name, text in stated.items() if text is not None}
-    rules = {name: preprocessing_values(name, text) for name, text in known.items()}
+    known = {name: text for name, text in parameters.items() if text is not None}
+    rules = {name: parse_preprocessing(name, text) for name, text in known.items()}
     first = next(iter(known), None)
     if first is None:
         return None
     other = next((name for name, rule in rules.items() if rule != rules[first]), None)
     if other is not None:
         raise EnsembleError(
-            f"'{first}' and '{other}' differ in `{PREPROCESSING}`, how images of another size are resized: {known[first][:200]} and "
-            f"{known[other][:200]}: {fix}"
+            f"'{first}' and '{other}' have different `{PREPROCESSING}` parameters, so they resize images differently: "
+            f"{known[first][:200]} and {known[other][:200]}. {fix}"
         )
     return known[first]
 
 
-def preprocessing_values(name: str, text: str) -> dict[str, Any]:
-    """Read the parameter `preprocessing` of the model `name`; ConfigError where it is not a JSON object."""
+def parse_preprocessing(name: str, text: str) -> dict[str, Any]:
+    """Parse the parameter `preprocessing` of a model.
+
+    Args:
+        name: The name of the model, for the error message.
+        text: The value of the parameter.
+
+    Raises:
+        ConfigError: The value is not a JSON object.
+    """
     try:
-        return record_from_values(json_values(text), dict[str, Any])
+        return record_from_values(parse_json(text), dict[str, Any])
     except ValueError as error:
         raise ConfigError(
-            f"the parameter `{PREPROCESSING}` of '{name}' is {text[:80]!r}, expected a JSON object such as "
-            '{"version": 1, "resize": "crop", "filter": "bicubic"}: correct it, or remove it'
+            f"parameter `{PREPROCESSING}` of '{name}' is {text[:80]!r}; expected a JSON object such as "
+            '{"version": 1, "resize": "crop", "filter": "bicubic"}. Correct or remove it.'
         ) from error
 
 
 def set_preprocessing(config: schema.ModelConfig, text: str | None) -> None:
-    """Write the parameter `preprocessing` into a configuration, or remove it (None)."""
+    """Set the parameter `preprocessing` of a configuration, or remove it if `text` is None."""
     if text is not None:
         config.parameters[PREPROCESSING].string_value = text
     elif PREPROCESSING in config.parameters:

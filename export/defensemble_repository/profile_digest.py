@@ -1,4 +1,4 @@
-"""The digest of a profile, in its own parameters: it shows whether somebody has edited what was written."""
+"""The digest of a serving profile, stored in its own parameters, which shows whether a user edited the file."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import re
 from .pbtxt import pbtxt_from_config, schema
 
 DIGEST_PARAMETER = "profile.sha256"
-# What an export adds to every configuration with each version: no edit by hand.
-_OF_A_VERSION = re.compile(r".+\.[0-9]+")
+# Parameters that an export adds for each version. They are not a user's edit.
+_VERSION_PARAMETER = re.compile(r".+\.[0-9]+")
 
 
 def write_digest(config: schema.ModelConfig) -> None:
-    """Write the digest of a profile's configuration into it."""
+    """Set the digest parameter of a profile."""
     config.parameters[DIGEST_PARAMETER].string_value = _digest(config)
 
 
 def matches_digest(config: schema.ModelConfig) -> bool:
-    """Return whether a configuration has the digest that it states; one without a digest has not."""
+    """Return whether the digest parameter of a profile matches its content. Without the parameter, it does not."""
     return DIGEST_PARAMETER in config.parameters and config.parameters[DIGEST_PARAMETER].string_value == _digest(config)
 
 
 def update_digest(before: schema.ModelConfig, after: schema.ModelConfig) -> None:
-    """Write the digest of `after`, which an export has made of `before`, where `before` matched its own."""
+    """Set the digest parameter of a profile that an export has changed, if the profile matched its digest before.
+
+    Args:
+        before: The configuration before the change.
+        after: The configuration after it, which is updated.
+    """
     if matches_digest(before):
         write_digest(after)
 
@@ -31,6 +36,6 @@ def update_digest(before: schema.ModelConfig, after: schema.ModelConfig) -> None
 def _digest(config: schema.ModelConfig) -> str:
     stripped = schema.ModelConfig()
     stripped.CopyFrom(config)
-    for key in [key for key in stripped.parameters if key == DIGEST_PARAMETER or _OF_A_VERSION.fullmatch(key)]:
+    for key in [key for key in stripped.parameters if key == DIGEST_PARAMETER or _VERSION_PARAMETER.fullmatch(key)]:
         del stripped.parameters[key]
     return hashlib.sha256(pbtxt_from_config(stripped)).hexdigest()

@@ -1,4 +1,4 @@
-"""How JSON becomes a value of its type: one strict reader for the records and manifests of a repository."""
+"""Convert JSON to typed records, strictly: the reader of the history, journals and manifests of a repository."""
 
 from __future__ import annotations
 
@@ -11,45 +11,62 @@ import msgspec
 T = TypeVar("T")
 
 
-def json_values(text: str | bytes) -> Any:
-    """Return what a JSON text holds.
+def parse_json(text: str | bytes) -> Any:
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is no JSON, such as NaN.
+        ValueError: The text is not valid JSON. NaN and Infinity are not.
     """
-    # Not msgspec's decoder: it refuses the surrogates by which a history keeps bytes that are not UTF-8.
+    # Not msgspec's decoder, which rejects the surrogates that represent bytes that are not UTF-8 in a history.
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_reject_constant)
     except RecursionError as error:
-        raise ValueError("maximum recursion depth exceeded: it is nested too deeply") from error
+        raise ValueError("the JSON is nested too deeply") from error
 
 
 def checked_schema(values: Any, schema: str) -> dict[str, Any]:
-    """Return the keys of a JSON object but for `schema`; ValueError where it is no object, or of another schema."""
+    """Return a JSON object without its key `schema`.
+
+    Args:
+        values: The parsed JSON.
+        schema: The expected value of the key, such as `defensemble.plan/1`.
+
+    Raises:
+        ValueError: It is not an object, or has another schema.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object, got {str(values)[:80]!r}")
     if values.get("schema") != schema:
-        raise ValueError(f"its schema is {values.get('schema')!r:.80}, expected {schema!r}: a newer defensemble may have written it")
+        raise ValueError(
+            f"schema is {values.get('schema')!r:.80}; expected {schema!r}. A newer version of defensemble may have written the file."
+        )
     return {key: value for key, value in values.items() if key != "schema"}
 
 
 def record_from_values(values: Any, kind: type[T]) -> T:
-    """Return JSON values as a value of `kind`, a type that msgspec knows. Types are strict: a bool is no number.
+    """Convert parsed JSON to a type. Types are strict: a bool is not a number.
+
+    Args:
+        values: The parsed JSON.
+        kind: A type that msgspec supports, such as a dataclass.
 
     Raises:
-        ValueError: they are not of that type; the message names the key, what was got and what was expected.
+        ValueError: The values do not have that type. The message has the key, the value and the expected type.
+
+    Example:
+        record_from_values(parse_json('["a@1"]'), list[str])
     """
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at ")
         got = values
-        known, entry, _ = path.partition("[...]")  # of an entry, msgspec does not say the key: the whole mapping is shown
-        for key, index in re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", known):
+        prefix, entry, _ = path.partition("[...]")  # msgspec does not name the key of an entry, so the whole mapping is shown.
+        for key, index in re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", prefix):
             got = got[key] if key else got[int(index)]
         got_text = "" if isinstance(got, dict) and not entry else f": {str(got)[:80]!r}"
         raise ValueError(f"{path.replace('$.', '')}{': ' if path else ''}{text}{got_text}") from error
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not valid JSON")

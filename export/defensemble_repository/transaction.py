@@ -1,4 +1,4 @@
-"""Putting a plan's files into a repository: all of them, or none."""
+"""Write files into a repository, or remove them, in one transaction: all or none."""
 
 from __future__ import annotations
 
@@ -15,28 +15,35 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import RepositoryError
-from .filesystem.atomic_write import ChangedFolders, error_of_folder, fill, may_write, named, shared_mode, sync
-from .filesystem.locks import held
+from .filesystem.atomic_write import ChangedFolders, can_write, fill, folder_write_error, os_errors_about, shared_mode, sync
+from .filesystem.locks import folder_lock
 from .filesystem.signals import DeferredSigint, defer_sigint
-from .lock import place_beside
+from .lock import existing_parent
 from .names import AVERAGING_NAME, CONFIG_FILE
 
-# By how much a file is newer than the one that it replaces, at least.
+# The least difference between the modification times of a new file and of the one that it replaces.
 _TICK_NS = 1_000_000
 
 
-def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
-    """Write `plan` (path relative to `repository`, to bytes), so that a failure on the way leaves the repository as it was.
+def write_files(repository: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a repository. If a write fails, the repository is restored.
 
-    Everything is first written to a folder beside the repository, or where `_staging_place` says, and flushed to disk. Then it is renamed
-    into place: a new model as one folder, a new version of a model as one folder, changed files one by one, in the plan's order. What was
-    renamed is on disk before a `config.pbtxt` that comes after it, and all of it when this returns. Hold `locked` meanwhile. An interrupt
-    (SIGINT) is heeded between two files, and undoes all; one that comes after the last changes nothing any more.
+    The files are first written to a staging folder (see `_staging_parent`) and flushed to disk. Then they are renamed into the repository
+    in the given order: a new model or a new version as one folder, other files one by one. Before a `config.pbtxt` is renamed, everything
+    renamed so far is flushed; on return, everything is. The caller must hold `locked`. An interrupt (SIGINT) between two files undoes the
+    transaction; after the last file it has no effect.
+
+    Args:
+        repository: The folder of the repository. It is created if it does not exist.
+        files: The content of each file, by its path relative to the repository.
 
     Raises:
-        OSError: A disk that is full or read-only, a missing permission (names the file); what was moved is put back, and no folder is
-            left.
-        KeyboardInterrupt: Likewise.
+        OSError: The disk is full or read-only, or a permission is missing. The error names the file.
+        KeyboardInterrupt: SIGINT interrupted the transaction.
+
+    Example:
+        with locked(repository):
+            write_files(repository, repository_plan(repository, members))
     """
     changed = ChangedFolders()
     with defer_sigint() as interrupts, ExitStack() as unmake:
@@ -44,19 +51,19 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
             folder.mkdir()
             unmake.callback(_remove_if_empty, folder)
             changed.add(folder.parent)
-        with _staged(repository, changed, interrupts, changing=plan) as (staging, undo):
-            for path, content in plan.items():
+        with _staged(repository, changed, interrupts, changing=files) as (staging, undo):
+            for path, content in files.items():
                 interrupts.deliver()
                 target = staging / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 try:
                     with open(target, "wb") as file:
                         fill(file, content)
-                except OSError as error:  # that of a failed `write` has no name
+                except OSError as error:  # The error of a failed `write` has no file name.
                     raise OSError(error.errno, error.strerror, str(repository / path)) from error
-            units = _units(repository, plan)
+            units = _rename_units(repository, files)
             for unit in units:
-                _settle(staging / unit, repository / unit)
+                _set_mode_and_mtime(staging / unit, repository / unit)
             interrupts.deliver()
             try:
                 sync([path for unit in units for path in (staging / unit, *(staging / unit).rglob("*"))])
@@ -64,23 +71,27 @@ def write_plan(repository: Path, plan: Mapping[str, bytes]) -> None:
                 raise OSError(error.errno, error.strerror, str(repository / Path(error.filename).relative_to(staging))) from error
             for unit in units:
                 interrupts.deliver()
-                if any(Path(path).name == CONFIG_FILE for path in plan if path == unit or path.startswith(f"{unit}/")):
+                if any(Path(path).name == CONFIG_FILE for path in files if path == unit or path.startswith(f"{unit}/")):
                     changed.sync()
-                with named(repository / unit):
+                with os_errors_about(repository / unit):
                     _move(staging / unit, repository / unit, staging, undo)
                 changed.add((repository / unit).parent)
         unmake.pop_all()
 
 
 def remove_files(repository: Path, paths: Sequence[str]) -> None:
-    """Remove files and folders of `repository` (relative paths), and the folders that this leaves empty, all or none.
+    """Remove files and folders of a repository, and the folders that become empty: all or none.
 
-    Each is renamed to where `write_plan` stages, a folder as one, and deleted when the renames are on disk. Hold `locked` meanwhile. An
-    interrupt is heeded as by `write_plan`.
+    They are renamed into the staging folder and deleted when the renames are flushed to disk. The caller must hold `locked`. An interrupt
+    has the same effect as during `write_files`.
+
+    Args:
+        repository: The folder of the repository.
+        paths: Paths relative to it.
 
     Raises:
-        OSError: A file that is not there, a missing permission; what was moved is put back.
-        KeyboardInterrupt: Likewise.
+        OSError: A file does not exist, or a permission is missing. Everything is moved back.
+        KeyboardInterrupt: SIGINT interrupted the transaction. Everything is moved back.
     """
     if not paths:
         return
@@ -91,82 +102,85 @@ def remove_files(repository: Path, paths: Sequence[str]) -> None:
                 interrupts.deliver()
                 moved = staging / path
                 moved.parent.mkdir(parents=True, exist_ok=True)
-                with named(repository / path):
+                with os_errors_about(repository / path):
                     os.rename(repository / path, moved)
                 undo.callback(os.rename, moved, repository / path)
                 changed.add((repository / path).parent)
                 _check_deletable(moved, repository / path)
-        # Not flushed: an empty folder that comes back after a power cut does no harm.
+        # Not flushed: an empty folder that reappears after a power failure is harmless.
         for folder in dict.fromkeys((repository / path).parent for path in paths):
             if folder != repository:
                 _remove_if_empty(folder)
 
 
 def remove_stale_staging(repository: Path) -> list[Path]:
-    """Remove and return what killed calls of `write_plan` and `remove_files` have left; one that is at work holds its own.
+    """Remove the staging folders that killed calls of `write_files` and `remove_files` left, and return their paths.
+
+    Running calls hold a lock on theirs.
 
     Raises:
-        OSError: A folder of the repository cannot be flushed; what was left stays.
+        OSError: A folder of the repository cannot be flushed. The staging folder is kept.
     """
-    place = repository.resolve()
-    prefix = _staging_prefix(place)
-    name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")  # the end is `mkdtemp`'s
+    root = repository.resolve()
+    prefix = _staging_prefix(root)
+    name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}")  # `mkdtemp` chooses the last part.
     removed = []
-    # A folder that this user may not read yields nothing.
+    # `glob` finds nothing in a folder that this user cannot read.
     pattern = glob.escape(prefix) + "*"
-    for folder in sorted([*place.parent.glob(pattern), *place.glob(pattern), *place.glob(f"*/{pattern}")]):
+    for folder in sorted([*root.parent.glob(pattern), *root.glob(pattern), *root.glob(f"*/{pattern}")]):
         if name.fullmatch(folder.name):
             with ExitStack() as stack:
                 try:
-                    stack.enter_context(held(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
-                except OSError:  # at work, or somebody else's
+                    stack.enter_context(folder_lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                except OSError:  # It is in use, or belongs to another user.
                     continue
-                # What a killed call moved out must not come back after a power cut without its files.
-                sync([path for path in (place, *place.rglob("*")) if path.is_dir() and folder not in (path, *path.parents)])
+                # A folder that a killed call moved out must not reappear without its files after a power failure.
+                sync([path for path in (root, *root.rglob("*")) if path.is_dir() and folder not in (path, *path.parents)])
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += [] if folder.exists() else [folder]
     return removed
 
 
 def check_writable(repository: Path) -> None:
-    """Find out before slow work whether ``write_plan`` could write.
+    """Check before slow work that `write_files` can write to a repository.
 
     Raises:
-        RepositoryError: the repository is behind a link that leads nowhere.
-        OSError: a folder in which files must be created cannot be written; names that folder.
+        RepositoryError: The path contains a dangling link.
+        OSError: Files cannot be created in a folder. The error names the folder.
     """
     for link in (repository, *repository.parents):
         if link.is_symlink() and not link.exists():
             raise RepositoryError(
-                f"{link} is a link to {os.readlink(link)}, which is not there, or leads back to it: mend the link, or name another folder"
+                f"{link} is a link to {os.readlink(link)}, which does not exist or leads back to the link. Correct the link, or choose "
+                "another folder."
             )
-    place = repository.resolve()
-    for folder in dict.fromkeys((_staging_place(place), *([place] if place.exists() else []))):
-        # Made and removed at once: in the repository Triton would take it for a model if it looked just then, so a file it is.
+    root = repository.resolve()
+    for folder in dict.fromkeys((_staging_parent(root), *([root] if root.exists() else []))):
+        # A file and not a folder, because Triton could take a folder in the repository for a model.
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise error_of_folder(error, folder) from error
+            raise folder_write_error(error, folder) from error
 
 
-def _staging_prefix(place: Path) -> str:
-    return f".{place.name}.staging-"
+def _staging_prefix(root: Path) -> str:
+    return f".{root.name}.staging-"
 
 
 @contextmanager
 def _staged(
     repository: Path, changed: ChangedFolders, interrupts: DeferredSigint, **paths: Collection[str]
 ) -> Iterator[tuple[Path, ExitStack]]:
-    """Make a folder in which files wait, at `_staging_place`, and what undoes their renames unless all succeed; then flush `changed`."""
-    place = repository.resolve()
-    folder = _staging_place(place, **paths)
+    """Create a staging folder, and yield it with the stack of undo steps. On success flush `changed`; otherwise run the undo steps."""
+    root = repository.resolve()
+    parent = _staging_parent(root, **paths)
     try:
-        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(place), dir=folder))
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(root), dir=parent))
     except OSError as error:
-        raise error_of_folder(error, folder) from error
+        raise folder_write_error(error, parent) from error
     try:
-        with held(staging, fcntl.LOCK_EX), ExitStack() as undo:
+        with folder_lock(staging, fcntl.LOCK_EX), ExitStack() as undo:
             undo.callback(changed.sync_all)
             yield staging, undo
             interrupts.deliver()
@@ -177,62 +191,68 @@ def _staged(
         shutil.rmtree(staging)
 
 
-def _staging_place(place: Path, *, changing: Collection[str] = (), leaving: Collection[str] = ()) -> Path:
-    """Choose the folder in which files wait, on the repository's file system; ``place`` is the repository, without links.
+def _staging_parent(root: Path, *, changing: Collection[str] = (), leaving: Collection[str] = ()) -> Path:
+    """Return the folder in which to create the staging folder, on the file system of the repository.
 
-    It is the one that holds the repository, unless the repository is a mount, or this user may not write there. Then it is the folder of a
-    model, in which Triton looks at versions only. Triton loads a model again when its folder has changed, so one with paths in ``changing``
-    comes first, then an averaging model, which is small; a model in ``leaving`` is removed as a whole and cannot hold the files. A
-    repository without models serves nobody: files wait in the repository itself.
+    This is the parent of the repository, unless the repository is a mount or the parent is not writable. Then it is the folder of a model,
+    in which Triton only looks for versions. Triton reloads a model whose folder has changed, so a model with paths in `changing` is
+    preferred, then an averaging model, which is small. Models in `leaving` are removed and cannot contain the staging folder. In a
+    repository without models, it is the repository itself.
     """
-    beside = place_beside(place)
-    if not place.exists():
-        return beside
-    mount = _mount(place)
-    if _mount(beside) == mount and may_write(beside):
-        return beside
-    staying = [path.parent for path in sorted(place.glob("*/config.pbtxt")) if path.parent.name not in leaving]
+    parent = existing_parent(root)
+    if not root.exists():
+        return parent
+    mount = _mount(root)
+    if _mount(parent) == mount and can_write(parent):
+        return parent
+    staying = [path.parent for path in sorted(root.glob("*/config.pbtxt")) if path.parent.name not in leaving]
     if not staying:
-        return place
-    writable = [folder for folder in staying if may_write(folder) and _mount(folder) == mount]
+        return root
+    writable = [folder for folder in staying if can_write(folder) and _mount(folder) == mount]
     changed = {Path(path).parts[0] for path in changing}
-    # Where none is writable, the system says why for one of them.
+    # If no folder is writable, creating the staging folder in one of them gives the error of the system.
     return min(writable or staying, key=lambda folder: (folder.name not in changed, not AVERAGING_NAME.fullmatch(folder.name)))
 
 
 def _check_deletable(moved: Path, origin: Path) -> None:
-    """Refuse to delete a folder that holds a folder of somebody else's: its files would stay, in the staging folder."""
+    """Raise an error for a folder that contains a folder of another user, whose files would stay in the staging folder."""
     for folder, _, _ in () if moved.is_symlink() else os.walk(moved):
-        if not may_write(Path(folder)):
-            refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            raise error_of_folder(refused, origin / Path(folder).relative_to(moved))
+        if not can_write(Path(folder)):
+            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise folder_write_error(error, origin / Path(folder).relative_to(moved))
 
 
 def _mount(folder: Path) -> tuple[int, str]:
-    """The mount that a folder is on: between two no file is renamed, be they of one file system, as a bound folder and its origin are."""
-    descriptor = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)  # O_PATH needs no permission on the folder
+    """Return the device and the mount of a folder.
+
+    No file can be renamed from one mount to another, even on one file system, such as that of a bind mount and its origin.
+    """
+    descriptor = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY)  # O_PATH needs no permission.
     try:
-        known = Path(f"/proc/self/fdinfo/{descriptor}")  # Linux tells the number of the mount
-        numbers = re.findall(r"^mnt_id:\s*(\d+)$", known.read_text(), re.MULTILINE) if known.exists() else []
+        info = Path(f"/proc/self/fdinfo/{descriptor}")  # On Linux, it contains the number of the mount.
+        numbers = re.findall(r"^mnt_id:\s*(\d+)$", info.read_text(), re.MULTILINE) if info.exists() else []
         return os.fstat(descriptor).st_dev, "".join(numbers)
     finally:
         os.close(descriptor)
 
 
 def _missing_folders(repository: Path) -> list[Path]:
-    """The repository's folder and those above it that do not exist yet, from the top."""
+    """Return the folder of the repository and its parents that do not exist yet, from the top."""
     return [folder for folder in (*reversed(repository.parents), repository) if not folder.exists()]
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # somebody else put something there
+    with suppress(OSError):  # Another program created a file in it.
         folder.rmdir()
 
 
-def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:
-    """What is renamed as a whole: a path's topmost folder that does not exist yet, else the file; in the order of each one's last file."""
+def _rename_units(repository: Path, files: Mapping[str, bytes]) -> list[str]:
+    """Return the paths to rename: for each file its topmost folder that does not exist yet, else the file.
+
+    They are in the order of the last file of each.
+    """
     units: dict[str, None] = {}
-    for path in plan:
+    for path in files:
         unit = Path(path)
         while unit.parent != Path(".") and not (repository / unit.parent).exists():
             unit = unit.parent
@@ -243,28 +263,29 @@ def _units(repository: Path, plan: Mapping[str, bytes]) -> list[str]:
 
 def _move(source: Path, target: Path, staging: Path, undo: ExitStack) -> None:
     if target.exists():
-        kept = Path(tempfile.mkdtemp(dir=staging)) / "kept"
+        backup = Path(tempfile.mkdtemp(dir=staging)) / "backup"
         try:
-            os.link(target, kept)
-        except PermissionError:  # of somebody else's file, under fs.protected_hardlinks; or the file system has no links
-            shutil.copy2(target, kept)
+            os.link(target, backup)
+        except PermissionError:  # The file has another owner (fs.protected_hardlinks), or the file system has no links.
+            shutil.copy2(target, backup)
         os.replace(source, target)
-        undo.callback(os.replace, kept, target)
+        undo.callback(os.replace, backup, target)
     else:
         os.rename(source, target)
         undo.callback(os.rename, target, source)
 
 
-def _settle(source: Path, target: Path) -> None:
-    """Let what comes be as readable as what it replaces, or as its folder, and newer: a server reads both, whoever writes.
+def _set_mode_and_mtime(source: Path, target: Path) -> None:
+    """Give new files the permissions of those that they replace, or of their folder, and a later modification time.
 
-    Triton loads a model again where a file is newer than it was; a clock that was put back must not hide that.
+    The server must be able to read files of every user. Triton reloads a model if a file is newer than before, even if the clock was set
+    back.
     """
     mode = shared_mode(target)
     if target.exists():
-        known = target.stat().st_mtime_ns
-        if source.stat().st_mtime_ns <= known:
-            os.utime(source, ns=(known + _TICK_NS,) * 2)
-    of_a_folder = stat.S_IMODE(target.parent.stat().st_mode) | stat.S_IRWXU
+        replaced_ns = target.stat().st_mtime_ns
+        if source.stat().st_mtime_ns <= replaced_ns:
+            os.utime(source, ns=(replaced_ns + _TICK_NS,) * 2)
+    folder_mode = stat.S_IMODE(target.parent.stat().st_mode) | stat.S_IRWXU
     for path in (source, *source.rglob("*")):
-        os.chmod(path, of_a_folder if path.is_dir() else mode)
+        os.chmod(path, folder_mode if path.is_dir() else mode)

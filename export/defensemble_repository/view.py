@@ -1,4 +1,4 @@
-"""A repository as it will be once a plan is written: the files on disk, with planned ones laid over them."""
+"""View a repository as it will be after planned files are written: the planned files hide those on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .reader import checked_config, versions_in
 
 @lru_cache(maxsize=1024)
 def _digest(path: str, *version: int) -> str:
-    """Of a file that is this version, by its number, size and times of change: networks are large, and seldom change between two edits."""
+    """Return the SHA-256 of a file. It is cached by inode, size and times, because networks are large and seldom change between edits."""
     digest = hashlib.sha256()
     with open_regular(path) as opened:
         while chunk := opened.read(1 << 20):
@@ -26,15 +26,23 @@ def _digest(path: str, *version: int) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """The SHA-256 of a file on disk, in hexadecimal; it is not held in memory as a whole."""
-    known = file.stat()
-    return _digest(str(file), known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+    """Return the SHA-256 of a file on disk, in hexadecimal, without reading the whole file into memory."""
+    status = file.stat()
+    return _digest(str(file), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 class RepositoryView:
-    """The files of ``repository`` after ``planned``: path relative to it, to the bytes of the file, or None where it will be gone.
+    """The files of a repository after planned changes.
 
-    What cannot be read, such as a FIFO, is an OSError.
+    Every method raises an OSError for a file that cannot be read, such as a FIFO.
+
+    Args:
+        repository: The folder of the repository.
+        planned: Paths relative to the repository, each with the bytes of the file to write, or None for a file to delete.
+
+    Example:
+        view = RepositoryView(Path("model_repository"), {"ensemble/config.pbtxt": content})
+        view.config("ensemble").max_batch_size
     """
 
     def __init__(self, repository: Path, planned: Mapping[str, bytes | None] | None = None) -> None:
@@ -42,18 +50,18 @@ class RepositoryView:
         self.planned = dict(planned or {})
 
     def content(self, path: str) -> bytes | None:
-        """A file's bytes, None where there is none."""
+        """Return the bytes of a file, or None if it does not exist."""
         if path in self.planned:
             return self.planned[path]
         file = self.repository / path
         return read_regular(file) if regular_file_exists(file) else None
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
         return self.planned[path] is not None if path in self.planned else regular_file_exists(self.repository / path)
 
     def size(self, path: str) -> int | None:
-        """How many bytes a file has, None where there is no such file."""
+        """Return the size of a file in bytes, or None if it does not exist."""
         if path in self.planned:
             content = self.planned[path]
             return None if content is None else len(content)
@@ -61,18 +69,18 @@ class RepositoryView:
         return file.stat().st_size if regular_file_exists(file) else None
 
     def folders(self, model: str) -> list[str]:
-        """The names of the folders on disk in a model's folder, sorted."""
+        """Return the names of the folders in a model folder on disk, sorted."""
         folder = self.repository / model
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
     def dangling_links(self, model: str = "") -> dict[str, str]:
-        """The names of the links on disk in a model's folder, or beside these, that lead to nothing, with what they say, sorted."""
+        """Return the dangling links in a model folder on disk, or at the root of the repository: name to target, sorted."""
         folder = self.repository / model
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
         return {entry.name: os.readlink(entry) for entry in entries if entry.is_symlink() and not os.path.exists(entry)}
 
     def digest(self, path: str) -> str | None:
-        """The SHA-256 of a file, in hexadecimal, None where there is none; a file on disk is not held in memory as a whole."""
+        """Return the SHA-256 of a file, in hexadecimal, or None if it does not exist."""
         if path in self.planned:
             content = self.planned[path]
             return None if content is None else hashlib.sha256(content).hexdigest()
@@ -80,25 +88,29 @@ class RepositoryView:
         return file_digest(file) if regular_file_exists(file) else None
 
     def has(self, model: str) -> bool:
-        """Whether there is a configuration of ``model``."""
+        """Return whether a model has a configuration."""
         return self.exists(f"{model}/{CONFIG_FILE}")
 
     def config(self, model: str) -> schema.ModelConfig:
-        """The configuration of a model; ConfigError where there is none, or it cannot be read (``read_config``)."""
+        """Return the configuration of a model.
+
+        Raises:
+            ConfigError: The configuration is missing or not valid (see `read_config`).
+        """
         path = f"{model}/{CONFIG_FILE}"
         content = self.content(path)
         if content is None:
-            raise ConfigError(f"{self.repository / path} is not there: name a model or an ensemble of this repository")
+            raise ConfigError(f"{self.repository / path} does not exist. Choose a model or an ensemble of this repository.")
         return checked_config(config_from_pbtxt(content.decode(errors="replace"), str(self.repository / path)), self.repository / model)
 
     def models(self) -> list[str]:
-        """The names of all models that have a configuration, sorted; other folders are passed over (``read_models`` reports them)."""
-        there = {entry.name for entry in self.repository.iterdir() if entry.is_dir()} if self.repository.exists() else set()
-        there |= {path.partition("/")[0] for path in self.planned}
-        return sorted(name for name in there if MODEL_NAME.fullmatch(name) and self.has(name))
+        """Return the names of all models that have a configuration, sorted. `read_models` reports the other folders."""
+        names = {entry.name for entry in self.repository.iterdir() if entry.is_dir()} if self.repository.exists() else set()
+        names |= {path.partition("/")[0] for path in self.planned}
+        return sorted(name for name in names if MODEL_NAME.fullmatch(name) and self.has(name))
 
     def versions(self, model: str) -> list[int]:
-        """The numbers of a model's version folders, lowest first."""
+        """Return the version numbers of a model, in ascending order."""
         folder = self.repository / model
         numbers = {number for number in versions_in(folder) if (folder / str(number)).is_dir()} if folder.is_dir() else set()
         for path, content in self.planned.items():
@@ -106,10 +118,13 @@ class RepositoryView:
             number = rest.partition("/")[0]
             if name == model and "/" in rest and number.isdecimal() and content is not None:
                 numbers.add(int(number))
-        return sorted(number for number in numbers if not self._emptied(model, number))
+        return sorted(number for number in numbers if not self._is_emptied(model, number))
 
-    def _emptied(self, model: str, number: int) -> bool:
+    def _is_emptied(self, model: str, number: int) -> bool:
+        """Return whether the planned changes delete every file of a version."""
         folder = self.repository / model / str(number)
-        gone = {path for path, content in self.planned.items() if content is None}
-        there = {file.relative_to(self.repository).as_posix() for file in folder.rglob("*") if file.is_file()} if folder.is_dir() else set()
-        return bool(gone & there) and there <= gone
+        deleted = {path for path, content in self.planned.items() if content is None}
+        existing = (
+            {file.relative_to(self.repository).as_posix() for file in folder.rglob("*") if file.is_file()} if folder.is_dir() else set()
+        )
+        return bool(deleted & existing) and existing <= deleted

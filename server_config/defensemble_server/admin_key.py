@@ -10,7 +10,7 @@ from pathlib import Path
 
 from defensemble_repository import admin_key
 from defensemble_repository.errors import RepositoryError
-from defensemble_repository.filesystem.regular_files import read_argument
+from defensemble_repository.filesystem.regular_files import read_user_file
 
 from .errors import ServerError
 
@@ -39,7 +39,7 @@ def read_admin_key(path: Path, on_warning: Callable[[str], None] = lambda messag
         ServerError: The file cannot be read, or does not contain a valid key.
     """
     try:
-        text = read_argument(path, _LARGEST_KEY_FILE).decode().strip()
+        text = read_user_file(path, _LARGEST_KEY_FILE).decode().strip()
         status = path.stat()
     except (OSError, UnicodeDecodeError) as error:
         raise ServerError(f"admin key file {path} cannot be read: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from defensemble_repository.names import BACKEND, CONFIG_FILE, PLAN_BACKEND, PROFILES, PROFILES_FOLDER
 from defensemble_repository.profile_digest import DIGEST_PARAMETER
-from defensemble_repository.reader import file_of
+from defensemble_repository.reader import model_filename
 from defensemble_repository.view import file_digest
 
 from .errors import NotServableError, PlanError
@@ -135,7 +135,7 @@ def _missing(repository: Path, profile: str, model: Model) -> str:
     folder = repository / model.name
     again = f"then write the profile again: `defensemble profile write {profile} --repository {shlex.quote(str(repository))}`"
     for version in model.served_versions:
-        if model.backend != PLAN_BACKEND or (name := file_of(model.config)) is None:
+        if model.backend != PLAN_BACKEND or (name := model_filename(model.config)) is None:
             continue
         file = folder / str(version) / name
         if not file.is_file():
@@ -165,7 +165,7 @@ def _own_cache(folder: Path, model: Model, cache: str) -> str | None:
     if len(model.served_versions) != 1:
         return None
     (version,) = model.served_versions
-    file = folder / str(version) / (file_of(model.config) or "")
+    file = folder / str(version) / (model_filename(model.config) or "")
     digest = model.parameter(f"sha256.{version}") or (file_digest(file) if file.is_file() else "")
     return str(PurePosixPath(cache).parent / f"{model.name}-{digest[:16]}")
 

@@ -16,11 +16,11 @@ from defensemble_repository.averaging import (
     ROUNDED_TOLERANCE,
     SUM_TOLERANCE,
     TOLERANCE,
-    averages_by_numpy,
-    averaging_of,
-    fused_averaging,
     largest_difference,
-    serves_what_was_fused,
+    read_averaging,
+    read_fused_averaging,
+    reference_outputs,
+    serves_fused_members,
 )
 from defensemble_repository.names import PENDING_FILE
 
@@ -266,22 +266,22 @@ def _problem_of_average(
         total = float(got.sum())
         if not (got.min() >= 0 and abs(total - 1) <= SUM_TOLERANCE):  # also true for NaN
             return f"it answers values from {got.min():.3g} to {got.max():.3g} with sum {total:.3g}, expected probabilities"
-        average, weights, members = fused_averaging(model.name, model.config)
-        if not serves_what_was_fused(model.name, model.config, repository.configs):
+        average, weights, members = read_fused_averaging(model.name, model.config)
+        if not serves_fused_members(model.name, model.config, repository.configs):
             return None  # models of the same names, but not the fused ones, are served
         precisions = {model.parameter(f"precision.{version}") for version in model.served_versions}
         tolerance = TOLERANCE if precisions <= {None, "fp32"} else ROUNDED_TOLERANCE
         names = f"{', '.join(f'{name}@{version}' for name, version in members)}, which are served too"
         fix = "its graph does not match its configuration; fuse the ensemble again"
     else:
-        averaging = averaging_of(model.config, repository.configs)
+        averaging = read_averaging(model.config, repository.configs)
         if averaging is None:
             return None  # a custom averaging model, whose correct answer is unknown
         (average, weights), members, tolerance, names = averaging, model.members, TOLERANCE, "its members"
         fix = "its averaging model does not match its configuration; export the ensemble again"
     if any(member not in logits for member in members):
         return None
-    expected = averages_by_numpy([logits[member] for member in members], average, weights)
+    expected = reference_outputs([logits[member] for member in members], average, weights)
     difference = largest_difference(got, expected["probabilities"])
     if difference <= tolerance:
         return None

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from defensemble_repository.averaging import is_fused, members_of
 from defensemble_repository.checks.inspection import Inspection
-from defensemble_repository.checks.repository import check_folders, problems_from_findings
+from defensemble_repository.checks.repository import check_models, problems_from_findings
 from defensemble_repository.names import AVERAGING_NAME, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import backend_of, is_ensemble, parameter, versions_by_policy
+from defensemble_repository.reader import is_ensemble, model_backend, parameter, versions_by_policy
 from defensemble_repository.target import ANY, Target
 from defensemble_repository.view import RepositoryView
 
@@ -48,7 +48,7 @@ class Model:
     @property
     def backend(self) -> str:
         """The backend that runs it; empty for an ensemble."""
-        return backend_of(self.config)
+        return model_backend(self.config)
 
     @property
     def members(self) -> list[tuple[str, int]]:
@@ -157,7 +157,7 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
     found = Inspection(RepositoryView(path), target, profile=profile, plans=False)
     links = found.files.dangling_links()
     models = {}
-    for name in itertools.chain(*check_folders(found)):
+    for name in itertools.chain(*check_models(found)):
         config = found.config(name)
         assert config is not None
         models[name] = Model(name, config, tuple(found.versions(name)))

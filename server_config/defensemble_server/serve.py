@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
+from defensemble_repository.filesystem.regular_files import MAX_TEXT_BYTES, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
 from .addresses import address_from_host, claim_ports
@@ -297,7 +297,7 @@ def _start(
 def _is_ensemble(folder: Path, profile: str | None) -> bool:
     """Return whether a configuration, which may be invalid, declares an ensemble."""
     try:
-        text = read_regular(config_path(folder, profile), LARGEST_TEXT)
+        text = read_regular(config_path(folder, profile), MAX_TEXT_BYTES)
     except OSError:
         return False
     text = re.sub(rb"#[^\n]*", b"", text)

@@ -13,7 +13,14 @@ from PIL import Image
 
 from defensemble import Client, FakeModel, FakeTransport, InputError
 from defensemble._client.model_info import ModelInfo
-from defensemble._image_files import ReadCounts, decoded_images, labelled_images, memory_to_read, npy_images, preprocessing_of
+from defensemble._image_files import (
+    ReadCounts,
+    choose_preprocessing,
+    decode_for_model,
+    decode_memory_bytes,
+    find_labelled_images,
+    read_npy_images,
+)
 from defensemble.cli import cli
 from defensemble_images import RESIZES, DamagedImageError, Preprocessing
 from tests.support.facts import raises
@@ -64,14 +71,14 @@ def test_what_a_model_records_is_known_to_the_client_where_its_configuration_is_
     ],
 )
 def test_the_user_s_rule_comes_before_the_model_s(recorded: str | None, resize: str | None, expected: str | None, noted: bool) -> None:
-    rule, note = preprocessing_of(model(preprocessing=recorded), resize)
+    rule, note = choose_preprocessing(model(preprocessing=recorded), resize)
     assert (None if rule is None else rule.resize) == expected
     assert (note is not None and str(recorded) in note and str(resize) in note) is noted
 
 
 def test_a_rule_of_another_kind_is_an_error_that_names_the_model() -> None:
     with raises(InputError, "'net' | later"):
-        preprocessing_of(model(preprocessing="later"), None)
+        choose_preprocessing(model(preprocessing="later"), None)
 
 
 def test_the_options_are_those_of_the_reader() -> None:
@@ -87,18 +94,18 @@ def test_images_have_the_size_of_the_model_or_follow_the_rule(tmp_path: Path) ->
     files = [tmp_path / "a.png", tmp_path / "b.png"]
     counts = ReadCounts()
     with raises(InputError, "b.png | 12 x 4 | 6 x 4 | --resize crop"):
-        list(decoded_images(files, model(), None, False, counts))
-    cropped = dict(decoded_images(files, model(), Preprocessing("crop"), False, counts))
+        list(decode_for_model(files, model(), None, False, counts))
+    cropped = dict(decode_for_model(files, model(), Preprocessing("crop"), False, counts))
     np.testing.assert_array_equal(cropped[0], exact.astype(np.float32) / np.float32(255))
     np.testing.assert_array_equal(cropped[1], other[:, :, 3:9].astype(np.float32) / np.float32(255))
-    squashed = dict(decoded_images(files, model(), Preprocessing("squash"), False, counts))
+    squashed = dict(decode_for_model(files, model(), Preprocessing("squash"), False, counts))
     np.testing.assert_array_equal(squashed[0], cropped[0])
     assert not np.array_equal(squashed[1], cropped[1])
-    as_they_are = dict(decoded_images(files, model((1, -1, -1)), Preprocessing("crop"), False, counts))
+    as_they_are = dict(decode_for_model(files, model((1, -1, -1)), Preprocessing("crop"), False, counts))
     np.testing.assert_array_equal(as_they_are[1], other.astype(np.float32) / np.float32(255))
     assert not counts.lines()
     with pytest.raises(InputError, match="2 channels"):
-        list(decoded_images(files, model((2, 4, 6)), None, False, counts))
+        list(decode_for_model(files, model((2, 4, 6)), None, False, counts))
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 6), (1, -1, -1)])
@@ -110,10 +117,10 @@ def test_damaged_images_and_animations_are_counted(tmp_path: Path, shape: tuple[
     os.mkfifo(tmp_path / "pipe.png")
     files = [tmp_path / name for name in ("cut.png", "film.gif", "pipe.png", "good.png")]
     with pytest.raises(InputError, match=r"cut\.png") as caught:
-        list(decoded_images(files, model(shape), None, False, ReadCounts()))
+        list(decode_for_model(files, model(shape), None, False, ReadCounts()))
     assert isinstance(caught.value.__cause__, DamagedImageError)
     counts = ReadCounts()
-    assert [index for index, _ in decoded_images(files, model(shape), None, True, counts)] == [1, 3]
+    assert [index for index, _ in decode_for_model(files, model(shape), None, True, counts)] == [1, 3]
     assert counts.json() == {"skipped": {"hidden": 0, "not_images": 0, "damaged": 2}, "animations": 1}
     damaged, animated = counts.lines()
     assert "2" in damaged
@@ -124,9 +131,9 @@ def test_damaged_images_and_animations_are_counted(tmp_path: Path, shape: tuple[
 
 def test_a_missing_file_is_the_file_system_s_error(tmp_path: Path) -> None:
     for read in (
-        lambda: memory_to_read([tmp_path / "none.png"], model()),
-        lambda: list(decoded_images([tmp_path / "none.png"], model(), None, True, ReadCounts())),
-        lambda: npy_images(tmp_path / "none.npy"),
+        lambda: decode_memory_bytes([tmp_path / "none.png"], model()),
+        lambda: list(decode_for_model([tmp_path / "none.png"], model(), None, True, ReadCounts())),
+        lambda: read_npy_images(tmp_path / "none.npy"),
     ):
         with pytest.raises(FileNotFoundError, match=r"none\.np|none\.png"):
             read()
@@ -135,10 +142,10 @@ def test_a_missing_file_is_the_file_system_s_error(tmp_path: Path) -> None:
 def test_the_memory_of_decoding_counts_the_largest_image(tmp_path: Path) -> None:
     write(tmp_path / "small.png")
     write(tmp_path / "large.png", (500, 400))
-    few = memory_to_read([tmp_path / "small.png"], model())
-    more = memory_to_read([tmp_path / "small.png", tmp_path / "large.png"], model())
+    few = decode_memory_bytes([tmp_path / "small.png"], model())
+    more = decode_memory_bytes([tmp_path / "small.png", tmp_path / "large.png"], model())
     assert few < 10_000 < 500 * 400 * 4 < more < 500 * 400 * 40
-    assert memory_to_read([tmp_path / "large.png"], model((1, -1, -1))) >= 500 * 400 * 4
+    assert decode_memory_bytes([tmp_path / "large.png"], model((1, -1, -1))) >= 500 * 400 * 4
 
 
 def test_a_labelled_folder_is_read_as_in_training_and_matched_by_name(tmp_path: Path) -> None:
@@ -146,13 +153,13 @@ def test_a_labelled_folder_is_read_as_in_training_and_matched_by_name(tmp_path: 
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     counts = ReadCounts()
-    files, labels = labelled_images(tmp_path, model(names=("c", "b", "a")), counts)
+    files, labels = find_labelled_images(tmp_path, model(names=("c", "b", "a")), counts)
     assert [str(file.relative_to(tmp_path)) for file in files] == ["a/3.pgm", "b/2.png", "b/deep/er/1.PPM"]
     assert labels.tolist() == [2, 1, 1]
     assert counts.json()["skipped"] == {"hidden": 3, "not_images": 2, "damaged": 0}
     assert len(counts.lines()) == 1
     with raises(InputError, "'net' | b | a, c") as caught:
-        labelled_images(tmp_path, model(names=("a", "c")), ReadCounts())
+        find_labelled_images(tmp_path, model(names=("a", "c")), ReadCounts())
     assert str(tmp_path) in str(caught.value)
 
 
@@ -171,23 +178,23 @@ def test_folders_of_another_layout(tmp_path: Path, entries: list[str], text: str
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     with raises(InputError, text):
-        labelled_images(tmp_path, model(), ReadCounts())
+        find_labelled_images(tmp_path, model(), ReadCounts())
     with raises(InputError, "none | not a folder"):
-        labelled_images(tmp_path / "none", model(), ReadCounts())
+        find_labelled_images(tmp_path / "none", model(), ReadCounts())
 
 
 def test_a_class_may_be_called_as_a_split(tmp_path: Path) -> None:
     write(tmp_path / "train/1.png")
-    assert labelled_images(tmp_path, model(names=("car", "train")), ReadCounts())[1].tolist() == [1]
+    assert find_labelled_images(tmp_path, model(names=("car", "train")), ReadCounts())[1].tolist() == [1]
 
 
 def test_arrays_for_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = RNG.integers(0, 2**16, (5, 2, 4, 6), np.uint16)
     np.save(tmp_path / "a.npy", array)
-    np.testing.assert_allclose(npy_images(tmp_path / "a.npy"), array / 65535, rtol=1e-6)
+    np.testing.assert_allclose(read_npy_images(tmp_path / "a.npy"), array / 65535, rtol=1e-6)
     os.mkfifo(tmp_path / "b.npy")
     with raises(InputError, "b.npy | FIFO"):
-        npy_images(tmp_path / "b.npy")
+        read_npy_images(tmp_path / "b.npy")
     monkeypatch.setattr("defensemble_images.memory.free_memory", lambda: 3000)
     with raises(InputError, "a.npy | less data"):
-        npy_images(tmp_path / "a.npy")
+        read_npy_images(tmp_path / "a.npy")

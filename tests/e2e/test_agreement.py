@@ -17,7 +17,7 @@ from PIL import Image
 from defensemble.cli import cli
 from defensemble_server import ServeOptions, serve
 from defensemble_training import load_checkpoint, load_dataset
-from defensemble_training.evaluation import predicted
+from defensemble_training.evaluation import predict_classes
 
 Picture = NDArray[np.uint8]
 
@@ -128,7 +128,7 @@ def test_every_kind_of_file_is_read_alike_everywhere(tmp_path: Path, monkeypatch
         assert report == pytest.approx(record.accuracy)
 
         dataset = load_dataset("folder", 16, data_dir=data)
-        expected = [dataset.class_names[label] for label in predicted(module, dataset.test.images())]
+        expected = [dataset.class_names[label] for label in predict_classes(module, dataset.test.images())]
 
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         monkeypatch.setenv("XDG_CACHE_HOME", cache)  # not earlier: a server would build its backend anew

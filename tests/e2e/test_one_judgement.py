@@ -14,7 +14,7 @@ import urllib3
 from click.testing import CliRunner
 
 from defensemble.cli import cli
-from defensemble_export import check_repository, write_plan
+from defensemble_export import check_repository, write_files
 from defensemble_export.editing.plan import plan_creation
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.repository import problems_from_findings
@@ -104,7 +104,7 @@ def copied(folder: Path, model: str, name: str) -> None:
 def write_ensemble(folder: Path, name: str, weight: float) -> str:
     """Add an ensemble of `alpha` and `beta`; returns its averaging model, which no other ensemble has because of its weight."""
     plan = plan_creation(folder, Ensemble(name, (Member("alpha", 1, weight), Member("beta"))))
-    write_plan(folder, {**plan.averaging, **plan.files})
+    write_files(folder, {**plan.averaging, **plan.files})
     (average,) = plan.new_models
     return average
 

@@ -20,7 +20,7 @@ from defensemble_export import (
     fused_onnx,
     fused_plan,
     repository_plan,
-    write_plan,
+    write_files,
 )
 from defensemble_export.fused import fuse_planned
 from defensemble_repository.ensemble import Ensemble, Member
@@ -87,7 +87,7 @@ def test_it_fuses_the_versions_that_the_ensemble_pins(repository: Path) -> None:
     tiny.write_second_version(repository, "alpha", 5)
     fuse_repository(repository, "ensemble", "old")
     assert (repository / "old/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(1), tiny.linear_onnx(2)], PAIR)
-    write_plan(repository, repository_plan(repository, [member("alpha", 6)], replace=True))
+    write_files(repository, repository_plan(repository, [member("alpha", 6)], replace=True))
     fuse_repository(repository, "ensemble", "new")
     pair = Ensemble("ensemble", (Member("alpha", 3), Member("beta", 1, 3.0)))
     assert (repository / "new/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(6), tiny.linear_onnx(2)], pair)
@@ -107,7 +107,7 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(repository: Path) ->
     (repository / "fused/configs").mkdir()
     config.default_model_filename = "model.plan"
     (repository / "fused/configs/gpu-tensorrt.pbtxt").write_bytes(pbtxt_from_config(config))
-    write_plan(repository, repository_plan(repository, [member("gamma", 3)], replace=True, average="logits"))
+    write_files(repository, repository_plan(repository, [member("gamma", 3)], replace=True, average="logits"))
     first = (repository / "fused/1/model.onnx").read_bytes()
 
     written = fuse_repository(repository, "ensemble", "fused", replace=True)
@@ -138,7 +138,7 @@ def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> 
     config = config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "fused")
     assert config.max_batch_size == 4
     assert config.parameters["precision.1"].string_value == "fp16"
-    write_plan(tmp_path, {**planned, **plan})
+    write_files(tmp_path, {**planned, **plan})
     other = tmp_path / "other"
     tiny.write_repository(other, weight={"beta": 3.0}, max_batch_size=4)
     fuse_repository(other, "ensemble", "fused")
@@ -172,7 +172,7 @@ def test_a_precision_that_there_is_not_is_refused() -> None:
 def test_a_fused_graph_needs_no_ensemble_in_the_repository(tmp_path: Path) -> None:
     members = [member("alpha", 1), member("beta", 2)]
     fused = fused_member("fused", PAIR, members, None, max_batch_size=4)
-    write_plan(tmp_path, fused_plan(tmp_path, fused, PAIR, max_batch_size=4))
+    write_files(tmp_path, fused_plan(tmp_path, fused, PAIR, max_batch_size=4))
     assert [path.name for path in tmp_path.iterdir()] == ["fused"]
     assert read_config(tmp_path / "fused").parameters["members"].string_value == '["alpha@1", "beta@1"]'
 
@@ -202,7 +202,7 @@ def test_members_that_do_not_fit_are_refused(other: dict[str, object], text: str
 )
 @pytest.mark.parametrize("replace", [False, True])
 def test_names_that_are_taken(repository: Path, name: str, error: type[Exception], text: str, replace: bool) -> None:
-    write_plan(repository, repository_plan(repository, [member("gamma", 3)], ensemble="second"))
+    write_files(repository, repository_plan(repository, [member("gamma", 3)], ensemble="second"))
     before = content_of(repository)
     with raises(error, text):
         fuse_repository(repository, "ensemble", name, replace=replace)
@@ -290,7 +290,7 @@ def test_an_ensemble_that_is_edited_meanwhile_is_not_fused_as_it_was(repository:
     (repository.parent / ".repository.staging-abcdefgh").mkdir()  # what an export that was killed leaves; `on_progress` is told in the lock
 
     def edit(text: str) -> None:
-        write_plan(repository, repository_plan(repository, [member("gamma", 3)], replace=True))
+        write_files(repository, repository_plan(repository, [member("gamma", 3)], replace=True))
 
     with raises(RepositoryError, "'ensemble' | again"):
         fuse_repository(repository, "ensemble", "fused", on_progress=edit)
@@ -353,6 +353,6 @@ def test_a_graph_whose_ensemble_is_edited_is_outdated_for_that_ensemble_only(sev
 def test_a_graph_of_no_ensemble_is_never_outdated(several: Path) -> None:
     alone = Ensemble("fused", (Member("alpha"), Member("beta")))
     graph = fused_member("fused", alone, [member("alpha", 1), member("beta", 2)], None, max_batch_size=8)
-    write_plan(several, fused_plan(several, graph, alone, max_batch_size=8, replace=True))
+    write_files(several, fused_plan(several, graph, alone, max_batch_size=8, replace=True))
     Ensembles(several).weight("canary", {"beta": 2.0})
     assert told_by(several) == []

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from defensemble_export import ExportError, FromOnnx
+from defensemble_export import ExportError, OnnxSource
 from defensemble_export.entries.members import ExportedMember, repository_plan
 from defensemble_export.labels import checked_class_names, default_labels, labels_from_file
-from defensemble_repository.transaction import write_plan
+from defensemble_repository.transaction import write_files
 from tests.support import tiny
 from tests.support.facts import raises
 
@@ -80,15 +80,15 @@ def test_names_that_are_given_in_python_are_checked_alike() -> None:
         ExportedMember("a", b"", (3, 8, 8), 1000, names, None)
     assert len(str(refused.value)) < 1000
     with pytest.raises(ExportError, match=r"'class 0' \(classes 0, 600\)"):
-        FromOnnx(Path("a.onnx"), "a", class_names=names)
+        OnnxSource(Path("a.onnx"), "a", class_names=names)
     with pytest.raises(ExportError, match="sequence of texts") as refused:
-        FromOnnx(Path("a.onnx"), "a", class_names="x" * 5000)  # type: ignore[arg-type]
+        OnnxSource(Path("a.onnx"), "a", class_names="x" * 5000)  # type: ignore[arg-type]
     assert len(str(refused.value)) < 300
-    assert FromOnnx(Path("a.onnx"), "a", class_names=(CAFE_DECOMPOSED, "b")).class_names == (CAFE, "b")
+    assert OnnxSource(Path("a.onnx"), "a", class_names=(CAFE_DECOMPOSED, "b")).class_names == (CAFE, "b")
 
 
 def test_a_new_version_names_its_classes_in_another_unicode_form(tmp_path: Path) -> None:
-    write_plan(tmp_path, repository_plan(tmp_path, [member("a", (CAFE, "b", "c"))]))
+    write_files(tmp_path, repository_plan(tmp_path, [member("a", (CAFE, "b", "c"))]))
     labels = tmp_path / "a/labels.txt"
     labels.write_text(labels.read_text().replace(CAFE, CAFE_DECOMPOSED))
     plan = repository_plan(tmp_path, [member("a", (CAFE_DECOMPOSED, "b", "c"))], replace=True)

@@ -12,13 +12,13 @@ import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
 from defensemble_export import (
-    KeptEngines,
+    EngineCacheOptions,
     ProfileError,
     fuse_repository,
     profile_states,
     remove_profile,
     repository_plan,
-    write_plan,
+    write_files,
     write_profile,
 )
 from defensemble_export.profiles import networks
@@ -112,7 +112,7 @@ FIELDS_THAT_STAY = ("name", "input", "output", "max_batch_size", "version_policy
 def test_what_each_profile_is_about(repository: Path) -> None:
     write_plans(repository)
     for profile in PROFILES:
-        write_profile(repository, profile, KeptEngines("/engines", 512))
+        write_profile(repository, profile, EngineCacheOptions("/engines", 512))
     derived = {profile: config(repository / f"alpha/configs/{profile}.pbtxt") for profile in PROFILES}
     kinds = {profile: [group.kind for group in one.instance_group] for profile, one in derived.items()}
     assert kinds == {"cpu": [schema.ModelInstanceGroup.KIND_CPU], "gpu": [GPU], "gpu-ort-tensorrt": [GPU], "gpu-tensorrt": [GPU]}
@@ -173,7 +173,7 @@ def test_a_fused_graph_s_next_version_is_no_edit_by_hand_and_does_not_hide_one(r
         write_profile(repository, profile)
     if edited:
         edit(repository / "fused/configs/gpu.pbtxt", max_batch_size=3)
-    write_plan(repository, repository_plan(repository, [tiny.member("gamma", 5), tiny.member("alpha", 7)], replace=True))
+    write_files(repository, repository_plan(repository, [tiny.member("gamma", 5), tiny.member("alpha", 7)], replace=True))
     fuse_repository(repository, "ensemble", "fused", replace=True)
     assert states(repository, "gpu")["fused"] == ("edited by hand" if edited else "written")
     assert states(repository, "gpu-ort-tensorrt")["fused"] == "out of date", "its engines are the first version's"
@@ -308,9 +308,9 @@ def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: P
     with pytest.raises(ProfileError, match="onnxruntime"):
         write_profile(tmp_path / "empty", "cpu")
     with pytest.raises(ProfileError, match="absolute"):
-        KeptEngines("engines")
+        EngineCacheOptions("engines")
     with raises(ProfileError, "1 to 1048576 MiB | 0"):
-        KeptEngines(workspace_mib=0)
+        EngineCacheOptions(workspace_mib=0)
     (repository / "alpha/config.pbtxt").write_text("max_batch_size: [")
     before = content(tmp_path)
     with pytest.raises(ConfigError, match=r"alpha/config\.pbtxt"):

@@ -23,8 +23,8 @@ EXACT = BYTES.astype(np.float64) / 255
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble_images.arrays._PIECE", 200)  # of arrays this small, more than one
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble_images.arrays._CHUNK_BYTES", 200)  # so that the small arrays of these tests have several chunks
 
 
 @given(
@@ -33,26 +33,26 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     compressed=st.booleans(),
     rows=st.none() | st.sets(st.integers(0, 6), min_size=1),
 )
-def test_arrays_are_read_as_numpy_reads_them(tmp_path: Path, dtype: str, fortran: bool, compressed: bool, rows: set[int] | None) -> None:
+def test_arrays_equal_numpys(tmp_path: Path, dtype: str, fortran: bool, compressed: bool, rows: set[int] | None) -> None:
     scale = {"u1": 255, "u2": 65535}.get(dtype[-2:], 1)
     array = (EXACT * scale).round(0 if scale > 1 else 9).astype(dtype)
     array = np.asfortranarray(array) if fortran else array
     np.save(tmp_path / "a.npy", array)
     (np.savez_compressed if compressed else np.savez)(tmp_path / "a.npz", images=array, other=np.array(["x"], object))
     expected = array.astype(np.float64) / scale
-    chosen = None if rows is None else np.array(sorted(rows))
+    selected = None if rows is None else np.array(sorted(rows))
     for stored in (npy_array(tmp_path / "a.npy"), npz_arrays(tmp_path / "a.npz", ["images"], ["labels"])["images"]):
         assert (stored.shape, stored.dtype, stored.float_bytes) == (array.shape, array.dtype, 4 * array.size)
         stored.check_images((3, -1, 4))
-        got = stored.images(chosen)
+        got = stored.images(selected)
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, expected if chosen is None else expected[chosen], rtol=1e-6)
+        np.testing.assert_allclose(got, expected if selected is None else expected[selected], rtol=1e-6)
         np.testing.assert_array_equal(np.concatenate(list(stored.batches())), stored.images())
         np.testing.assert_array_equal(stored.values(), array)
 
 
 @pytest.mark.parametrize(
-    ("array", "text"),
+    ("array", "fact"),
     [
         (BYTES.astype(np.int64), "int64"),
         (BYTES > 3, "bool"),
@@ -68,18 +68,18 @@ def test_arrays_are_read_as_numpy_reads_them(tmp_path: Path, dtype: str, fortran
     ],
 )
 @pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
-def test_what_holds_no_images_is_named(tmp_path: Path, array: Array, text: str) -> None:
+def test_arrays_that_are_not_images_are_rejected(tmp_path: Path, array: Array, fact: str) -> None:
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(ImagesError, match=re.escape(text)) as caught:
+    with pytest.raises(ImagesError, match=re.escape(fact)) as caught:
         npy_array(tmp_path / "a.npy").check_images((3, 5, 4))
     assert str(tmp_path / "a.npy") in str(caught.value)
 
 
 @pytest.mark.parametrize("fortran", [False, True])
 @pytest.mark.parametrize(
-    ("value", "texts"), [(np.nan, ["1 values", "NaN"]), (200.0, ["to 200", "255"]), (-0.5, ["-0.5"]), (1e300, ["inf"])]
+    ("value", "facts"), [(np.nan, ["1 values", "NaN"]), (200.0, ["to 200", "255"]), (-0.5, ["-0.5"]), (1e300, ["inf"])]
 )
-def test_values_outside_of_the_range_are_named_with_their_image(tmp_path: Path, value: float, texts: list[str], fortran: bool) -> None:
+def test_error_names_the_image_with_a_value_out_of_range(tmp_path: Path, value: float, facts: list[str], fortran: bool) -> None:
     array = EXACT.copy(order="F" if fortran else "C")
     array[5, 2, 1, 3] = value
     np.save(tmp_path / "a.npy", array)
@@ -87,11 +87,11 @@ def test_values_outside_of_the_range_are_named_with_their_image(tmp_path: Path, 
     for read in (stored.images, lambda: list(stored.batches()), lambda: stored.images(np.array([2, 5]))):
         with pytest.raises(ImagesError, match=r"image 5 of .*a\.npy") as caught:
             read()
-        assert [text for text in texts if text not in str(caught.value)] == []
+        assert [fact for fact in facts if fact not in str(caught.value)] == []
     assert stored.images(np.array([0, 1, 6])).shape == (3, 3, 5, 4)
 
 
-def test_names_in_an_archive(tmp_path: Path) -> None:
+def test_missing_arrays_and_files_are_rejected(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=BYTES, y=BYTES)
     with raises(ImagesError, "images and labels | x, y"):
         npz_arrays(tmp_path / "a.npz", ["images", "labels"])
@@ -107,18 +107,18 @@ def test_names_in_an_archive(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
-def test_an_archive_whose_offsets_lead_before_its_start_is_damaged(tmp_path: Path) -> None:
+def test_archive_with_offset_before_its_start_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, images=BYTES)
     content = bytearray(path.read_bytes())
-    content[-6:-2] = (len(content) - 60).to_bytes(4, "little")  # where the table of contents starts, in the last 22 bytes
+    content[-6:-2] = (len(content) - 60).to_bytes(4, "little")  # the offset of the central directory, in the last 22 bytes
     path.write_bytes(content)
     with raises(ImagesError, "a.npz | damaged"):
         npz_arrays(path, ["images"])
 
 
 @given(st.data())
-def test_damaged_files_are_one_error(tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_files_raise_images_error(tmp_path: Path, data: st.DataObject) -> None:
     compression = data.draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]))
     np.save(tmp_path / "a.npy", BYTES)
     with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
@@ -138,10 +138,10 @@ def test_damaged_files_are_one_error(tmp_path: Path, data: st.DataObject) -> Non
         if stored.float_bytes < 10**6:
             stored.images()
     except ImagesError as error:
-        text = str(error)
+        message = str(error)
     else:
-        return  # the damage is in pixels of a file without a check sum
-    assert str(path) in text
+        return  # a damaged pixel in a file without a checksum
+    assert str(path) in message
 
 
 CHILD = """
@@ -161,7 +161,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-def test_an_archive_takes_about_the_size_of_its_floats(tmp_path: Path) -> None:
+def test_reading_an_archive_needs_about_the_memory_of_its_floats(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((8000, 3, 64, 64), np.uint8))
     done = subprocess.run([sys.executable, "-c", CHILD, tmp_path / "a.npz"], capture_output=True, text=True, check=True)
     size, peak = map(int, done.stdout.split())

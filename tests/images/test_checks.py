@@ -1,4 +1,4 @@
-"""The check of arrays of images that every package calls."""
+"""The check of image arrays that all packages share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defensemble_images import image_fault, range_fault
+from defensemble_images import image_problem, range_problem
 
 GOOD = np.linspace(0, 1, 2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 
@@ -18,12 +18,12 @@ def with_value(value: float) -> Any:
     return images
 
 
-def test_images_that_are_right() -> None:
+def test_valid_images_have_no_problem() -> None:
     for images in (GOOD, GOOD[:1], GOOD[:, :, ::-1]):
-        assert image_fault(images) is None
-        assert image_fault(images, shape=(3, 4, 5)) is None
-        assert image_fault(images, shape=(3, None, None)) is None
-    assert image_fault(with_value(9), in_range=False) is None
+        assert image_problem(images) is None
+        assert image_problem(images, shape=(3, 4, 5)) is None
+        assert image_problem(images, shape=(3, None, None)) is None
+    assert image_problem(with_value(9), in_range=False) is None
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def test_images_that_are_right() -> None:
         (with_value(1.5), ("0 to 1.5", "clip")),
     ],
 )
-def test_what_is_wrong_and_how_to_fix_it(images: object, facts: tuple[str, ...]) -> None:
-    fault = image_fault(images, "the pictures", shape=(3, 4, 5), taker="model 'a'")
-    assert fault is not None
-    assert fault.startswith("the pictures ")
-    assert [fact for fact in facts if fact not in fault] == []
+def test_problem_states_the_value_and_the_fix(images: object, facts: tuple[str, ...]) -> None:
+    problem = image_problem(images, "the pictures", shape=(3, 4, 5), consumer="model 'a'")
+    assert problem is not None
+    assert problem.startswith("the pictures ")
+    assert [fact for fact in facts if fact not in problem] == []
 
 
-def test_a_range_of_one_image() -> None:
-    assert range_fault(GOOD[0]) is None
-    assert "2.5" in str(range_fault(with_value(2.5)[1], "image 1"))
+def test_range_of_one_image() -> None:
+    assert range_problem(GOOD[0]) is None
+    assert "2.5" in str(range_problem(with_value(2.5)[1], "image 1"))

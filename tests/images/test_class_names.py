@@ -1,11 +1,11 @@
-"""Classes are matched by name."""
+"""Matching class names of datasets and models."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given, strategies as st
 
-from defensemble_images import ClassNamesError, matched_classes
+from defensemble_images import ClassNamesError, match_classes
 from defensemble_images.class_names import distinct_names
 from tests.support.facts import raises
 
@@ -13,7 +13,7 @@ NAMES = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, m
 
 
 @given(NAMES, st.randoms())
-def test_any_order_and_normal_form_is_matched(names: list[str], random: object) -> None:
+def test_classes_match_in_any_order_and_normal_form(names: list[str], random: object) -> None:
     import random as standard
     import unicodedata
 
@@ -22,31 +22,31 @@ def test_any_order_and_normal_form_is_matched(names: list[str], random: object) 
     if len(model) < 2 or model == [str(index) for index in range(len(model))]:
         return
     data = [unicodedata.normalize(random.choice(["NFC", "NFD"]), name) for name in random.sample(model, random.randint(1, len(model)))]
-    found = matched_classes(data, model, "data/", "net")
-    assert [model[index] for index in found] == [unicodedata.normalize("NFC", name) for name in data]
+    indices = match_classes(data, model, "data/", "net")
+    assert [model[index] for index in indices] == [unicodedata.normalize("NFC", name) for name in data]
 
 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [(["0", "1", "10", "11", *map(str, range(2, 10))], [0, 1, 10, 11, *range(2, 10)]), ([f"{n:02}" for n in range(12)], list(range(12)))],
 )
-def test_numbers_are_matched_as_numbers_where_the_model_has_no_names(names: list[str], expected: list[int]) -> None:
-    assert matched_classes(names, [str(index) for index in range(12)], "levels/", "net").tolist() == expected
+def test_numbers_match_as_numbers_if_the_model_has_no_names(names: list[str], expected: list[int]) -> None:
+    assert match_classes(names, [str(index) for index in range(12)], "levels/", "net").tolist() == expected
 
 
 @pytest.mark.parametrize("names", ["1 2 3", "0 1", "0 1 2 3", "ant bee cow", "0 1 01", "0 1 ²"])
-def test_other_names_are_refused_where_the_model_has_none(names: str) -> None:
+def test_other_names_are_rejected_if_the_model_has_none(names: str) -> None:
     data = names.split()
     with raises(ClassNamesError, f"'net' | 0 to 2 | levels/ | {', '.join(data)}"):
-        matched_classes(data, ["0", "1", "2"], "levels/", "net")
+        match_classes(data, ["0", "1", "2"], "levels/", "net")
 
 
-def test_an_unknown_class_shows_both_lists() -> None:
+def test_unknown_class_error_shows_both_lists() -> None:
     with raises(ClassNamesError, "red, white | red, green, blue"):
-        matched_classes(["red", "white"], ["red", "green", "blue"], "colour/", "net")
+        match_classes(["red", "white"], ["red", "green", "blue"], "colour/", "net")
 
 
-def test_names_that_are_equal_after_nfc_are_refused() -> None:
+def test_names_that_are_equal_in_nfc_are_rejected() -> None:
     with pytest.raises(ClassNamesError, match="caf\u00e9"):
         distinct_names(["caf\u00e9", "tea", "cafe\u0301"], "drinks/")
     assert distinct_names(["cafe\u0301", "tea"], "drinks/") == ("caf\u00e9", "tea")

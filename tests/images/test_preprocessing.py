@@ -1,4 +1,4 @@
-"""How images are brought to size survives as JSON."""
+"""JSON of the resize rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.facts import raises
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-def test_json_is_read_back(resize: str) -> None:
+def test_json_round_trip(resize: str) -> None:
     rule = Preprocessing(resize)
     assert Preprocessing.from_json(rule.to_json(), "net") == rule
 
@@ -29,11 +29,11 @@ def test_json_is_read_back(resize: str) -> None:
         "[" * 100_000,
     ],
 )
-def test_other_rules_are_refused_by_name(text: str) -> None:
+def test_unknown_json_is_rejected(text: str) -> None:
     with raises(ImagesError, "net | crop"):
         Preprocessing.from_json(text, "net")
 
 
-def test_an_unknown_rule_is_refused() -> None:
+def test_unknown_rule_is_rejected() -> None:
     with raises(ImagesError, "crop, squash | 'pad'"):
         Preprocessing("pad")

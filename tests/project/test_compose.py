@@ -19,7 +19,7 @@ import pytest
 import urllib3
 import yaml
 
-from defensemble_export import EngineError, KeptEngines
+from defensemble_export import EngineCacheOptions, EngineError
 from defensemble_export.engines.target import load_tensorrt
 from defensemble_repository.names import PROFILES
 from defensemble_server import serve
@@ -183,7 +183,7 @@ def test_the_builder_s_calls_are_ones_that_the_command_line_takes(services: dict
     build, write = (context_of(*words) for words in calls)
     assert build.params["repository"] == write.params["repository"] == Path("/models")
     assert write.params["profile"] == SERVERS["triton-gpu"]
-    assert build.params["timing_cache"].parent == Path(KeptEngines().cache_dir)
+    assert build.params["timing_cache"].parent == Path(EngineCacheOptions().cache_dir)
     assert services["engines"]["environment"] == {"ENGINES_COMPARE": ""}
 
 
@@ -224,14 +224,14 @@ def _without_tensorrt() -> None:
 
 def test_the_builder_goes_before_triton_writes_the_models_and_shares_the_cache(services: dict[str, dict[str, Any]]) -> None:
     assert services["triton-gpu"]["depends_on"] == {"engines": {"condition": "service_completed_successfully"}}
-    cache = f"engines:{KeptEngines().cache_dir}"
+    cache = f"engines:{EngineCacheOptions().cache_dir}"
     models = services["triton"]["volumes"][0].removesuffix(":ro")
     assert services["triton"]["volumes"] == [f"{models}:ro"]
     assert services["triton-gpu"]["volumes"] == [f"{models}:ro", cache]
     assert services["engines"]["volumes"] == [models, cache]
     assert set(yaml.safe_load(COMPOSE.read_text())["volumes"]) == {"engines"}
     dockerfile = (ROOT / services["engines"]["build"]["dockerfile"]).read_text()
-    assert f"install -d -m 1777 {KeptEngines().cache_dir}" in dockerfile, "a named volume takes its rights from the image"
+    assert f"install -d -m 1777 {EngineCacheOptions().cache_dir}" in dockerfile, "a named volume takes its rights from the image"
     devices = [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
     for name in ("triton-gpu", "engines"):
         assert services[name]["deploy"] == {"resources": {"reservations": {"devices": devices}}}

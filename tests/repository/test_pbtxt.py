@@ -1,4 +1,4 @@
-"""Configurations that cannot be read: what nobody sees in them is named, and the advised commands remove it."""
+"""Configurations with invisible characters: errors name them, and the advised commands repair the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support import tiny
         (b"{}\nmax_batch_size: 1_000\n", 42, ["'_'"]),
     ],
 )
-def test_what_cannot_be_seen_is_named(tmp_path: Path, content: bytes | str, line: int, facts: list[str]) -> None:
+def test_invisible_characters_are_named(tmp_path: Path, content: bytes | str, line: int, facts: list[str]) -> None:
     tiny.write_repository(tmp_path, ensemble=None)
     good = (tmp_path / "alpha/config.pbtxt").read_bytes()
     profile = tmp_path / "alpha/configs/cpu.pbtxt"
@@ -39,24 +39,24 @@ def test_what_cannot_be_seen_is_named(tmp_path: Path, content: bytes | str, line
     bad = good.decode().encode(content) if isinstance(content, str) else content.replace(b"{}", good)
     for path in (profile, tmp_path / "alpha/config.pbtxt"):
         path.write_bytes(bad)
-        with pytest.raises(ConfigError) as failed:
+        with pytest.raises(ConfigError) as caught:
             config_from_file(path)
-        (found,) = [one for one in check_repository(RepositoryView(tmp_path), ANY) if one.model == "alpha" and one.file == path]
-        assert found.line == line
-        for text in (str(failed.value), found.text):
+        (finding,) = [finding for finding in check_repository(RepositoryView(tmp_path), ANY) if finding.file == path]
+        assert (finding.model, finding.line) == ("alpha", line)
+        for text in (str(caught.value), finding.text):
             assert [fact for fact in facts if fact not in text] == []
             assert all(character.isprintable() for character in text)
 
 
 @pytest.mark.parametrize("kind", ["byte order mark", "utf-16"])
-def test_the_advised_command_makes_it_readable(tmp_path: Path, kind: str) -> None:
+def test_the_advised_command_repairs_the_file(tmp_path: Path, kind: str) -> None:
     tiny.write_repository(tmp_path, ensemble=None)
     path = tmp_path / "alpha/config.pbtxt"
     good = config_from_file(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() if kind == "byte order mark" else path.read_text().encode("utf-16"))
-    with pytest.raises(ConfigError) as failed:
+    with pytest.raises(ConfigError) as caught:
         config_from_file(path)
-    advised = re.search("`([^`]*)`", str(failed.value))
+    advised = re.search("`([^`]*)`", str(caught.value))
     assert advised is not None
     in_place = kind == "byte order mark"
     command = advised[1].replace("FILE", str(path)) if in_place else f"{advised[1]} {path} > {path}.new && mv {path}.new {path}"
@@ -64,7 +64,7 @@ def test_the_advised_command_makes_it_readable(tmp_path: Path, kind: str) -> Non
     assert config_from_file(path) == good
 
 
-def test_text_of_any_script_may_stand_in_strings_and_comments(tmp_path: Path) -> None:
+def test_strings_and_comments_may_contain_any_script(tmp_path: Path) -> None:
     tiny.write_repository(tmp_path, ensemble=None)
     path = tmp_path / "alpha/config.pbtxt"
     more = '# \u00a0\u201c 1_000\r\nparameters { key: \'a # "\u00e9\u200b\' value { string_value: "\\"\u00a0 1_000" } }\r\n'

@@ -1,4 +1,4 @@
-"""Users who lack a permission: what can be written all the same is written, and what cannot is refused by the folder's name."""
+"""Users without a permission: what can be written is written, and an error names the folder that cannot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from defensemble.ensembles import EditFailedError, Ensembles
-from defensemble_export import repository_plan, write_plan, write_profile
+from defensemble_export import repository_plan, write_files, write_profile
 from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging
@@ -26,7 +26,7 @@ SLOW = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What is imported late, once: Python itself may be where only root can read it."""
+    """Trigger all late imports as root, because only root may be able to read Python's own files."""
     repository = tiny.write_repository(tmp_path_factory.mktemp("imported") / "repository")
     ensembles = Ensembles(repository)
     ensembles.weight("ensemble", {"beta": 3.0})
@@ -38,7 +38,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder of root's (of this user's, where that is not root) that everybody can reach, unlike pytest's."""
+    """Yield a folder of root, or of this user without root, that every user can reach. Folders of pytest are private."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -48,8 +48,8 @@ def place() -> Iterator[Path]:
         Path(folder).chmod(0o755)
 
 
-def give(*paths: Path) -> None:
-    """Make the unprivileged user the owner of files and folders and of all in them."""
+def give_to_nobody(*paths: Path) -> None:
+    """Give files and folders, with their content, to the unprivileged user."""
     for top in paths if IS_ROOT else ():
         for path in (top, *top.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
@@ -57,7 +57,7 @@ def give(*paths: Path) -> None:
 
 @contextmanager
 def unprivileged() -> Iterator[None]:
-    """Act as a user for whom permissions count."""
+    """Run the block as a user to whom permissions apply."""
     if not IS_ROOT:
         yield
         return
@@ -71,9 +71,9 @@ def unprivileged() -> Iterator[None]:
 
 
 def own(repository: Path, parent_mode: int = 0o555) -> Path:
-    """A repository of the unprivileged user's, in a folder with these permissions for that user."""
+    """Write a repository of the unprivileged user, in a folder with these permissions."""
     tiny.write_repository(repository)
-    give(repository)
+    give_to_nobody(repository)
     repository.parent.chmod(parent_mode)
     return repository
 
@@ -83,45 +83,45 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("parent_mode", [pytest.param(0o555, marks=SLOW), 0o711, pytest.param(0o111, marks=SLOW)], ids=oct)
-def test_an_owner_who_may_not_write_the_parent_edits_and_exports(place: Path, parent_mode: int) -> None:
+def test_an_owner_without_write_access_to_the_parent_can_edit_and_export(place: Path, parent_mode: int) -> None:
     repository = own(place / "repository", parent_mode)
     with unprivileged():
         check_writable(repository)
         Ensembles(repository).weight("ensemble", {"beta": 3.0})
-        write_plan(repository, repository_plan(repository, [tiny.member("gamma", 3)], ensemble=None))
+        write_files(repository, repository_plan(repository, [tiny.member("gamma", 3)], ensemble=None))
         write_profile(repository, "gpu")
         Ensembles(repository).remove("ensemble", ["alpha"])
         Ensembles(repository).prune(keep=0)
-        assert [vote.model for vote in Ensembles(repository).declared("ensemble").members] == ["beta"]
+        assert [member.model for member in Ensembles(repository).declared("ensemble").members] == ["beta"]
     place.chmod(0o755)
     assert os.listdir(place) == ["repository"]
     assert not list(repository.rglob(".*"))
     assert Ensembles(repository).check() == []
 
 
-def test_an_edit_waits_inside_a_model_that_changes_anyway(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staging_prefers_a_model_that_changes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = own(place / "repository")
-    made: list[Path] = []
-    make = tempfile.mkdtemp
+    created: list[Path] = []
+    create = tempfile.mkdtemp
 
     def recorded(suffix: str | None = None, prefix: str | None = None, dir: str | None = None) -> str:
-        folder = make(suffix, prefix, dir)
-        made.append(Path(folder))
+        folder = create(suffix, prefix, dir)
+        created.append(Path(folder))
         return folder
 
     monkeypatch.setattr(tempfile, "mkdtemp", recorded)
     with unprivileged():
-        write_plan(repository, {"beta/note.txt": b"x"})
-        write_plan(repository, {"gamma/config.pbtxt": b"x"})
-    where = [folder.parent.name for folder in made if ".staging-" in folder.name]
-    assert where[0] == "beta"
-    assert where[1].startswith("average_"), "a member whose folder changes is loaded again"
+        write_files(repository, {"beta/note.txt": b"x"})
+        write_files(repository, {"gamma/config.pbtxt": b"x"})
+    parents = [folder.parent.name for folder in created if ".staging-" in folder.name]
+    assert parents[0] == "beta"
+    assert parents[1].startswith("average_"), "Triton reloads a member whose folder changes"
 
 
-def test_an_empty_repository_holds_the_staging_folder_itself(place: Path) -> None:
+def test_an_empty_repository_contains_the_staging_folder(place: Path) -> None:
     repository = place / "repository"
     repository.mkdir()
-    give(repository)
+    give_to_nobody(repository)
     place.chmod(0o555)
     with unprivileged():
         check_writable(repository)
@@ -133,38 +133,38 @@ def test_an_empty_repository_holds_the_staging_folder_itself(place: Path) -> Non
         assert remove_stale_staging(repository) == [stale]
 
 
-def refusal(act: Callable[[], object]) -> PermissionError:
-    with unprivileged(), pytest.raises(PermissionError) as refused:
+def permission_error(act: Callable[[], object]) -> PermissionError:
+    with unprivileged(), pytest.raises(PermissionError) as caught:
         act()
-    return refused.value
+    return caught.value
 
 
-def test_without_the_right_to_write_the_repository_it_is_named(place: Path) -> None:
+def test_an_error_names_a_read_only_repository(place: Path) -> None:
     repository = tiny.write_repository(place / "repository")
     if not IS_ROOT:
         repository.chmod(0o555)
-    place.chmod(0o777)  # the parent can be written
+    place.chmod(0o777)  # The parent is writable.
     before = tiny.content(repository)
     for act in (
         lambda: check_writable(repository),
         lambda: Ensembles(repository).weight("ensemble", {"beta": 3.0}),
-        lambda: write_plan(repository, {"gamma/config.pbtxt": b"x"}),
+        lambda: write_files(repository, {"gamma/config.pbtxt": b"x"}),
         lambda: remove_files(repository, ["alpha"]),
     ):
-        error = refusal(act)
+        error = permission_error(act)
         assert (error.filename, "write permission" in str(error)) == (str(repository), True)
     assert tiny.content(repository) == before
     assert os.listdir(place) == ["repository"]
 
 
 @pytest.mark.parametrize("name", ["missing", "missing/deeper"])
-def test_a_repository_that_cannot_be_made_names_the_folder_that_is_there(place: Path, name: str) -> None:
+def test_an_error_names_the_existing_parent_of_a_new_repository(place: Path, name: str) -> None:
     place.chmod(0o555)
-    assert refusal(lambda: check_writable(place / name)).filename == str(place)
+    assert permission_error(lambda: check_writable(place / name)).filename == str(place)
 
 
 @pytest.mark.parametrize("model", ["ensemble", pytest.param("alpha", marks=SLOW)])
-def test_without_the_right_to_write_one_model_it_is_named_and_nothing_changes(place: Path, model: str) -> None:
+def test_an_error_names_a_read_only_model_and_nothing_changes(place: Path, model: str) -> None:
     repository = own(place / "repository", 0o777)
     if IS_ROOT:
         os.chown(repository / model, 0, 0)
@@ -172,11 +172,11 @@ def test_without_the_right_to_write_one_model_it_is_named_and_nothing_changes(pl
         (repository / model).chmod(0o555)
     before = tiny.content(repository)
     plan = {"gamma/config.pbtxt": b"x", f"{model}/config.pbtxt": b"x"}
-    assert refusal(lambda: write_plan(repository, plan)).filename == str(repository / model)
+    assert permission_error(lambda: write_files(repository, plan)).filename == str(repository / model)
     if model == "ensemble":
-        with unprivileged(), pytest.raises(EditFailedError, match=rf"write permission.*{repository / model}'") as failed:
+        with unprivileged(), pytest.raises(EditFailedError, match=rf"write permission.*{repository / model}'") as caught:
             Ensembles(repository).weight("ensemble", {"beta": 3.0})
-        assert isinstance(failed.value.__cause__, PermissionError)
+        assert isinstance(caught.value.__cause__, PermissionError)
     else:
         with unprivileged():
             Ensembles(repository).weight("ensemble", {"beta": 3.0})
@@ -187,33 +187,33 @@ def test_without_the_right_to_write_one_model_it_is_named_and_nothing_changes(pl
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="needs two users, so root")
-def test_files_of_somebody_else_in_a_folder_of_ones_own_are_replaced_and_put_back(place: Path) -> None:
-    """Under fs.protected_hardlinks they cannot be linked."""
+def test_files_of_another_user_are_replaced_and_restored(place: Path) -> None:
+    """With fs.protected_hardlinks, such files cannot be linked."""
     repository = own(place / "repository")
     config = repository / "ensemble/config.pbtxt"
     os.chown(config, 0, 0)
     before = config.read_bytes()
     with unprivileged():
         with pytest.raises(OSError, match="File name too long"):
-            write_plan(repository, {"ensemble/config.pbtxt": b"new", "ensemble/" + "x" * 250 + "/" + "y" * 300: b"x"})
+            write_files(repository, {"ensemble/config.pbtxt": b"new", "ensemble/" + "x" * 250 + "/" + "y" * 300: b"x"})
         assert config.read_bytes() == before
         Ensembles(repository).weight("ensemble", {"beta": 3.0})
     assert config.read_bytes() != before
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="needs two users, so root")
-def test_a_model_that_holds_a_folder_of_somebody_else_is_not_removed_by_halves(place: Path) -> None:
+def test_a_model_with_a_folder_of_another_user_is_not_partly_removed(place: Path) -> None:
     repository = own(place / "repository", 0o777)
     os.chown(repository / "alpha/1", 0, 0)
     before = tiny.content(repository)
-    error = refusal(lambda: remove_files(repository, ["beta", "alpha"]))
+    error = permission_error(lambda: remove_files(repository, ["beta", "alpha"]))
     assert error.filename == str(repository / "alpha/1")
     assert tiny.content(repository) == before
     assert os.listdir(place) == ["repository"]
 
 
 @SLOW
-def test_an_edit_that_waits_inside_a_model_loads_no_member_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_staging_inside_a_model_reloads_no_member(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from defensemble import Client
     from defensemble_server import ServeOptions, serve
 
@@ -221,19 +221,19 @@ def test_an_edit_that_waits_inside_a_model_loads_no_member_again(place: Path, mo
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         log = Path(server.state.log)
         before = log.read_text().count("loading: alpha:1")
-        with Client(server.grpc_url, admin_key=server.state.admin_key) as client, monkeypatch.context() as by_another, unprivileged():
-            by_another.setenv("XDG_STATE_HOME", str(place / "state"))  # which knows nothing of the server
+        with Client(server.grpc_url, admin_key=server.state.admin_key) as client, monkeypatch.context() as other_user, unprivileged():
+            other_user.setenv("XDG_STATE_HOME", str(place / "state"))  # It has no record of the server.
             edited = Ensembles(repository, client).weight("ensemble", {"beta": 3.0})
         assert edited.edit is not None
         assert log.read_text().count("loading: alpha:1") == before
-        answer = Client(server.grpc_url).predict(tiny.images(2), model="ensemble").probabilities
-    shares = 0.25 * tiny.softmax(tiny.logits(1, tiny.images(2))) + 0.75 * tiny.softmax(tiny.logits(2, tiny.images(2)))
-    assert abs(answer - shares).max() < 1e-5
+        probabilities = Client(server.grpc_url).predict(tiny.images(2), model="ensemble").probabilities
+    expected = 0.25 * tiny.softmax(tiny.logits(1, tiny.images(2))) + 0.75 * tiny.softmax(tiny.logits(2, tiny.images(2)))
+    assert abs(probabilities - expected).max() < 1e-5
     assert not list(repository.rglob(".*"))
 
 
 @SLOW
-def test_in_a_sticky_folder_of_all_users_it_is_staged_beside(place: Path) -> None:
+def test_in_a_sticky_folder_the_parent_contains_the_staging_folder(place: Path) -> None:
     repository = own(place / "repository", 0o1777)
     with unprivileged():
         Ensembles(repository).weight("ensemble", {"beta": 3.0})
@@ -241,7 +241,7 @@ def test_in_a_sticky_folder_of_all_users_it_is_staged_beside(place: Path) -> Non
 
 
 @SLOW
-def test_through_a_link_the_permissions_of_the_real_parent_count(place: Path) -> None:
+def test_the_permissions_of_the_resolved_parent_apply(place: Path) -> None:
     (place / "real").mkdir()
     repository = own(place / "real/repository")
     place.chmod(0o777)
@@ -252,7 +252,7 @@ def test_through_a_link_the_permissions_of_the_real_parent_count(place: Path) ->
     assert os.listdir(place / "real") == ["repository"]
 
 
-def test_who_may_not_read_the_parent_is_kept_apart_by_the_lock_on_the_repository(place: Path) -> None:
+def test_without_read_access_to_the_parent_the_repository_is_locked(place: Path) -> None:
     from defensemble_repository.errors import LockedError
     from defensemble_repository.lock import locked_within
 
@@ -263,9 +263,9 @@ def test_who_may_not_read_the_parent_is_kept_apart_by_the_lock_on_the_repository
         pass
 
 
-def test_a_file_is_written_durably_into_a_folder_that_cannot_be_read(place: Path) -> None:
+def test_write_atomic_writes_into_an_unreadable_folder(place: Path) -> None:
     (place / "drop").mkdir()
-    give(place / "drop")
+    give_to_nobody(place / "drop")
     (place / "drop").chmod(0o300)
     with unprivileged():
         write_atomic(place / "drop/file", b"content")
@@ -276,7 +276,7 @@ def test_a_file_is_written_durably_into_a_folder_that_cannot_be_read(place: Path
 
 
 @SLOW
-def test_a_repository_on_another_file_system_than_the_link_to_it(place: Path) -> None:
+def test_a_repository_on_another_file_system_than_its_link(place: Path) -> None:
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK) or memory.stat().st_dev == place.stat().st_dev:
         pytest.skip("needs a second file system at /dev/shm")

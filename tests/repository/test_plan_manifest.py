@@ -1,4 +1,4 @@
-"""The manifest beside a plan: written, read back, and refused where it is damaged."""
+"""The manifest of a TensorRT plan: written, read back, and rejected if it is damaged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MANIFEST = Manifest(
 )
 
 
-def test_it_is_read_back(tmp_path: Path) -> None:
+def test_a_manifest_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / MANIFEST_FILE
     assert read_manifest(path) is None
     path.write_bytes(MANIFEST.to_bytes())
@@ -41,9 +41,9 @@ def test_it_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"[" * 200_000], ids=["empty", "open", "bytes", "list", "nested"])
-def test_what_is_no_json_object(content: bytes) -> None:
-    with pytest.raises(ManifestError, match=r"^there "):
-        manifest_from_bytes(content, "there")
+def test_a_manifest_must_be_a_json_object(content: bytes) -> None:
+    with pytest.raises(ManifestError, match=r"^model.plan.json "):
+        manifest_from_bytes(content, "model.plan.json")
 
 
 versions = st.lists(st.integers(0, 99), min_size=2, max_size=4).map(lambda parts: ".".join(map(str, parts)))
@@ -64,7 +64,7 @@ def test_every_manifest_is_read_back(
         workspace_bytes=workspace,
         version_compatible=version_compatible,
     )
-    assert manifest_from_bytes(manifest.to_bytes(), "here") == manifest
+    assert manifest_from_bytes(manifest.to_bytes(), "model.plan.json") == manifest
 
 
 def changed(**changes: Any) -> bytes:
@@ -78,7 +78,7 @@ def without(name: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "facts"),
     [
         (b"", "line 1 column 1"),
         (MANIFEST.to_bytes()[:-20], "line 35 column 11"),
@@ -104,8 +104,8 @@ def without(name: str) -> bytes:
         ),
     ],
 )
-def test_a_damaged_one_says_what_is_wrong(content: bytes, told: str) -> None:
-    with raises(ManifestError, told) as raised:
-        manifest_from_bytes(content, "there/model.plan.json")
-    assert str(raised.value).startswith("there/model.plan.json ")
-    assert "--force" in str(raised.value)
+def test_a_damaged_manifest_states_the_problem(content: bytes, facts: str) -> None:
+    with raises(ManifestError, facts) as caught:
+        manifest_from_bytes(content, "folder/model.plan.json")
+    assert str(caught.value).startswith("folder/model.plan.json ")
+    assert "--force" in str(caught.value)

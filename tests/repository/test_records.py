@@ -1,4 +1,4 @@
-"""JSON records: strict types, and errors that name the key, what was got and what was expected."""
+"""JSON records: strict types, and errors with the key, the value and the expected type."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from defensemble_repository.records import checked_schema, json_values, record_from_values
+from defensemble_repository.records import checked_schema, parse_json, record_from_values
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Record:
 VALUES: dict[str, Any] = {"parts": [{"name": "a", "count": 1}], "share": 1, "texts": {"x": None, "\udcff": "\udc80"}}
 
 
-def test_a_record_is_read_as_its_type() -> None:
-    assert record_from_values(json_values(json.dumps(VALUES)), Record) == Record((Part("a", 1),), 1.0, VALUES["texts"])
+def test_json_is_converted_to_a_record() -> None:
+    assert record_from_values(parse_json(json.dumps(VALUES)), Record) == Record((Part("a", 1),), 1.0, VALUES["texts"])
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def test_a_record_is_read_as_its_type() -> None:
         ({"nested": {"x": {"y": {"name": "a"}}}}, ["`nested[...][...]`", "`count`", "{'name': 'a'}"]),
     ],
 )
-def test_what_is_wrong_is_named(changes: dict[str, Any], facts: list[str]) -> None:
-    with pytest.raises(ValueError, match="`") as refused:
+def test_an_error_names_the_key_and_the_value(changes: dict[str, Any], facts: list[str]) -> None:
+    with pytest.raises(ValueError, match="`") as caught:
         record_from_values(VALUES | changes, Record)
-    assert [fact for fact in facts if fact not in str(refused.value)] == []
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
-def test_a_long_value_is_cut() -> None:
-    with pytest.raises(ValueError, match="share") as refused:
+def test_a_long_value_is_shortened() -> None:
+    with pytest.raises(ValueError, match="share") as caught:
         record_from_values(VALUES | {"share": "x" * 10_000}, Record)
-    assert len(str(refused.value)) < 200
+    assert len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_a_long_value_is_cut() -> None:
     ["", "{", "NaN", "[Infinity]", "[" * 100_000, b"\xff", "9" * 5000],
     ids=["empty", "open", "nan", "infinity", "nested", "bytes", "digits"],
 )
-def test_what_is_no_json(text: str | bytes) -> None:
+def test_parse_json_rejects_invalid_json(text: str | bytes) -> None:
     with pytest.raises(ValueError, match=r"Expecting|JSON|nested|decode|digits"):
-        json_values(text)
+        parse_json(text)
 
 
 @pytest.mark.parametrize("values", [None, [], {}, {"schema": "other/1"}, {"schema": ["x"]}])
-def test_another_schema_is_refused(values: Any) -> None:
+def test_another_schema_is_rejected(values: Any) -> None:
     with pytest.raises(ValueError, match=r"mine/1|JSON object"):
         checked_schema(values, "mine/1")
     assert checked_schema({"schema": "mine/1", "a": 1}, "mine/1") == {"a": 1}

@@ -286,7 +286,7 @@ def test_a_docker_engine_on_another_machine_is_reported_as_unchecked(repository:
 def test_onnx_runtime_s_engines_need_a_folder_that_can_be_written(repository: Path, tmp_path: Path) -> None:
     folder = programs(tmp_path / "bin")
     runtime = Runtime("path", folder / "tritonserver", environment(folder))
-    settings = defensemble_export.KeptEngines(str(tmp_path / "engines"))
+    settings = defensemble_export.EngineCacheOptions(str(tmp_path / "engines"))
     write_profile(repository, "gpu-ort-tensorrt", settings)
     with raises(NotServableError, "engines | written"):
         fit(repository, runtime, "gpu-ort-tensorrt")

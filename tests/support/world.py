@@ -27,10 +27,10 @@ Votes = Mapping[str, float]
 
 def write_world(folder: Path) -> Path:
     """A repository of `a`, `b` at two versions, `c` and `d`; the ensemble `ensemble` is of `a`, `b@1` and `c`, each with weight 1."""
-    from defensemble_export import repository_plan, write_plan
+    from defensemble_export import repository_plan, write_files
 
     tiny.write_repository(folder, {"a": 1, "b": 2, "c": 3})
-    write_plan(folder, repository_plan(folder, [tiny.member("d", 4)], ensemble=None, max_batch_size=8))
+    write_files(folder, repository_plan(folder, [tiny.member("d", 4)], ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "b", 22)
     return folder
 

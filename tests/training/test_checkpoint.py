@@ -1,4 +1,4 @@
-"""Checkpoints: whole and equal when they come back, refused with a reason when they are not."""
+"""Checkpoints: round trips, and rejection of damaged files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def metadata_of(path: Path) -> dict[str, Any]:
 
 
 def rewrite(path: Path, *, tensors: dict[str, torch.Tensor] | None = None, metadata: dict[str, Any] | None = None) -> None:
-    """Write a checkpoint with safetensors' own writer, some of it changed, and the digest of that content."""
+    """Write a changed checkpoint with safetensors' own writer, with the digest of its content."""
     tensors = load_file(path) if tensors is None else tensors
     metadata = metadata_of(path) if metadata is None else metadata
     if "content_digest" in metadata:
@@ -63,11 +63,11 @@ def rewrite(path: Path, *, tensors: dict[str, torch.Tensor] | None = None, metad
 
 @pytest.mark.parametrize("pattern", ["neuron", "channel", "shared"])
 @pytest.mark.parametrize("blocks", [(0, 1, 2), (3, 4), ()])
-def test_what_is_saved_comes_back(tmp_path: Path, pattern: str, blocks: tuple[int, ...]) -> None:
+def test_checkpoint_round_trip(tmp_path: Path, pattern: str, blocks: tuple[int, ...]) -> None:
     spec = tiny_spec(pattern=pattern, blocks=blocks, sampling="exact", mask_seed=9)
     record = record_of(spec)
     module = build(spec)
-    module(torch.rand(4, 1, 8, 8))  # moves BatchNorm's statistics off their start
+    module(torch.rand(4, 1, 8, 8))  # so that BatchNorm's statistics differ from their initial values
     save_checkpoint(tmp_path / "a.safetensors", module, spec, record)
     back, back_spec, back_record = load_checkpoint(tmp_path / "a.safetensors")
 
@@ -84,14 +84,14 @@ def test_what_is_saved_comes_back(tmp_path: Path, pattern: str, blocks: tuple[in
     assert torch.equal(back(images), module.eval()(images))
 
 
-def test_metadata_is_read_without_the_tensors(saved: Path) -> None:
+def test_metadata_is_read_without_tensors(saved: Path) -> None:
     metadata = read_metadata(saved)
     module, spec, record = load_checkpoint(saved)
     assert (metadata.spec, metadata.record) == (spec, record)
     assert metadata.mask_digest == mask_digest(defect_masks(module))
 
 
-def test_the_same_network_gives_the_same_bytes(saved: Path) -> None:
+def test_same_network_gives_the_same_bytes(saved: Path) -> None:
     before = saved.read_bytes()
     for _ in range(5):
         save_checkpoint(saved, *load_checkpoint(saved))
@@ -105,7 +105,7 @@ def test_masks_are_bool_in_the_file(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_a_module_is_float32_whatever_the_file_holds(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_module_is_float32_whatever_the_dtype_of_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
     spec = tiny_spec()
     module = build(spec).to(dtype)
     save_checkpoint(tmp_path / "a.safetensors", module, spec, record_of(spec))
@@ -114,7 +114,7 @@ def test_a_module_is_float32_whatever_the_file_holds(tmp_path: Path, dtype: torc
     assert torch.equal(back.state_dict()["stem.conv.weight"], module.state_dict()["stem.conv.weight"].float())
 
 
-def test_saving_and_loading_leave_torchs_random_stream_alone(saved: Path) -> None:
+def test_saving_and_loading_do_not_use_the_global_random_generator(saved: Path) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -122,13 +122,13 @@ def test_saving_and_loading_leave_torchs_random_stream_alone(saved: Path) -> Non
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_missing_file_is_rejected(tmp_path: Path) -> None:
     with raises(CheckpointError, "none.safetensors | defensemble train"):
         load_checkpoint(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a device"])
-def test_what_is_no_file_is_refused_unopened(tmp_path: Path, kind: str) -> None:
+def test_irregular_files_are_rejected_without_opening(tmp_path: Path, kind: str) -> None:
     for name, error, read in (("a", CheckpointError, load_checkpoint), (STATE_FILE, TrainingError, lambda path: load_state(path.parent))):
         path = tmp_path / name
         if kind == "a FIFO":
@@ -139,48 +139,48 @@ def test_what_is_no_file_is_refused_unopened(tmp_path: Path, kind: str) -> None:
             read(path)
 
 
-def test_folder(tmp_path: Path) -> None:
+def test_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="folder"):
         load_checkpoint(tmp_path)
 
 
-@given(share=st.floats(0, 1, exclude_max=True))
-def test_truncated_anywhere(saved: Path, share: float) -> None:
+@given(fraction=st.floats(0, 1, exclude_max=True))
+def test_truncated_file_is_rejected(saved: Path, fraction: float) -> None:
     content = saved.read_bytes()
     cut = saved.with_name("cut.safetensors")
-    cut.write_bytes(content[: math.floor(share * len(content))])
+    cut.write_bytes(content[: math.floor(fraction * len(content))])
     with pytest.raises(CheckpointError, match="safetensors"):
         load_checkpoint(cut)
 
 
 @given(st.binary(max_size=200))
-def test_any_other_bytes(tmp_path: Path, content: bytes) -> None:
+def test_arbitrary_bytes_are_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
 
 
-@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), in_tensors=st.booleans())
-def test_any_flipped_bit_is_found(saved: Path, share: float, bit: int, in_tensors: bool) -> None:
+@given(fraction=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), in_tensors=st.booleans())
+def test_flipped_bit_is_detected(saved: Path, fraction: float, bit: int, in_tensors: bool) -> None:
     content = bytearray(saved.read_bytes())
     header = 8 + int.from_bytes(content[:8], "little")
     first, last = (header, len(content)) if in_tensors else (0, header)
-    position = first + int(share * (last - first))
+    position = first + int(fraction * (last - first))
     content[position] ^= 1 << bit
     damaged = saved.with_name("damaged.safetensors")
     damaged.write_bytes(content)
     try:
-        found = load_checkpoint(damaged)
+        loaded = load_checkpoint(damaged)
     except CheckpointError:
         return
-    assert not in_tensors  # what is left is another text of the same metadata, such as 1E-5 of 1e-5
-    assert found[1:] == load_checkpoint(saved)[1:]
+    assert not in_tensors  # the only undetected flips spell the same metadata differently, such as 1E-5 for 1e-5
+    assert loaded[1:] == load_checkpoint(saved)[1:]
     assert metadata_of(damaged) == metadata_of(saved)
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_the_error_of_a_flipped_bit_names_the_file_and_both_digests(tmp_path: Path, half: bool) -> None:
+def test_digest_error_names_the_file_and_both_digests(tmp_path: Path, half: bool) -> None:
     path = tmp_path / "a.safetensors"
     spec = tiny_spec()
     save_checkpoint(path, build(spec), spec, record_of(spec), half=half)
@@ -192,7 +192,7 @@ def test_the_error_of_a_flipped_bit_names_the_file_and_both_digests(tmp_path: Pa
     assert read_metadata(path).spec == spec
 
 
-def test_a_changed_mean_is_found(saved: Path) -> None:
+def test_changed_mean_is_detected(saved: Path) -> None:
     metadata = metadata_of(saved)
     metadata["spec"]["mean"] = [0.25]
     save_file(load_file(saved), saved, {"defensemble": json.dumps(metadata)})
@@ -200,7 +200,7 @@ def test_a_changed_mean_is_found(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-def test_the_digest_is_of_what_the_documentation_says(saved: Path) -> None:
+def test_content_digest_is_as_documented(saved: Path) -> None:
     metadata = metadata_of(saved)
     expected = metadata.pop("content_digest")
     hashed = hashlib.sha256(json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode() + b"\0")
@@ -209,35 +209,35 @@ def test_the_digest_is_of_what_the_documentation_says(saved: Path) -> None:
     assert hashed.hexdigest() == expected
 
 
-def test_a_file_of_before_the_digest_is_read(saved: Path) -> None:
+def test_file_without_digest_is_read_with_a_warning(saved: Path) -> None:
     metadata = {**metadata_of(saved), "format": 2}
     del metadata["content_digest"]
     module, spec, record = load_checkpoint(saved)
     rewrite(saved, metadata=metadata)
-    with pytest.warns(UncheckedContentWarning, match=r"network\.safetensors.*save_checkpoint\(") as noted:
+    with pytest.warns(UncheckedContentWarning, match=r"network\.safetensors.*save_checkpoint\(") as warned:
         old, old_spec, old_record = load_checkpoint(saved)
-    assert [one.filename for one in noted] == [__file__]
+    assert [warning.filename for warning in warned] == [__file__]
     assert (old_spec, old_record) == (spec, record)
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in old.state_dict().items())
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
-def test_safetensors_of_another_kind(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+def test_other_safetensors_files_are_rejected(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, path, metadata)
     with raises(CheckpointError, "safetensors | defensemble"):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize(("other", "mend"), [(4, "newer"), (1, "again"), (None, "train the network")])
-def test_a_format_of_another_version(saved: Path, other: int | None, mend: str) -> None:
+@pytest.mark.parametrize(("other", "fix"), [(4, "newer"), (1, "again"), (None, "Train the network")])
+def test_other_format_is_rejected(saved: Path, other: int | None, fix: str) -> None:
     rewrite(saved, metadata={**metadata_of(saved), "format": other})
-    with raises(CheckpointError, f"{other} | 2 | 3 | {mend}"):
+    with raises(CheckpointError, f"{other} | 2 | 3 | {fix}"):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
         ({"extra": 1}, "content_digest, format, mask_digest, record, spec | content_digest, extra, format"),
         ({"mask_digest": None}, "mask digest | None"),
@@ -247,10 +247,10 @@ def test_a_format_of_another_version(saved: Path, other: int | None, mend: str) 
         ({"record": None}, "record | null"),
     ],
 )
-def test_damaged_metadata(saved: Path, changes: dict[str, object], message: str) -> None:
+def test_damaged_metadata_is_rejected(saved: Path, changes: dict[str, object], facts: str) -> None:
     rewrite(saved, metadata={**metadata_of(saved), **changes})
     for read in (load_checkpoint, read_metadata):
-        with raises(CheckpointError, message):
+        with raises(CheckpointError, facts):
             read(saved)
 
 
@@ -271,7 +271,7 @@ def test_damaged_metadata(saved: Path, changes: dict[str, object], message: str)
         ("data", None),
     ],
 )
-def test_damaged_record(saved: Path, field: str, value: object) -> None:
+def test_damaged_record_is_rejected(saved: Path, field: str, value: object) -> None:
     metadata = metadata_of(saved)
     metadata["record"][field] = value
     rewrite(saved, metadata=metadata)
@@ -279,13 +279,13 @@ def test_damaged_record(saved: Path, field: str, value: object) -> None:
         load_checkpoint(saved)
 
 
-def test_metadata_that_is_no_json(saved: Path) -> None:
+def test_metadata_that_is_not_json_is_rejected(saved: Path) -> None:
     save_file(load_file(saved), saved, {"defensemble": "{"})
     with pytest.raises(CheckpointError, match="metadata"):
         load_checkpoint(saved)
 
 
-def test_missing_and_unexpected_tensors(saved: Path) -> None:
+def test_missing_and_unexpected_tensors_are_rejected(saved: Path) -> None:
     tensors = load_file(saved)
     tensors["block1.0.extra"] = tensors.pop("stem.defect.mask")
     rewrite(saved, tensors=tensors)
@@ -293,7 +293,7 @@ def test_missing_and_unexpected_tensors(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-def test_a_spec_of_another_width(saved: Path) -> None:
+def test_spec_of_another_width_is_rejected(saved: Path) -> None:
     metadata = metadata_of(saved)
     metadata["spec"]["width"] = 4
     rewrite(saved, metadata=metadata)
@@ -302,7 +302,7 @@ def test_a_spec_of_another_width(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"width": 4096}, {"input_shape": [1, 4096, 4096]}, {"width": 4096, "input_shape": [1, 4096, 4096]}])
-def test_a_spec_of_a_network_that_no_memory_holds(saved: Path, changes: dict[str, object]) -> None:
+def test_spec_of_a_network_larger_than_memory_is_rejected(saved: Path, changes: dict[str, object]) -> None:
     metadata = metadata_of(saved)
     metadata["spec"].update(changes)
     rewrite(saved, metadata=metadata)
@@ -315,7 +315,7 @@ def test_a_spec_of_a_network_that_no_memory_holds(saved: Path, changes: dict[str
     assert_facts(last, "CheckpointError: | spec")
 
 
-def test_a_mask_of_another_type(saved: Path) -> None:
+def test_mask_of_another_dtype_is_rejected(saved: Path) -> None:
     tensors = load_file(saved)
     tensors["stem.defect.mask"] = tensors["stem.defect.mask"].float()
     rewrite(saved, tensors=tensors)
@@ -325,7 +325,7 @@ def test_a_mask_of_another_type(saved: Path) -> None:
 
 @settings(max_examples=20)
 @given(data=st.data())
-def test_one_flipped_neuron_is_found(saved: Path, data: st.DataObject) -> None:
+def test_flipped_neuron_is_detected(saved: Path, data: st.DataObject) -> None:
     tensors = load_file(saved)
     name = data.draw(st.sampled_from(sorted(name for name in tensors if name.endswith(".mask"))))
     flat = tensors[name].view(-1)
@@ -339,15 +339,15 @@ def test_one_flipped_neuron_is_found(saved: Path, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("change", [{"mask_seed": 1}, {"keep": 0.4}, {"sampling": "exact"}])
-def test_a_spec_that_draws_other_masks(saved: Path, change: dict[str, object]) -> None:
+def test_spec_with_other_masks_is_rejected(saved: Path, change: dict[str, object]) -> None:
     metadata = metadata_of(saved)
     metadata["spec"].update(change)
     rewrite(saved, metadata=metadata)
-    with pytest.raises(CheckpointError, match=r"spec .*masks .*[0-9a-f]{8}"):
+    with pytest.raises(CheckpointError, match=r"masks .*[0-9a-f]{8}.* spec .*[0-9a-f]{8}"):
         load_checkpoint(saved)
 
 
-def test_a_module_that_is_not_the_specs_is_not_saved(tmp_path: Path) -> None:
+def test_module_that_does_not_match_the_spec_is_not_saved(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     spec = tiny_spec()
     for other in (tiny_spec(width=4), tiny_spec(blocks=(0,)), tiny_spec(keep=1.0)):
@@ -355,34 +355,34 @@ def test_a_module_that_is_not_the_specs_is_not_saved(tmp_path: Path) -> None:
             save_checkpoint(path, build(other), spec, record_of(spec))
     with pytest.raises(CheckpointError, match=r"masks .*[0-9a-f]{8}.*spec"):
         save_checkpoint(path, build(tiny_spec(mask_seed=1)), spec, record_of(spec))
-    with raises(CheckpointError, "2 classes | 3"):
+    with raises(CheckpointError, "2 class names | 3 classes"):
         save_checkpoint(path, build(spec), spec, record_of(spec, class_names=("a", "b")))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("write", ["save", "check"])
-def test_places_that_cannot_be_written(tmp_path: Path, write: str) -> None:
+def test_unwritable_paths_are_rejected(tmp_path: Path, write: str) -> None:
     spec = tiny_spec()
 
-    def attempt(path: Path) -> None:
+    def write_to(path: Path) -> None:
         if write == "save":
             save_checkpoint(path, build(spec), spec, record_of(spec))
         else:
             check_writable(path)
 
     with raises(CheckpointError, "nowhere | mkdir -p"):
-        attempt(tmp_path / "nowhere" / "a.safetensors")
+        write_to(tmp_path / "nowhere" / "a.safetensors")
     with pytest.raises(CheckpointError, match="folder"):
-        attempt(tmp_path)
+        write_to(tmp_path)
     long = tmp_path / ("x" * 250)
     with pytest.raises(OSError, match="too long") as caught:
-        attempt(long)
+        write_to(long)
     assert caught.value.filename == str(long)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_without_permission() -> None:
-    # Not tmp_path, whose parents are its owner's alone; root may write everywhere, hence the child becomes somebody else.
+def test_folder_without_permission_is_rejected() -> None:
+    # Not tmp_path, whose parents only its owner can enter. Root can write everywhere, so the child changes its user.
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o555)
         target = Path(folder) / "a.safetensors"
@@ -398,10 +398,10 @@ def test_a_folder_without_permission() -> None:
         assert list(Path(folder).iterdir()) == []
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved: Path) -> None:
+def test_full_disk_leaves_only_the_old_file(saved: Path) -> None:
     before = saved.read_bytes()
 
-    # In the child itself: a `preexec_fn` would run between fork and exec, where gRPC's threads of this process can end it.
+    # The child sets the limit itself: a `preexec_fn` runs between fork and exec, where gRPC's threads of this process can crash it.
     code = (
         "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "from defensemble_training import load_checkpoint, save_checkpoint\n"
@@ -414,7 +414,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(saved: Path) -> None:
     assert list(saved.parent.iterdir()) == [saved]
 
 
-def test_an_error_survives_pickling() -> None:
+def test_errors_can_be_pickled() -> None:
     import pickle
 
     from defensemble_training import DataError, SpecError, TrainingError
@@ -425,6 +425,6 @@ def test_an_error_survives_pickling() -> None:
         assert str(error) == "what"
 
 
-def test_spec_in_the_file_is_the_documented_json(saved: Path) -> None:
+def test_file_metadata_is_as_documented(saved: Path) -> None:
     assert ModelSpec.from_json(json.dumps(metadata_of(saved)["spec"])) == tiny_spec()
     assert list(metadata_of(saved)) == ["format", "spec", "mask_digest", "record", "content_digest"]

@@ -14,10 +14,10 @@ def test_public_names() -> None:
             *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "Compute", "DataError"),
             *("Dataset", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
             *("TrainingError", "TrainingProgress", "TrainingRecord", "UncheckedContentWarning", "adversarial_examples", "attack", "build"),
-            *("check_writable", "decoded_dataset"),
+            *("check_writable", "find_cached_dataset"),
             *("defect_mask", "defect_masks", "defective", "is_first_process"),
             *("load_checkpoint", "load_dataset"),
-            *("mask_digest", "read_metadata", "recipe_from_preset", "rounded_to_8_bits", "save_checkpoint"),
+            *("mask_digest", "read_metadata", "recipe_from_preset", "round_to_8_bits", "save_checkpoint"),
             *("train", "train_module"),
         ]
     )

@@ -1,4 +1,4 @@
-"""What a training record states of how images were brought to size, in this version's checkpoints and in older ones."""
+"""Preprocessing in the training records of new and older checkpoints."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ZOO = sorted((ROOT / "zoo/cifar10").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("rule", [None, Preprocessing("crop").to_values(), Preprocessing("squash").to_values()])
-def test_a_checkpoint_keeps_the_rule(tmp_path: Path, rule: dict[str, object] | None) -> None:
+def test_checkpoint_keeps_the_preprocessing(tmp_path: Path, rule: dict[str, object] | None) -> None:
     path, spec = tmp_path / "network.safetensors", tiny_spec()
     save_checkpoint(path, build(spec), spec, record_of(spec, preprocessing=rule))
     assert load_checkpoint(path)[2].preprocessing == rule
     assert read_metadata(path).record.preprocessing == rule
 
 
-def test_an_older_record_states_none() -> None:
+def test_older_record_has_no_preprocessing() -> None:
     record = record_of(tiny_spec())
     values = record.to_values()
     assert values.pop("preprocessing", "lacking") is None
@@ -33,13 +33,13 @@ def test_an_older_record_states_none() -> None:
 
 
 @pytest.mark.parametrize("rule", [{}, [], "crop", {"resize": "crop"}, {**Preprocessing().to_values(), "version": 99}])
-def test_an_unknown_rule_is_refused(rule: object) -> None:
+def test_unknown_rule_is_rejected(rule: object) -> None:
     values = {**record_of(tiny_spec()).to_values(), "preprocessing": rule}
     with raises(SpecError, f"training record | {rule}"):
         TrainingRecord.from_values(values)
 
 
-def test_the_shipped_networks_state_it() -> None:
+def test_zoo_checkpoints_have_preprocessing() -> None:
     assert len(ZOO) == 7
     assert {path.stem: read_metadata(path).record.preprocessing for path in ZOO} == {
         path.stem: Preprocessing("crop").to_values() for path in ZOO

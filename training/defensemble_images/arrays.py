@@ -1,7 +1,7 @@
-"""Images in `.npy` and `.npz` files: the header is read first, the data in pieces, straight to where they are to be.
+"""Read images from `.npy` and `.npz` files: first the header, then the data in chunks, directly into the result.
 
-A header states shape and type, so that what is too large or of another kind is refused before it is read. Of a `.npz` file of 3 MB, the
-arrays may take gigabytes.
+The header states shape and dtype, so arrays that are too large or of the wrong type are rejected before their data is read. The arrays of
+a 3 MB `.npz` file can take gigabytes.
 """
 
 from __future__ import annotations
@@ -19,174 +19,187 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import range_fault
-from .class_names import listed
+from .checks import range_problem
+from .class_names import format_names
 from .errors import ImagesError
-from .regular_files import irregular
+from .regular_files import irregular_file_kind
 
 _MAGIC = b"\x93NUMPY"
-_LONGEST_HEADER = 1 << 16
-_PIECE = 8 << 20
+_MAX_HEADER_BYTES = 1 << 16
+_CHUNK_BYTES = 8 << 20
 _SCALES: dict[type[np.generic], int] = {np.uint8: 255, np.uint16: 65535}  # of either byte order
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a file of which only the header was read."""
+    """An array in a `.npy` or `.npz` file. Only its header has been read.
 
-    where: str  # how errors name it
+    Example:
+        >>> array = npy_array(path)
+        >>> array.check_images((3, 32, 32))
+        >>> images = array.images()
+    """
+
+    where: str  # the array's name in error messages
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]  # no Python objects
+    dtype: np.dtype[Any]  # never Python objects
     fortran_order: bool  # whether the first axis varies fastest in the file
     path: Path
-    member: str | None  # of a `.npz` file; None: the file is a `.npy` file
+    member: str | None  # entry of the `.npz` file; None for a `.npy` file
     offset: int  # bytes before the data
 
     @property
     def float_bytes(self) -> int:
-        """Bytes of the array as float32."""
+        """Size of the array as float32, in bytes."""
         return 4 * math.prod(self.shape)
 
     def check_images(self, image_shape: tuple[int, int, int] | None = None) -> None:
-        """Raise where this does not hold images (n, C, H, W), with n at least 1, as far as its header shows.
+        """Check from the header that the array holds images (n, C, H, W) with n >= 1.
 
-        `image_shape` is (C, H, W) of each, -1 where any size will do; with None, any shape will do.
+        `image_shape` is the expected (C, H, W), with -1 for any size. None skips the shape check.
 
         Raises:
-            ImagesError: the type or the shape is another.
+            ImagesError: The dtype or the shape is wrong.
         """
         if self.dtype.type not in _SCALES and self.dtype.kind != "f":
             raise ImagesError(
-                f"{self.where} holds {self.dtype}, expected floats in [0, 1], uint8 (divided by 255) or uint16 (divided by 65,535): "
-                "convert it"
+                f"{self.where} has dtype {self.dtype}; expected floats in [0, 1], uint8 (divided by 255) or uint16 (divided by 65,535). "
+                "Convert the array."
             )
         if image_shape is None:
             return
-        fits = len(self.shape) == 4 and all(got == size or (size < 0 < got) for got, size in zip(self.shape[1:], image_shape, strict=True))
-        if not fits or self.shape[0] == 0:
-            wanted = ", ".join("any" if size < 0 else str(size) for size in image_shape)
+        matches = len(self.shape) == 4 and all(
+            got == size or (size < 0 < got) for got, size in zip(self.shape[1:], image_shape, strict=True)
+        )
+        if not matches or self.shape[0] == 0:
+            expected = ", ".join("any" if size < 0 else str(size) for size in image_shape)
             raise ImagesError(
-                f"{self.where} has the shape {self.shape}, expected images of the shape ({wanted}) in an array (N, {wanted}) with N of at "
-                "least 1"
+                f"{self.where} has the shape {self.shape}; expected images of the shape ({expected}) in an array (N, {expected}) with N of "
+                "at least 1"
             )
 
     def images(self, rows: NDArray[np.intp] | None = None) -> NDArray[np.float32]:
-        """Read images, float32 (n, C, H, W) in [0, 1]: uint8 divided by 255, uint16 by 65,535, floats as they are.
+        """Read images as float32 (n, C, H, W) in [0, 1]: uint8 divided by 255, uint16 by 65,535, floats unchanged.
 
-        `rows` states which ones, in ascending order; None: all.
+        `rows` selects images by index, in ascending order. None reads all.
 
         Raises:
-            ImagesError: the file is damaged, the type is another, or a value is outside of [0, 1].
-            OSError: the file cannot be read.
+            ImagesError: The file is damaged, the dtype is wrong, or a value is outside [0, 1].
+            OSError: The file cannot be read.
         """
         self.check_images()
-        chosen = np.arange(self.shape[0]) if rows is None else rows
-        images = np.empty((len(chosen), *self.shape[1:]), np.float32)
-        for start, piece in self._pieces():
+        selected = np.arange(self.shape[0]) if rows is None else rows
+        images = np.empty((len(selected), *self.shape[1:]), np.float32)
+        for start, chunk in self._chunks():
             if self.fortran_order:
-                images.T[start : start + len(piece)] = _floats(piece[..., chosen])
+                images.T[start : start + len(chunk)] = _to_float(chunk[..., selected])
             else:
-                first, last = np.searchsorted(chosen, (start, start + len(piece)))
-                images[first:last] = _floats(piece[chosen[first:last] - start])
-        self._check_range(images, chosen)
+                first, last = np.searchsorted(selected, (start, start + len(chunk)))
+                images[first:last] = _to_float(chunk[selected[first:last] - start])
+        self._check_range(images, selected)
         return images
 
     def batches(self) -> Iterator[NDArray[np.float32]]:
-        """Read all images in order, a few megabytes at a time (in Fortran order, all at once); raises as `images` does."""
+        """Yield all images in order, a few megabytes at a time (one batch for Fortran order). Raises the same errors as `images`."""
         self.check_images()
         if self.fortran_order:
             yield self.images()
             return
-        for start, piece in self._pieces():
-            images = _floats(piece)
-            self._check_range(images, np.arange(start, start + len(piece)))
+        for start, chunk in self._chunks():
+            images = _to_float(chunk)
+            self._check_range(images, np.arange(start, start + len(chunk)))
             yield images
 
     def values(self) -> NDArray[Any]:
-        """Read the whole array as it is; raises as `images` does, for a damaged file."""
+        """Read the whole array unconverted. Raises the same errors as `images` for a damaged file."""
         values = np.empty(self.shape, self.dtype)
-        for start, piece in self._pieces():
-            (values.T if self.fortran_order else values)[start : start + len(piece)] = piece
+        for start, chunk in self._chunks():
+            (values.T if self.fortran_order else values)[start : start + len(chunk)] = chunk
         return values
 
-    def _pieces(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Return parts of the array along the axis that varies slowest in the file, each with its start on it."""
+    def _chunks(self) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield (start, chunk) along the axis that varies slowest in the file."""
         shape = self.shape[::-1] if self.fortran_order else self.shape
         row = math.prod(shape[1:])
-        step = max(1, _PIECE // max(1, row * self.dtype.itemsize))
-        with _reading(self.path, self.where), _stream(self.path, self.member) as stream:
-            _read(stream, self.offset)
+        step = max(1, _CHUNK_BYTES // max(1, row * self.dtype.itemsize))
+        with _translated_errors(self.path, self.where), _open_stream(self.path, self.member) as stream:
+            _read_exactly(stream, self.offset)
             for start in range(0, shape[0], step):
                 count = min(step, shape[0] - start)
-                data = _read(stream, count * row * self.dtype.itemsize)
+                data = _read_exactly(stream, count * row * self.dtype.itemsize)
                 yield start, np.frombuffer(data, self.dtype, count * row).reshape(count, *shape[1:])
 
     def _check_range(self, images: NDArray[np.float32], rows: NDArray[np.intp]) -> None:
         if self.dtype.type in _SCALES or not images.size or (images.min() >= 0 and images.max() <= 1):  # NaN fails it
             return
         for row, image in zip(rows.tolist(), images, strict=True):
-            fault = range_fault(image, f"image {row} of {self.where}")
-            if fault is not None:
-                raise ImagesError(fault)
+            problem = range_problem(image, f"image {row} of {self.where}")
+            if problem is not None:
+                raise ImagesError(problem)
 
 
 def npy_array(path: Path) -> StoredArray:
     """Read the header of a `.npy` file.
 
     Raises:
-        ImagesError: it is another file, or is shorter than its header states.
-        OSError: the file cannot be read.
+        ImagesError: The file is not a `.npy` file, or is shorter than its header states.
+        OSError: The file cannot be read.
     """
     _check_regular(path)
-    with _reading(path, str(path)), path.open("rb") as stream:
-        return _stored(stream, str(path), path, None, path.stat().st_size)
+    with _translated_errors(path, str(path)), path.open("rb") as stream:
+        return _read_header(stream, str(path), path, None, path.stat().st_size)
 
 
 def npz_arrays(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, StoredArray]:
-    """Read the headers of arrays in a `.npz` file: of the required ones, and of the optional ones that it holds.
+    """Read the headers of arrays in a `.npz` file.
+
+    Args:
+        path: The file.
+        required: Arrays that the file must hold.
+        optional: Arrays that are returned if the file holds them.
 
     Raises:
-        ImagesError: it is another file, lacks an array, or an array is shorter than its header states.
-        OSError: the file cannot be read.
+        ImagesError: The file is not a `.npz` file, lacks an array, or an array is shorter than its header states.
+        OSError: The file cannot be read.
     """
     _check_regular(path)
-    found: dict[str, StoredArray] = {}
-    with _reading(path, str(path)), path.open("rb") as file:
+    arrays: dict[str, StoredArray] = {}
+    with _translated_errors(path, str(path)), path.open("rb") as file:
         if file.read(len(_MAGIC)) == _MAGIC:
-            raise ImagesError(f"{path} holds a single array, as a .npy file does, expected a .npz file: save it by numpy.savez")
+            raise ImagesError(f"{path} is a .npy file with a single array; expected a .npz file. Save it with numpy.savez.")
         with ZipFile(file) as archive:
-            held = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            missing = [name for name in required if name not in held]
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            missing = [name for name in required if name not in members]
             if missing:
                 raise ImagesError(
-                    f"{path} lacks {' and '.join(missing)}: it holds {listed(list(held)) or 'nothing'}, expected the arrays "
-                    f"{' and '.join(required)}: save it by numpy.savez"
+                    f"{path} lacks {' and '.join(missing)}: it holds {format_names(list(members)) or 'nothing'}; expected the arrays "
+                    f"{' and '.join(required)}. Save them with numpy.savez."
                 )
-            for name in (*required, *(one for one in optional if one in held)):
-                with archive.open(held[name]) as stream:
+            for name in (*required, *(name for name in optional if name in members)):
+                with archive.open(members[name]) as stream:
                     where = f"the array `{name}` of {path}"
-                    found[name] = _stored(stream, where, path, held[name].filename, held[name].file_size)
-    return found
+                    arrays[name] = _read_header(stream, where, path, members[name].filename, members[name].file_size)
+    return arrays
 
 
-def _stored(stream: IO[bytes], where: str, path: Path, member: str | None, size: int) -> StoredArray:
-    head = io.BytesIO(stream.read(_LONGEST_HEADER))  # a header that claims more is damaged
+def _read_header(stream: IO[bytes], where: str, path: Path, member: str | None, size: int) -> StoredArray:
+    head = io.BytesIO(stream.read(_MAX_HEADER_BYTES))  # a longer header is damaged
     version = np.lib.format.read_magic(head)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:
-        raise ImagesError(f"{where} has the format {version}, expected 1.0 or 2.0, as of an array of numbers")
+        raise ImagesError(f"{where} has the format {version}; expected 1.0 or 2.0, the formats of numeric arrays")
     shape, fortran_order, dtype = read(head)
     if dtype.hasobject:
-        raise ImagesError(f"{where} holds Python objects, which are not read (pickles can run programs): save an array of numbers")
-    stored = StoredArray(where, shape, dtype, fortran_order, path, member, head.tell())
-    needed = stored.offset + dtype.itemsize * math.prod(shape)
-    if min(shape, default=0) < 0 or needed > size:
-        raise ImagesError(f"{where} is cut short or damaged: it has {size:,} bytes, and its header states {needed:,}")
-    return stored
+        raise ImagesError(f"{where} holds Python objects, which are not read (pickles can run programs). Save a numeric array.")
+    array = StoredArray(where, shape, dtype, fortran_order, path, member, head.tell())
+    expected = array.offset + dtype.itemsize * math.prod(shape)
+    if min(shape, default=0) < 0 or expected > size:
+        raise ImagesError(f"{where} is truncated or damaged: it has {size:,} bytes, but its header states {expected:,}")
+    return array
 
 
-def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # infinite values are reported as outside of the range
+def _to_float(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # the range check reports infinite values
         floats = values.astype(np.float32)
     if values.dtype.type in _SCALES:
         floats /= np.float32(_SCALES[values.dtype.type])
@@ -194,30 +207,30 @@ def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _check_regular(path: Path) -> None:
-    kind = irregular(path.stat().st_mode)
-    if kind is not None and not path.is_dir():  # opening a folder is an error, and does not wait
-        raise ImagesError(f"{path} is {kind}, expected a regular file")
+    kind = irregular_file_kind(path.stat().st_mode)
+    if kind is not None and not path.is_dir():  # opening a folder fails immediately, it never blocks
+        raise ImagesError(f"{path} is {kind}; expected a regular file")
 
 
 @contextmanager
-def _reading(path: Path, where: str) -> Iterator[None]:
-    """Report whatever a damaged file makes numpy and zipfile raise as an `ImagesError`."""
+def _translated_errors(path: Path, where: str) -> Iterator[None]:
+    """Raise every error that numpy and zipfile raise for a damaged file as an `ImagesError`."""
     try:
         yield
     except (ImagesError, MemoryError):
         raise
     except Exception as error:
-        # EINVAL: an offset in a damaged archive leads before the start of the file.
+        # EINVAL: an offset in a damaged archive points before the start of the file.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             if error.filename is None:
                 error.filename = str(path)
             raise
-        kind = "a .npz file" if isinstance(error, BadZipFile) else "an array of numbers, as numpy saves it,"
+        kind = "a .npz file" if isinstance(error, BadZipFile) else "an array of numbers saved by numpy,"
         raise ImagesError(f"{where} is not {kind} or is damaged: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
 
 
 @contextmanager
-def _stream(path: Path, member: str | None) -> Iterator[IO[bytes]]:
+def _open_stream(path: Path, member: str | None) -> Iterator[IO[bytes]]:
     if member is None:
         with path.open("rb") as stream:
             yield stream
@@ -226,7 +239,7 @@ def _stream(path: Path, member: str | None) -> Iterator[IO[bytes]]:
             yield stream
 
 
-def _read(stream: IO[bytes], count: int) -> bytes:
+def _read_exactly(stream: IO[bytes], count: int) -> bytes:
     data = stream.read(count)
     if len(data) != count:
         raise EOFError("it ends too early")

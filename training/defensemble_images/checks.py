@@ -1,4 +1,4 @@
-"""One check for arrays of images, float32 (N, C, H, W) in [0, 1], for every package; each raises what is wrong as its own error."""
+"""Check arrays of images, float32 (N, C, H, W) in [0, 1]. Each package raises the returned text as its own error."""
 
 from __future__ import annotations
 
@@ -9,18 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def image_fault(
+def image_problem(
     images: object,
     name: str = "images",
     *,
     shape: Sequence[int | None] = (None, None, None),
-    taker: str = "",
+    consumer: str = "",
     in_range: bool = True,
 ) -> str | None:
-    """Return what is wrong with images, called `name`, and how to fix it; None where nothing is.
+    """Describe what is wrong with images and how to fix it, or return None if they are valid.
 
-    They must be a plain numpy array, float32 (N, C, H, W) in [0, 1], with N at least 1. `shape` holds C, H and W, None for any; `taker`
-    needs it, such as "model 'alpha'". Without `in_range` the values are not looked at, which saves a pass over them.
+    Valid images are a plain numpy array, float32 (N, C, H, W) in [0, 1], with N >= 1.
+
+    Args:
+        images: The value to check.
+        name: Name of the images in the text.
+        shape: Expected (C, H, W), with None for any size.
+        consumer: What requires this shape, such as "model 'alpha'".
+        in_range: Whether to check the values. False saves a pass over them.
+
+    Example:
+        >>> image_problem(np.zeros((1, 3, 32, 32), np.float32), shape=(3, 28, 28), consumer="model 'alpha'")
+        "images must have the shape (N, 3, 28, 28) for model 'alpha', got (1, 3, 32, 32)"
     """
     if not isinstance(images, np.ndarray):
         got = f"{type(images).__module__}.{type(images).__qualname__}"
@@ -30,24 +40,30 @@ def image_fault(
     if images.dtype != np.float32:
         fix = "images.astype(numpy.float32) / 255" if images.dtype == np.uint8 else "images.astype(numpy.float32), with values in [0, 1]"
         return f"{name} must be float32 in [0, 1], got {images.dtype}: pass {fix}"
-    if images.ndim != 4 or any(want not in (None, got) for want, got in zip(shape, images.shape[1:], strict=True)):
-        wanted = ", ".join(letter if size is None else str(size) for letter, size in zip("CHW", shape, strict=True))
-        return f"{name} must have the shape (N, {wanted}){' for ' * bool(taker)}{taker}, got {images.shape}{_shape_fix(images, shape)}"
+    if images.ndim != 4 or any(size not in (None, got) for size, got in zip(shape, images.shape[1:], strict=True)):
+        expected = ", ".join(letter if size is None else str(size) for letter, size in zip("CHW", shape, strict=True))
+        needed_by = f" for {consumer}" if consumer else ""
+        return f"{name} must have the shape (N, {expected}){needed_by}, got {images.shape}{_shape_fix(images, shape)}"
     if images.shape[0] == 0:
-        return f"{name} must be at least one, got an empty batch of shape {images.shape}"
-    return range_fault(np.asarray(images), name) if in_range else None
+        return f"{name} must hold at least one image, got an empty batch of shape {images.shape}"
+    return range_problem(np.asarray(images), name) if in_range else None
 
 
-def range_fault(images: NDArray[Any], name: str = "images") -> str | None:
-    """Return what is wrong with the values of floats, at least one, that must lie in [0, 1]; None where nothing is."""
+def range_problem(images: NDArray[Any], name: str = "images") -> str | None:
+    """Describe the values of an array that are outside [0, 1], or return None if none are.
+
+    Args:
+        images: A float array with at least one value.
+        name: Name of the images in the text.
+    """
     low, high = np.minimum.reduce(images, axis=None), np.maximum.reduce(images, axis=None)
-    if low >= 0 and high <= 1:  # NaN, which min and max pass on, fails it
+    if low >= 0 and high <= 1:  # False for NaN, which min and max propagate
         return None
     bad = np.count_nonzero(~np.isfinite(images))
     if bad:
         return f"{name} must be finite, got {bad} values that are NaN or infinite; expected values in [0, 1]"
-    fix = "divide by 255" if low >= 0 and 4 < high <= 255 else "undo the normalisation, which is the model's own first layer, or clip"
-    return f"{name} must lie in [0, 1], got values from {low:.6g} to {high:.6g}: {fix}"
+    fix = "divide by 255" if low >= 0 and 4 < high <= 255 else "undo the normalisation (it is the model's first layer), or clip the values"
+    return f"{name} must be in [0, 1], got values from {low:.6g} to {high:.6g}: {fix}"
 
 
 def _shape_fix(images: NDArray[Any], shape: Sequence[int | None]) -> str:

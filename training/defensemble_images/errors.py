@@ -1,23 +1,28 @@
 """The errors of the image reader.
 
-ImagesError(ValueError)           everything below, and a folder that is not laid out as expected
-├── DamagedImageError             an image that cannot be decoded, or is larger than is accepted
-├── ImageSizeError                an image of another size than the network takes, and no rule to resize it by
-├── MemoryLimitError              data that would take more memory than is allowed
-└── ClassNamesError               class names that are repeated, or that do not match those of the model
+ImagesError(ValueError)           base class; also a folder with an unexpected layout
+├── DamagedImageError             an image cannot be decoded or is too large
+├── ImageSizeError                an image does not have the network's input size, and no resize rule is known
+├── MemoryLimitError              data needs more memory than allowed
+└── ClassNamesError               class names are repeated or do not match the model's
 
-What the operating system refuses (a file without permission, a read error) stays an `OSError` that names the file.
+Errors of the operating system (no permission, a read error) stay an `OSError` that names the file.
 """
 
 from __future__ import annotations
 
 
 class ImagesError(ValueError):
-    """Image data is not what it must be; the message states what was found, what was expected and how to fix it."""
+    """Image data is invalid. The message states what was found, what was expected and how to fix it."""
 
 
 class DamagedImageError(ImagesError):
-    """An image cannot be decoded: `where` it is (a path, or a file with a row), and the `reason`."""
+    """An image cannot be decoded.
+
+    Attributes:
+        where: The image: a path, or a file and a row.
+        reason: Why it cannot be decoded.
+    """
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(where, reason)
@@ -26,18 +31,18 @@ class DamagedImageError(ImagesError):
 
     def __str__(self) -> str:
         return (
-            f"{self.where} cannot be decoded: {self.reason}; repair or remove it, or leave out damaged images: skip_damaged=True, on the "
-            "command line --skip-damaged"
+            f"{self.where} cannot be decoded: {self.reason}. Repair or remove it, or skip damaged images with skip_damaged=True "
+            "(--skip-damaged)."
         )
 
 
 class ImageSizeError(ImagesError):
-    """An image has another size than the network takes, and there is no rule to resize it by."""
+    """An image does not have the network's input size, and no resize rule is known."""
 
 
 class MemoryLimitError(ImagesError):
-    """Data would take more memory than is allowed."""
+    """Data needs more memory than allowed."""
 
 
 class ClassNamesError(ImagesError):
-    """Class names are repeated, or do not match those of the model."""
+    """Class names are repeated or do not match the model's."""

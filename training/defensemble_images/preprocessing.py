@@ -1,4 +1,4 @@
-"""How an image is brought to the size that a network takes, and how that is recorded."""
+"""Resize images to a network's input size, and record how."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ if TYPE_CHECKING:
 
 VERSION = 1
 RESIZES = ("crop", "squash")
-_LONGEST = 16  # times the short side; longer images are cut before they are scaled
+_MAX_ASPECT_RATIO = 16  # longer images are cropped before they are scaled
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The rule by which images of another size are brought to the size of a network.
+    """How images are resized to a network's input size.
 
-    Both rules resample with Pillow's bicubic filter, which is antialiased. An image that has the size already is not touched.
+    Both rules resample with Pillow's bicubic filter, which is antialiased. An image that already has the size is not changed.
 
     Attributes:
-        resize: `crop` scales the image until it just covers the size (its short side, for a square) and keeps the centre; `squash` scales
-            height and width separately.
+        resize: `crop` scales the image until it just covers the size, then crops the centre; `squash` scales height and width separately.
 
     Raises:
-        ImagesError: there is no such rule.
+        ImagesError: `resize` is not a known rule.
 
     Example:
         >>> Preprocessing().to_json()
@@ -51,23 +50,27 @@ class Preprocessing:
 
     @classmethod
     def from_values(cls, values: object, where: str) -> Preprocessing:
-        """Read what `to_values` returned; `where` is what carries it, for errors.
+        """Read the result of `to_values`.
+
+        Args:
+            values: The JSON object.
+            where: What holds it, for errors.
 
         Raises:
-            ImagesError: it is something else, such as a rule of a later version.
+            ImagesError: The value is not a known rule; it may be one of a later version.
         """
         if isinstance(values, Mapping) and values.get("resize") in RESIZES:
             rule = cls(values["resize"])
             if dict(values) == rule.to_values():
                 return rule
         raise ImagesError(
-            f"the `preprocessing` of {where} is {str(values)[:200]}, expected {cls().to_json()} or the same with another `resize` "
-            f"({', '.join(RESIZES)}): export the model again, or update defensemble"
+            f"the `preprocessing` of {where} is {str(values)[:200]}; expected {cls().to_json()} or the same with another `resize` "
+            f"({', '.join(RESIZES)}). Export the model again, or update defensemble."
         )
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Preprocessing:
-        """Read what `to_json` returned; otherwise as `from_values`."""
+        """Read the result of `to_json`. See `from_values`."""
         try:
             values: object = json.loads(text)
         except (ValueError, RecursionError):
@@ -75,7 +78,7 @@ class Preprocessing:
         return cls.from_values(values, where)
 
     def fit(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """Bring an image of mode L, RGB, RGBa or F to a size in pixels."""
+        """Resize an image of mode L, RGB, RGBa or F to a size in pixels."""
         from PIL import Image
 
         if image.size == (width, height):
@@ -85,10 +88,10 @@ class Preprocessing:
         scale = max(width / image.width, height / image.height)
         scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
         left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-        if scaled[0] * scaled[1] <= _LONGEST * width * height:
-            whole = image if scaled == image.size else image.resize(scaled, Image.Resampling.BICUBIC)
-            return whole.crop((left, top, left + width, top + height))
-        # Scaled as a whole, a thin image would become many times larger than what is kept of it.
-        across, down = image.width / scaled[0], image.height / scaled[1]
-        right, bottom = min((left + width) * across, image.width), min((top + height) * down, image.height)
-        return image.resize((width, height), Image.Resampling.BICUBIC, box=(left * across, top * down, right, bottom))
+        if scaled[0] * scaled[1] <= _MAX_ASPECT_RATIO * width * height:
+            resized = image if scaled == image.size else image.resize(scaled, Image.Resampling.BICUBIC)
+            return resized.crop((left, top, left + width, top + height))
+        # Scaling a thin image before cropping would make it many times larger than the crop.
+        factor_x, factor_y = image.width / scaled[0], image.height / scaled[1]
+        right, bottom = min((left + width) * factor_x, image.width), min((top + height) * factor_y, image.height)
+        return image.resize((width, height), Image.Resampling.BICUBIC, box=(left * factor_x, top * factor_y, right, bottom))

@@ -1,12 +1,12 @@
-"""One image, whatever its format, as pixels: the rule that training, export, `predict` and the probes share.
+"""Decode one image of any format to pixels, by the rules that training, export, `predict` and the probes share.
 
-- EXIF orientation is followed, also where it is kept in XMP.
-- Transparent pixels are shown over black: alpha channels, transparent palette entries, and the colour key of a PNG (which Pillow
+- EXIF orientation is applied, also if it is stored in XMP.
+- Transparent pixels are composited over black: alpha channels, transparent palette entries, and the colour key of a PNG (which Pillow
   finds at 8 bits, and in grey at 16).
-- A channel of 8 bits is divided by 255, a grey one of 16 bits by 65,535. Pillow keeps the upper 8 bits of 16-bit colour.
-- CMYK, YCbCr and palettes become RGB as Pillow converts them; colours become grey by its weights (ITU-R 601-2).
-- Modes I and F (32 bits a pixel) have no known range and are refused.
-- Of an animation, the first frame is read.
+- 8-bit channels are divided by 255, 16-bit grey by 65,535. Pillow keeps the upper 8 bits of 16-bit colour.
+- Pillow converts CMYK, YCbCr and palettes to RGB, and colour to grey (ITU-R 601-2 weights).
+- Modes I and F (32 bits per pixel) have no known range and are rejected.
+- Only the first frame of an animation is read.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from numpy.typing import NDArray
 
 from .errors import DamagedImageError, ImagesError, ImageSizeError
 from .preprocessing import Preprocessing
-from .regular_files import irregular
+from .regular_files import irregular_file_kind
 
 if TYPE_CHECKING:
     from PIL import Image
 
 RULES = "2"
-"""Version of these rules and of those in `preprocessing`; a change makes cached images be decoded again."""
+"""Version of these rules and of those in `preprocessing`. Cached images are decoded again when it changes."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-# Not all that Pillow knows: some of its formats start other programs.
+# Not every format of Pillow: some start other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-LARGEST_IMAGE = 64_000_000
-"""Pixels; a file of a few kilobytes can claim more, and would take gigabytes when it is decoded."""
+MAX_PIXELS = 64_000_000
+"""Largest accepted image. A file of a few kilobytes can claim more pixels, and decoding it would need gigabytes."""
 MODES = {1: "L", 3: "RGB"}
 _GREY_MODES = ("1", "L", "LA", "La", "I")
 
@@ -42,20 +42,24 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """One image before it is decoded."""
+class EncodedImage:
+    """An image before it is decoded.
 
-    where: str  # how an error names it: a path, or a file with a row
-    data: bytes | Path | None  # the encoded bytes, or the file that holds nothing else; None where there are none
+    Example:
+        >>> decode_image(EncodedImage("cat.png", Path("cat.png")), 3, None).pixels.shape
+    """
+
+    where: str  # its name in error messages: a path, or a file and a row
+    data: bytes | Path | None  # the encoded bytes, or the image file; None if the bytes are missing
 
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
     """The pixels of an image."""
 
-    pixels: Pixels  # (C, H, W): uint8 in 0 to 255, or float32 in [0, 1] where the image has 16 bits a pixel
+    pixels: Pixels  # (C, H, W): uint8 in 0 to 255, or float32 in [0, 1] if the image has 16 bits per pixel
     format: str  # Pillow's name, such as `JPEG`
-    animated: bool  # whether the file holds more frames, which were not read
+    animated: bool  # whether the file has more frames, which were not read
 
     @property
     def floats(self) -> NDArray[np.float32]:
@@ -64,7 +68,7 @@ class DecodedImage:
 
 
 def floats_from_pixels(pixels: Pixels) -> NDArray[np.float32]:
-    """Return pixels of any shape as float32 in [0, 1]: uint8 divided by 255, float32 as it is."""
+    """Convert pixels of any shape to float32 in [0, 1]: uint8 divided by 255, float32 unchanged."""
     if pixels.dtype == np.uint8:
         scaled: NDArray[np.float32] = pixels.astype(np.float32) / np.float32(255)
         return scaled
@@ -72,7 +76,7 @@ def floats_from_pixels(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def decode_image(
-    image: Encoded,
+    image: EncodedImage,
     channels: int,
     size: tuple[int, int] | None,
     preprocessing: Preprocessing | None = None,
@@ -81,20 +85,25 @@ def decode_image(
     """Decode an image.
 
     Args:
-        image: a file or encoded bytes.
+        image: A file or encoded bytes.
         channels: 1 for grey, 3 for RGB.
-        size: (height, width) that the network takes; None: as the image has it.
-        preprocessing: how to bring the image to `size`; None: it must have that size.
-        on_pixels: called with the number of pixels that the header states, before they are decoded; it may raise an `ImagesError`.
+        size: (height, width) of the result. None keeps the image's size.
+        preprocessing: How to resize the image to `size`. None requires that it has this size.
+        on_pixels: Called before decoding with the number of pixels that the header states. It may raise an `ImagesError`.
 
     Raises:
-        DamagedImageError: it cannot be decoded, has a mode without a known range, or more than `LARGEST_IMAGE` pixels.
-        ImageSizeError: it has another size, and there is no `preprocessing`.
-        OSError: the file cannot be read; names the file.
+        DamagedImageError: The image cannot be decoded, its mode has no known range, or it has more than `MAX_PIXELS` pixels.
+        ImageSizeError: The image has another size and `preprocessing` is None.
+        OSError: The file cannot be read. The error names the file.
+
+    Example:
+        >>> image = decode_image(EncodedImage("cat.png", Path("cat.png")), 3, (32, 32), Preprocessing("crop"))
+        >>> image.floats.shape
+        (3, 32, 32)
     """
     from PIL import Image, ImageOps
 
-    with _opened(image) as opened:
+    with _open_image(image) as opened:
         animated = opened.format != "MPO" and bool(getattr(opened, "is_animated", False))
         if on_pixels is not None:
             on_pixels(opened.width * opened.height)
@@ -103,51 +112,50 @@ def decode_image(
             ImageOps.exif_transpose(opened, in_place=True)
         except MemoryError:
             raise
-        except Exception:  # unreadable EXIF data names no orientation, as for other programs; the pixels are intact
+        except Exception:  # the pixels are intact; like other programs, ignore unreadable EXIF data
             pass
-        kind = opened.format or "unknown"
-        flat = _flattened(opened, channels, kind)
+        image_format = opened.format or "unknown"
+        flat = _flatten(opened, channels, image_format)
         if size is not None and flat.size != size[::-1]:
             if preprocessing is None:
                 raise ImageSizeError(
-                    f"{image.where} is {flat.width} x {flat.height} pixels (width x height), the model takes {size[1]} x {size[0]}, and no "
-                    "rule is known by which its images are resized: pass --resize crop (scale, then cut out the centre) or --resize squash "
-                    "(scale height and width separately), whichever the network was trained with"
+                    f"{image.where} is {flat.width} x {flat.height} pixels (width x height); expected {size[1]} x {size[0]}, the model's "
+                    "input size, because the model does not state how its images are resized. Pass --resize crop (scale, then crop the "
+                    "centre) or --resize squash (scale height and width separately), whichever the network was trained with."
                 )
             flat = preprocessing.fit(flat, size[1], size[0])
         if flat.mode == "RGBa":
             flat = Image.merge("RGB", flat.split()[:3]).convert(MODES[channels])
         values = np.asarray(flat)
     if values.dtype == np.float32:
-        values = np.clip(values, 0, 1)  # bicubic overshoots; of 8 bits, Pillow clips by itself
+        values = np.clip(values, 0, 1)  # bicubic resampling overshoots; Pillow clips 8-bit values itself
     pixels = values[np.newaxis] if values.ndim == 2 else values.transpose(2, 0, 1)
-    return DecodedImage(np.ascontiguousarray(np.repeat(pixels, channels // len(pixels), axis=0)), kind, animated)
+    return DecodedImage(np.ascontiguousarray(np.repeat(pixels, channels // len(pixels), axis=0)), image_format, animated)
 
 
-def read_header(image: Encoded) -> tuple[tuple[int, int], bool]:
-    """Read (width, height) of an image, before its orientation is followed, and whether it is grey; raises as `decode_image`."""
-    with _opened(image) as opened:
+def read_header(image: EncodedImage) -> tuple[tuple[int, int], bool]:
+    """Return (width, height) of an image, before orientation, and whether it is grey. Raises the same errors as `decode_image`."""
+    with _open_image(image) as opened:
         return opened.size, opened.mode in _GREY_MODES or opened.mode.startswith("I;16")
 
 
 @contextmanager
-def _opened(image: Encoded) -> Iterator[Image.Image]:
-    """Open an image whose size is acceptable; whatever Pillow raises while it is decoded becomes a `DamagedImageError`."""
+def _open_image(image: EncodedImage) -> Iterator[Image.Image]:
+    """Open an image after a check of its size, and raise every error of Pillow as a `DamagedImageError`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with _stream(image) as stream, Image.open(stream, formats=FORMATS) as opened:
-            if opened.width * opened.height > LARGEST_IMAGE:
+            if opened.width * opened.height > MAX_PIXELS:
                 raise DamagedImageError(
-                    image.where,
-                    f"it has {opened.width} x {opened.height} pixels, expected at most {LARGEST_IMAGE:,} in all",
+                    image.where, f"it has {opened.width} x {opened.height} pixels; expected at most {MAX_PIXELS:,} in total"
                 )
             yield opened
     except (ImagesError, MemoryError):
         raise
-    except UnidentifiedImageError as error:  # Pillow's text names an object in memory
-        raise DamagedImageError(image.where, f"it is not one of the formats {', '.join(FORMATS)}") from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged file makes them stumble over
+    except UnidentifiedImageError as error:  # Pillow's message only names an object in memory
+        raise DamagedImageError(image.where, f"its format is none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's readers raise errors of many classes for damaged files
         if isinstance(error, OSError) and error.errno is not None:
             if error.filename is None:
                 error.filename = image.where
@@ -155,32 +163,32 @@ def _opened(image: Encoded) -> Iterator[Image.Image]:
         raise DamagedImageError(image.where, str(error).partition("\n")[0] or type(error).__name__) from error
 
 
-def _stream(image: Encoded) -> IO[bytes]:
+def _stream(image: EncodedImage) -> IO[bytes]:
     if image.data is None:
-        raise DamagedImageError(image.where, "there are no bytes")
+        raise DamagedImageError(image.where, "it has no bytes")
     if isinstance(image.data, bytes):
         return io.BytesIO(image.data)
-    kind = irregular(image.data.stat().st_mode)
+    kind = irregular_file_kind(image.data.stat().st_mode)
     if kind is not None:
-        raise DamagedImageError(image.where, f"it is not a regular file but {kind}")
+        raise DamagedImageError(image.where, f"it is {kind}, not a regular file")
     return image.data.open("rb")
 
 
-def _flattened(image: Image.Image, channels: int, kind: str) -> Image.Image:
-    """Return an image of mode L or RGB, of mode RGBa where there is transparency, or of mode F in [0, 1] for a grey image of 16 bits.
+def _flatten(image: Image.Image, channels: int, image_format: str) -> Image.Image:
+    """Convert an image to mode L or RGB, to mode RGBa if it has transparency, or to mode F in [0, 1] if it is 16-bit grey.
 
-    The colours of RGBa are multiplied by its alpha: they are what is seen over black.
+    RGBa colours are premultiplied by alpha, which equals compositing over black.
     """
     from PIL import Image
 
-    # Pillow scales a PGM file of more than 8 bits, whatever its largest value, to 16 bits in mode I.
-    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PPM"):
+    # Pillow scales a PGM file of more than 8 bits to 16 bits in mode I, whatever its largest value.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image_format == "PPM"):
         values = np.asarray(image).astype(np.float32)
         if isinstance(key := image.info.get("transparency"), int):
             values[values == key] = 0
         return Image.fromarray(values / np.float32(65535))
     if image.mode in ("I", "F"):
-        raise ValueError(f"its mode {image.mode} (32 bits a pixel) has no known range: convert it to 8 or 16 bits")
+        raise ValueError(f"its mode {image.mode} (32 bits per pixel) has no known range; convert it to 8 or 16 bits")
     if image.has_transparency_data:
         return image if image.mode == "RGBa" else image.convert("RGBA").convert("RGBa")
     return image if image.mode == MODES[channels] else image.convert(MODES[channels])

@@ -1,12 +1,12 @@
-"""Files that can be opened without waiting for ever."""
+"""Detect files that are not regular files, because opening them may block forever."""
 
 from __future__ import annotations
 
 import stat
 
 
-def irregular(mode: int) -> str | None:
-    """Describe what is not a regular file, from its `st_mode`; None for a regular file. Opening anything else may wait for ever."""
+def irregular_file_kind(mode: int) -> str | None:
+    """Return the kind of a file that is not regular, such as "a FIFO", from its `st_mode`; None for a regular file."""
     if stat.S_ISREG(mode):
         return None
     kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket"}

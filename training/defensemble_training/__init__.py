@@ -1,6 +1,13 @@
-"""What a defective CNN is, and how one is trained: specs, masks, networks, data, training, checkpoints, attacks.
+"""Define, train, save and attack defective CNNs.
 
-Names are loaded on first use: masks and specs need numpy alone, the rest needs torch.
+Names are imported on first use: masks and specs need only numpy, everything else needs torch.
+
+Example:
+    >>> from defensemble_training import ModelSpec, load_dataset, save_checkpoint, train
+    >>> dataset = load_dataset("digits")
+    >>> spec = ModelSpec("resnet18", keep=0.5, blocks=(0, 1, 2), width=8, input_shape=(1, 16, 16), mean=dataset.mean, std=dataset.std)
+    >>> module, record = train(spec, dataset)
+    >>> save_checkpoint("digits.safetensors", module, spec, record)
 """
 
 from __future__ import annotations
@@ -11,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attacks.gradient import AveragedLogits as AveragedLogits, attack as attack
     from .attacks.presets import ATTACKS as ATTACKS, AttackPreset as AttackPreset
-    from .attacks.transfer import adversarial_examples as adversarial_examples, rounded_to_8_bits as rounded_to_8_bits
+    from .attacks.transfer import adversarial_examples as adversarial_examples, round_to_8_bits as round_to_8_bits
     from .checkpoint import (
         check_writable as check_writable,
         load_checkpoint as load_checkpoint,
         read_metadata as read_metadata,
         save_checkpoint as save_checkpoint,
     )
-    from .data.cached_dataset import decoded_dataset as decoded_dataset
+    from .data.cached_dataset import find_cached_dataset as find_cached_dataset
     from .data.dataset import Dataset as Dataset, Part as Part, load_dataset as load_dataset
     from .errors import (
         CheckpointError as CheckpointError,
@@ -41,14 +48,14 @@ if TYPE_CHECKING:
     from .trainer.run_state import RunFolder as RunFolder
     from .trainer.train import train as train, train_module as train_module
 
-_HOMES = {
+_MODULES = {
     "errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
     "attacks.presets": ("ATTACKS", "AttackPreset"),
     "attacks.gradient": ("AveragedLogits", "attack"),
     "checkpoint": ("check_writable", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "trainer.compute": ("Compute", "is_first_process"),
     "data.dataset": ("Dataset", "Part", "load_dataset"),
-    "data.cached_dataset": ("decoded_dataset",),
+    "data.cached_dataset": ("find_cached_dataset",),
     "models.defect": ("defect_masks",),
     "trainer.loop": ("TrainingProgress",),
     "models.masks": ("defect_mask", "mask_digest"),
@@ -58,15 +65,15 @@ _HOMES = {
     "trainer.run_state": ("RunFolder",),
     "models.spec": ("Drop", "ModelSpec"),
     "trainer.train": ("train", "train_module"),
-    "attacks.transfer": ("adversarial_examples", "rounded_to_8_bits"),
+    "attacks.transfer": ("adversarial_examples", "round_to_8_bits"),
     "models.wrapping": ("defective",),
 }
 
-__all__ = sorted(name for names in _HOMES.values() for name in names)
+__all__ = sorted(name for names in _MODULES.values() for name in names)
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(import_module(f".{home}", __name__), name)
+            return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""Write files so that each is there as a whole or not at all, also after a power cut.
+"""Write files atomically and durably, so that a crash or power cut never leaves a partial file.
 
-`defensemble_repository.filesystem.atomic_write` does the same; training has its own, because it depends on none of the packages that serve.
+`defensemble_repository.filesystem.atomic_write` does the same. This package has its own copy because it must not depend on the serving
+packages.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from pathlib import Path
 
 
 def write_atomic(target: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: at every moment the old file is there, or the whole new one.
+    """Write a file under a temporary name, then rename it. At any time the target is either the old file or the complete new one.
 
     Raises:
-        OSError: It cannot be written; names the target, and nothing is left.
+        OSError: The file cannot be written. The error names the target, and no temporary file remains.
     """
     temporary = temporary_path(target)
     try:
@@ -28,14 +29,14 @@ def write_atomic(target: Path, content: bytes) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise named(error, target) from error
+        raise with_filename(error, target) from error
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
+    """Flush a file or the entries of a folder to disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError:  # a folder that this user may write and not read
+    except PermissionError:  # a folder that is writable but not readable
         os.sync()
         return
     try:
@@ -43,16 +44,16 @@ def sync(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        os.sync()  # a file system that flushes no folders
+        os.sync()  # the file system cannot flush folders
     finally:
         os.close(descriptor)
 
 
 def temporary_path(target: Path) -> Path:
-    """Return a name in a file's folder that no file has."""
+    """Return an unused name in the target's folder."""
     return target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
 
 
-def named(error: OSError, target: Path) -> OSError:
-    """Return the error with the name that the user gave: that of a failed `write` has none, others name the temporary file."""
+def with_filename(error: OSError, target: Path) -> OSError:
+    """Return the error with the target as its file name: a failed `write` has no file name, other errors name the temporary file."""
     return OSError(error.errno, error.strerror, str(target))

@@ -1,15 +1,15 @@
-"""How a trained network is kept: one safetensors file with weights, masks and what is known of them.
+"""Save and load trained networks: one safetensors file with weights, masks, spec and training record.
 
-The file's metadata has one key, `defensemble`, whose text is a JSON object with the keys
+The file's metadata has one key, `defensemble`, whose value is a JSON object with the keys
 
-- `format`: 3 (2, which has no `content_digest`, is read too, with a warning)
-- `spec`: the `ModelSpec`, one key a field
-- `mask_digest`: `mask_digest` of the masks, full buffer names
-- `record`: the `TrainingRecord`, one key a field; class names are in it
+- `format`: 3 (format 2, which has no `content_digest`, can be read too, with a warning)
+- `spec`: the `ModelSpec`, one key per field
+- `mask_digest`: `mask_digest` of the masks, with full buffer names
+- `record`: the `TrainingRecord`, one key per field, class names included
 - `content_digest`: `content_digest` of all tensors and of the other keys
 
-(one key, because safetensors writes several in random order, and the same network must give the same bytes). Tensors bear the names of
-torch's `state_dict`. Nothing is pickled.
+There is one metadata key because safetensors writes several in random order, and the same network must give the same bytes. Tensors have
+the names of torch's `state_dict`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from defensemble_images.regular_files import irregular
+from defensemble_images.regular_files import irregular_file_kind
 
-from .atomic_write import named, temporary_path, write_atomic
+from .atomic_write import temporary_path, with_filename, write_atomic
 from .content_digest import DIGEST_KEY, content_digest, digest_mismatch
 from .errors import CheckpointError, SpecError, UncheckedContentWarning
 from .models.build import build
@@ -40,6 +40,7 @@ from .record import TrainingRecord
 FORMAT = 3
 _FORMAT_WITHOUT_DIGEST = 2
 METADATA_KEY = "defensemble"
+_RESTORE = "Use an unchanged copy, or train the network again."
 
 
 @dataclass(frozen=True)
@@ -48,30 +49,40 @@ class CheckpointMetadata:
 
     spec: ModelSpec
     mask_digest: str  # SHA-256 of the masks, 64 hexadecimal digits
-    record: TrainingRecord  # how it was trained; the class names are in it
+    record: TrainingRecord  # how the network was trained, class names included
 
 
 def save_checkpoint(
     path: str | os.PathLike[str], module: nn.Module, spec: ModelSpec, record: TrainingRecord, *, half: bool = False
 ) -> None:
-    """Write a network to one safetensors file, durably: at every moment the old file is there, or the whole new one.
+    """Save a network to one safetensors file, atomically and durably.
 
-    With `half`, floating-point tensors are rounded to float16; they are read back as float32.
+    Args:
+        path: The file, which is replaced if it exists.
+        module: The network that `build(spec)` or `train` returned.
+        spec: The network's spec.
+        record: The network's training record.
+        half: Whether to round floating-point tensors to float16. `load_checkpoint` converts them to float32.
 
     Raises:
-        CheckpointError: the module is not the spec's network, the record's classes are not the spec's, or the folder does not exist.
-        OSError: the file cannot be written (names the file); nothing is left of it.
+        CheckpointError: The module is not the spec's network, the record has another number of classes than the spec, or the folder does
+            not exist.
+        OSError: The file cannot be written. The error names the file, and no partial file remains.
+
+    Example:
+        >>> module, record = train(spec, dataset)
+        >>> save_checkpoint("digits.safetensors", module, spec, record)
     """
     target = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    what = f"cannot save {target}: the module is not the network of the spec"
-    untrained = _untrained(spec, what)
-    _check_tensors(what, tensors, untrained.state_dict())
-    digest, drawn = mask_digest(defect_masks(module)), mask_digest(defect_masks(untrained))
-    if digest != drawn:
-        raise CheckpointError(f"{what}: its masks have the digest {digest}, those that the spec draws {drawn}")
+    problem = f"cannot save {target}: the module is not the network of the spec"
+    untrained = _build_untrained(spec, problem)
+    _check_tensors(problem, tensors, untrained.state_dict())
+    digest, expected_digest = mask_digest(defect_masks(module)), mask_digest(defect_masks(untrained))
+    if digest != expected_digest:
+        raise CheckpointError(f"{problem}: its masks have the digest {digest}, the masks of the spec have {expected_digest}")
     _check_classes(f"cannot save {target}", spec, record)
-    described = {
+    metadata = {
         "format": FORMAT,
         "spec": json.loads(spec.to_json()),
         "mask_digest": digest,
@@ -79,118 +90,124 @@ def save_checkpoint(
     }
     if half:
         tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    described[DIGEST_KEY] = content_digest(described, tensors)
-    _check_place(target)
-    write_atomic(target, save(tensors, {METADATA_KEY: json.dumps(described)}))
+    metadata[DIGEST_KEY] = content_digest(metadata, tensors)
+    _check_target(target)
+    write_atomic(target, save(tensors, {METADATA_KEY: json.dumps(metadata)}))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, ModelSpec, TrainingRecord]:
-    """Read a network: a float32 module in eval mode, whatever the file's precision, its spec and its training record.
+    """Load a network.
 
-    A file of an older version, which carries no digest of its content, loads with an `UncheckedContentWarning`.
+    A file of an older version, which has no content digest, loads with an `UncheckedContentWarning`.
+
+    Returns:
+        The network in float32 and eval mode (whatever the file's precision), its spec and its training record.
 
     Raises:
-        CheckpointError: the file is missing, truncated, no safetensors file, one of another kind, lacks a tensor or has one too many,
-            or its content is not that of its digests and its spec.
-        OSError: the file cannot be read.
+        CheckpointError: The file is missing, truncated or not a checkpoint, has missing or unexpected tensors, or its content does not
+            match its digests and its spec.
+        OSError: The file cannot be read.
+
+    Example:
+        >>> module, spec, record = load_checkpoint("digits.safetensors")
+        >>> record.class_names, record.accuracy
     """
     metadata, tensors = _read(Path(path), with_tensors=True)
     spec = metadata.spec
-    what = f"{path} does not hold the network of its spec"
-    with torch.device("meta"):  # shapes first: a spec can claim a network that no memory holds
-        _check_tensors(what, tensors, _untrained(spec, what).state_dict())
-    module = _untrained(spec, what)
-    drawn = mask_digest(defect_masks(module))
+    problem = f"{path} does not hold the network of its spec"
+    with torch.device("meta"):  # check shapes first: a damaged spec can describe a network larger than memory
+        _check_tensors(problem, tensors, _build_untrained(spec, problem).state_dict())
+    module = _build_untrained(spec, problem)
+    expected_digest = mask_digest(defect_masks(module))
     module.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()})
     digest = mask_digest(defect_masks(module))
     if digest != metadata.mask_digest:
         raise CheckpointError(
-            f"the masks in {path} have the digest {digest}, but its metadata says {metadata.mask_digest}: "
-            "the file was changed or mixed from two; take an unchanged copy, or train the network again"
+            f"the masks in {path} have the digest {digest}, but its metadata states {metadata.mask_digest}: "
+            "the file was changed or mixes two networks. Use an unchanged copy, or train the network again."
         )
-    if digest != drawn:
+    if digest != expected_digest:
         raise CheckpointError(
-            f"the masks in {path} have the digest {digest}, but its spec draws masks with {drawn}: "
-            "the spec was changed; take an unchanged copy, or train the network again"
+            f"the masks in {path} have the digest {digest}, but the masks of its spec have {expected_digest}: "
+            "the spec was changed. Use an unchanged copy, or train the network again."
         )
     return module.eval(), spec, metadata.record
 
 
 def read_metadata(path: str | os.PathLike[str]) -> CheckpointMetadata:
-    """Read the metadata of a checkpoint; its tensors are neither read nor checked.
+    """Read the metadata of a checkpoint, without reading or checking its tensors.
 
     Raises:
-        CheckpointError: the file is missing, truncated, no safetensors file, or one of another kind.
-        OSError: the file cannot be read.
+        CheckpointError: The file is missing, truncated or not a checkpoint.
+        OSError: The file cannot be read.
     """
     return _read(Path(path), with_tensors=False)[0]
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise unless a checkpoint can be written at a path, by creating a file next to it and removing it.
+    """Check that a checkpoint can be written to a path, by creating and removing a temporary file next to it.
 
     Raises:
-        CheckpointError: the folder does not exist, or the path is one.
-        OSError: the folder takes no file (names the file).
+        CheckpointError: The folder does not exist, or the path is a folder.
+        OSError: The folder is not writable. The error names the file.
     """
     target = Path(path)
-    _check_place(target)
+    _check_target(target)
     temporary = temporary_path(target)
     try:
         temporary.open("xb").close()
         temporary.unlink()
     except OSError as error:
-        raise named(error, target) from error
+        raise with_filename(error, target) from error
 
 
-def _check_place(target: Path) -> None:
+def _check_target(target: Path) -> None:
     if target.is_dir():
         raise CheckpointError(
-            f"cannot write the checkpoint {target}: it is a folder; name a file, such as {target / 'network.safetensors'}"
+            f"cannot write the checkpoint {target}: it is a folder; expected a file, such as {target / 'network.safetensors'}"
         )
     if not target.parent.is_dir():
         raise CheckpointError(
-            f"cannot write the checkpoint {target}: the folder {target.parent} does not exist; make it with: mkdir -p {target.parent}"
+            f"cannot write the checkpoint {target}: the folder {target.parent} does not exist. Create it with: mkdir -p {target.parent}"
         )
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[CheckpointMetadata, dict[str, torch.Tensor]]:
     try:
-        kind = irregular(path.stat().st_mode)
+        kind = irregular_file_kind(path.stat().st_mode)
         if kind is not None:
-            raise CheckpointError(f"{path} is {kind}, expected a checkpoint (a .safetensors file)")
-        # Opened here, as safetensors' own errors do not tell a file without permission from a damaged one, and read by its descriptor:
-        # safetensors opens a file twice, between which another may be renamed to this path.
+            raise CheckpointError(f"{path} is {kind}; expected a checkpoint (a .safetensors file)")
+        # The file is opened here because safetensors' errors do not distinguish a missing permission from damage. It is read through its
+        # descriptor because safetensors opens a path twice, and another file may be renamed to this path in between.
         with path.open("rb") as opened, safe_open(f"/proc/self/fd/{opened.fileno()}", framework="pt") as file:
-            values = _values(path, file.metadata())
-            metadata = _parsed(path, values)
+            values = _parse_values(path, file.metadata())
+            metadata = _parse_metadata(path, values)
             tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
     except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}; train one with: defensemble train {path}") from error
+        raise CheckpointError(f"the checkpoint {path} does not exist. Train one with: defensemble train {path}") from error
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is no whole safetensors file ({error}): it is truncated, damaged or of another format; "
-            "take an unchanged copy, or train the network again"
+            f"{path} is not a complete safetensors file ({error}): it is truncated, damaged or of another format. {_RESTORE}"
         ) from error
     if with_tensors and values["format"] == _FORMAT_WITHOUT_DIGEST:
         warnings.warn(
-            f"{path} is of an older version and carries no digest of its content, so damage cannot be noticed; this adds one: "
+            f"{path} was written by an older version without a content digest, so damage cannot be detected. Add a digest with: "
             "save_checkpoint(path, *load_checkpoint(path))",
             UncheckedContentWarning,
-            stacklevel=3,  # of who calls load_checkpoint
+            stacklevel=3,  # the caller of load_checkpoint
         )
     elif with_tensors:
         mismatch = digest_mismatch(values, tensors)
         if mismatch is not None:
-            raise CheckpointError(f"{path} is damaged or was changed: {mismatch}; take an unchanged copy, or train the network again")
+            raise CheckpointError(f"{path} is damaged or was changed: {mismatch}. {_RESTORE}")
     return metadata, tensors
 
 
-def _values(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+def _parse_values(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     text = (metadata or {}).get(METADATA_KEY)
     if text is None:
         raise CheckpointError(
-            f"{path} is a safetensors file, but no checkpoint of defensemble: its metadata lack the key {METADATA_KEY!r} "
+            f"{path} is a safetensors file, but not a defensemble checkpoint: its metadata lack the key {METADATA_KEY!r} "
             f"(keys: {', '.join(sorted(metadata or {})) or 'none'}); expected a file that `defensemble train` wrote"
         )
     try:
@@ -199,10 +216,10 @@ def _values(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
         raise _unreadable(path, error) from error
     got = values.get("format") if isinstance(values, dict) else values
     if got not in (FORMAT, _FORMAT_WITHOUT_DIGEST):
-        newer = isinstance(got, int) and got > FORMAT
-        mend = "install a newer defensemble" if newer else "train the network again, or take the version that wrote it"
+        is_newer = isinstance(got, int) and got > FORMAT
+        fix = "Install a newer defensemble." if is_newer else "Train the network again, or use the version that wrote it."
         raise CheckpointError(
-            f"{path} has the checkpoint format {got!r}, and this version of defensemble reads {_FORMAT_WITHOUT_DIGEST} and {FORMAT}; {mend}"
+            f"{path} has the checkpoint format {got!r}; this version of defensemble reads {_FORMAT_WITHOUT_DIGEST} and {FORMAT}. {fix}"
         )
     keys = {"format", "spec", "mask_digest", "record", *([DIGEST_KEY] if got == FORMAT else [])}
     if set(values) != keys:
@@ -211,51 +228,49 @@ def _values(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"the metadata of {path} cannot be read: {error}; take an unchanged copy, or train the network again")
+    return CheckpointError(f"the metadata of {path} cannot be read: {error}. {_RESTORE}")
 
 
-def _parsed(path: Path, values: dict[str, Any]) -> CheckpointMetadata:
+def _parse_metadata(path: Path, values: dict[str, Any]) -> CheckpointMetadata:
     digest = values["mask_digest"]
     if not isinstance(digest, str):
-        raise CheckpointError(f"the mask digest in the metadata of {path} must be a text, got {digest!r}")
+        raise CheckpointError(f"the mask digest in the metadata of {path} must be a string, got {digest!r}")
     try:
-        described = CheckpointMetadata(
-            ModelSpec.from_json(json.dumps(values["spec"])), digest, TrainingRecord.from_values(values["record"])
-        )
+        metadata = CheckpointMetadata(ModelSpec.from_json(json.dumps(values["spec"])), digest, TrainingRecord.from_values(values["record"]))
     except (ValueError, RecursionError) as error:  # SpecError is a ValueError
         raise _unreadable(path, error) from error
-    _check_classes(f"{path} contradicts itself", described.spec, described.record)
-    return described
+    _check_classes(f"{path} is inconsistent", metadata.spec, metadata.record)
+    return metadata
 
 
-def _check_classes(what: str, spec: ModelSpec, record: TrainingRecord) -> None:
+def _check_classes(problem: str, spec: ModelSpec, record: TrainingRecord) -> None:
     if len(record.class_names) != spec.num_classes:
-        raise CheckpointError(f"{what}: the record names {len(record.class_names)} classes, the spec has {spec.num_classes}")
+        raise CheckpointError(f"{problem}: the record has {len(record.class_names)} class names, the spec has {spec.num_classes} classes")
 
 
-def _untrained(spec: ModelSpec, what: str) -> nn.Module:
+def _build_untrained(spec: ModelSpec, problem: str) -> nn.Module:
     try:
-        with torch.random.fork_rng(devices=[]):  # these weights are never used: the caller's random stream is not to feel them
+        with torch.random.fork_rng(devices=[]):  # these weights are never used, so do not advance the caller's generator
             return build(spec)
     except SpecError as error:
-        raise CheckpointError(f"{what}: {error}") from error
+        raise CheckpointError(f"{problem}: {error}") from error
 
 
-def _check_tensors(what: str, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Raise unless names, shapes and kinds (bool, integer, floating) are the expected ones."""
+def _check_tensors(problem: str, tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Raise unless tensors have the expected names, shapes and kinds (bool, integer, floating)."""
     missing = sorted(set(expected) - set(tensors))
     unexpected = sorted(set(tensors) - set(expected))
     if missing or unexpected:
-        raise CheckpointError(f"{what}: missing tensors: {_some(missing)}; unexpected tensors: {_some(unexpected)}")
-    for name, wanted in expected.items():
+        raise CheckpointError(f"{problem}: missing tensors: {_format_some(missing)}; unexpected tensors: {_format_some(unexpected)}")
+    for name, tensor in expected.items():
         got = tensors[name]
-        if got.shape != wanted.shape or _kind(got) != _kind(wanted):
-            raise CheckpointError(f"{what}: {name} is {_kind(got)} {tuple(got.shape)}, expected {_kind(wanted)} {tuple(wanted.shape)}")
+        if got.shape != tensor.shape or _kind(got) != _kind(tensor):
+            raise CheckpointError(f"{problem}: {name} is {_kind(got)} {tuple(got.shape)}, expected {_kind(tensor)} {tuple(tensor.shape)}")
 
 
 def _kind(tensor: torch.Tensor) -> str:
     return "floating" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
 
 
-def _some(names: list[str]) -> str:
+def _format_some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''} ({len(names)})" if names else "none"

@@ -1,43 +1,43 @@
 """The errors of the training package.
 
-TrainingError                     everything below, and a run that cannot begin, go on or be resumed
-├── DivergedError                 the loss or a weight is no longer finite
-├── Interrupted                   SIGINT; where the run has a folder, its state was saved
-├── SpecError(ValueError)         a hyper-parameter that a network, a mask or a run cannot have
-├── DataError                     a dataset that does not exist or cannot be read
-└── CheckpointError               a checkpoint that is missing, damaged, of another kind, or whose masks are not its own
+TrainingError                     base class; also a run that cannot start, continue or be resumed
+├── DivergedError                 the loss or a weight is not finite
+├── Interrupted                   SIGINT stopped the run; its state was saved if it has a folder
+├── SpecError(ValueError)         a hyper-parameter of a network, mask or run is invalid
+├── DataError                     a dataset does not exist or cannot be read
+└── CheckpointError               a checkpoint is missing, damaged, of another format, or its masks do not match its spec
 
-UncheckedContentWarning(UserWarning)    a file of an older version, which carries no digest of its content
+UncheckedContentWarning(UserWarning)    a file of an older version has no content digest
 
-What the operating system refuses (a full disk, a folder without permission) stays an `OSError` that names the file.
+Errors of the operating system (a full disk, no permission) stay an `OSError` that names the file.
 """
 
 from __future__ import annotations
 
 
 class TrainingError(Exception):
-    """A training run, or something it was given, is wrong; the message states what, what was expected and how to fix it."""
+    """A training run or one of its inputs is invalid. The message states what, what was expected and how to fix it."""
 
 
 class DivergedError(TrainingError):
-    """The loss or a weight is no longer finite."""
+    """The loss or a weight is not finite."""
 
 
-class Interrupted(TrainingError):  # noqa: N818 - it is no fault
-    """A run was ended by SIGINT; where it has a folder, its state was saved there."""
+class Interrupted(TrainingError):  # noqa: N818 - an interruption is not an error
+    """SIGINT stopped a run. If the run has a folder, its state was saved there."""
 
 
 class SpecError(TrainingError, ValueError):
-    """A value is outside of what a network, a mask or a run can have."""
+    """A value is invalid for a network, mask or run."""
 
 
 class DataError(TrainingError):
-    """A dataset does not exist, does not fit, or cannot be read."""
+    """A dataset does not exist, cannot be read, or does not match the network."""
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint is missing, damaged, of another kind, or does not hold what its metadata states."""
+    """A checkpoint is missing, damaged, of another format, or does not match its metadata."""
 
 
 class UncheckedContentWarning(UserWarning):
-    """A checkpoint or a state of an older version carries no digest, so damage of its content cannot be noticed."""
+    """A checkpoint or run state of an older version has no digest, so damage cannot be detected."""

@@ -1,4 +1,4 @@
-"""What a network answers, and how often it is right."""
+"""Predict classes with a network, and count correct predictions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 
 from .data.dataset import Images, Labels, Part
 from .errors import SpecError
 from .validation import checked_integer
 
-_AT_ONCE = 2048  # images that are copied out of their file
+_CHUNK_IMAGES = 2048  # images that are read from their file at a time
 
 
-def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
-    """Return the classes int64 (n,) that a module gives to images float32 (n, C, H, W), in eval mode, on the device that it is on.
+def predict_classes(module: nn.Module, images: Images, batch_size: int = 256) -> Labels:
+    """Predict the classes int64 (n,) of images, in eval mode, on the module's device.
+
+    Args:
+        module: Maps images float32 (N, C, H, W) to logits (N, K).
+        images: float32 (n, C, H, W) in [0, 1].
+        batch_size: Images per forward pass, at least 1.
 
     Raises:
-        SpecError: images or batch_size outside of their range.
+        SpecError: The images or the batch size are invalid.
     """
     batch_size = checked_integer("batch_size", batch_size, minimum=1)
     check_images(images)
@@ -33,25 +38,25 @@ def predicted(module: nn.Module, images: Images, batch_size: int = 256) -> Label
     return torch.cat(parts).numpy()
 
 
-def count_right(module: nn.Module, part: Part, *, share: slice = slice(None)) -> int:
-    """Return how many images of a part, or of a share of it, a module gets right, in eval mode and float32 arithmetic."""
-    start, stop, _ = share.indices(len(part))
-    right = 0
-    for first in range(start, stop, _AT_ONCE):
-        rows = slice(first, min(first + _AT_ONCE, stop))
-        right += int((predicted(module, part.images(rows)) == part.labels[rows]).sum())
-    return right
+def count_correct(module: nn.Module, part: Part, *, rows: slice = slice(None)) -> int:
+    """Count the images of a part, or of some of its rows, that a module classifies correctly, in eval mode and float32."""
+    start, stop, _ = rows.indices(len(part))
+    correct = 0
+    for first in range(start, stop, _CHUNK_IMAGES):
+        chunk = slice(first, min(first + _CHUNK_IMAGES, stop))
+        correct += int((predict_classes(module, part.images(chunk)) == part.labels[chunk]).sum())
+    return correct
 
 
 def check_images(images: Images, *, in_range: bool = False) -> None:
-    """Raise `SpecError` unless these are images float32 (n, C, H, W), at least one, and with `in_range` in [0, 1]."""
-    fault = image_fault(images, in_range=in_range)
-    if fault is not None:
-        raise SpecError(fault)
+    """Raise a `SpecError` unless images are float32 (n, C, H, W) with n >= 1 and, if `in_range`, in [0, 1]."""
+    problem = image_problem(images, in_range=in_range)
+    if problem is not None:
+        raise SpecError(problem)
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return the device of a module's parameters, or else of its buffers."""
+    """Return the device of a module's parameters or, if it has none, of its buffers; the CPU if it has neither."""
     for tensors in (module.parameters(), module.buffers()):
         for tensor in tensors:
             return tensor.device
@@ -60,7 +65,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode, and afterwards each submodule in the mode that it was in."""
+    """Put a module in eval mode, and restore the mode of every submodule on exit."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     try:
         module.eval()

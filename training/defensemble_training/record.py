@@ -1,4 +1,4 @@
-"""What is remembered of a training run, and is saved with its weights."""
+"""The record of a training run, which is saved with the weights."""
 
 from __future__ import annotations
 
@@ -23,34 +23,39 @@ _Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """How a network was trained, and how good it is.
+    """How a network was trained, and its accuracy.
+
+    Counts are 0 for a network that was not trained.
 
     Attributes:
-        data: the dataset's name.
-        data_source: where the images came from, and in which state.
-        data_digest: of the images and labels, 16 hexadecimal digits.
-        class_names: the name of every class, in the order of the logits, kept in Unicode NFC.
-        recipe: the `Recipe`, one key a field.
-        epochs: that were done; 0, as all counts, where a network was not trained.
-        seed: of the weights, the order of the images and their shifts.
-        processes: that took part.
-        threads: of the processor, in each; another count may change the last bits of the weights.
-        precision: `fp32` or `bf16`, of the arithmetic; weights are float32.
-        device: name of the processor or GPU.
-        n_train: training images.
-        loss: mean cross-entropy of the last epoch on the (augmented) training images, in nats.
-        n_held_out: images that were held out of the training.
-        held_out_accuracy: fraction of these that the kept weights get right; None where there are none.
-        accuracy: fraction of the test images that the kept weights get right.
-        n_test: test images.
-        seconds: the run took, without loading the data.
-        command: how the run was asked for; empty where it was not by a command.
-        versions: of Python and of the libraries that took part.
-        preprocessing: `Preprocessing.to_values()`, how the image files were brought to the network's size; None where it is not known, or
-            where the images came as arrays.
+        data: Name of the dataset.
+        data_source: Where the images came from, and their version.
+        data_digest: Digest of the images and labels, 16 hexadecimal digits.
+        class_names: Class names in the order of the logits, in Unicode NFC.
+        recipe: The `Recipe`, one key per field.
+        epochs: Number of completed epochs.
+        seed: Seed of the weights, the image order and the augmentation.
+        processes: Number of processes.
+        threads: CPU threads per process. Another number may change the last bits of the weights.
+        precision: Precision of the arithmetic, `fp32` or `bf16`. Weights are float32.
+        device: Name of the CPU or GPU.
+        n_train: Number of training images.
+        loss: Mean cross-entropy of the last epoch on the (augmented) training images, in nats.
+        n_held_out: Number of held-out images.
+        held_out_accuracy: Accuracy of the saved weights on the held-out images, in [0, 1]; None if there are none.
+        accuracy: Accuracy of the saved weights on the test images, in [0, 1].
+        n_test: Number of test images.
+        seconds: Duration of the run in seconds, without loading the data.
+        command: Command line of the run; empty if it was started from Python.
+        versions: Versions of Python and the libraries.
+        preprocessing: `Preprocessing.to_values()`: how image files were resized. None if unknown, or if the images came as arrays.
 
     Raises:
-        SpecError: a value of the wrong type, or outside of its range.
+        SpecError: A value has the wrong type or is out of range.
+
+    Example:
+        >>> record = load_checkpoint("digits.safetensors")[2]
+        >>> record.accuracy, record.epochs, record.class_names
     """
 
     data: str
@@ -82,9 +87,9 @@ class TrainingRecord:
                 msgspec.convert(value, kind)
             except msgspec.ValidationError as error:
                 raise SpecError(f"{name} of a training record: {error}, got {value!r:.200}") from error
-        # JSON can spell half of a surrogate pair, which no file of labels holds.
+        # JSON can encode half of a surrogate pair, but a label file (UTF-8) cannot.
         if any("\ud800" <= character <= "\udfff" for name in self.class_names for character in name):
-            raise SpecError(f"class_names of a training record must be texts that UTF-8 can hold, got {self.class_names!r:.200}")
+            raise SpecError(f"class_names of a training record must be valid in UTF-8, got {self.class_names!r:.200}")
         if self.preprocessing is not None:
             try:
                 Preprocessing.from_values(self.preprocessing, "a training record")
@@ -94,7 +99,7 @@ class TrainingRecord:
 
     @classmethod
     def untrained(cls, class_names: tuple[str, ...], **changes: Any) -> TrainingRecord:
-        """Return the record of a network that was not trained, some of its values changed."""
+        """Return the record of a network that was not trained, with some values changed."""
         texts = dict.fromkeys(("data", "data_source", "data_digest", "precision", "device", "command"), "")
         counts = {**dict.fromkeys(("epochs", "seed", "n_train", "n_held_out", "n_test"), 0), "processes": 1, "threads": 1}
         numbers = dict.fromkeys(("loss", "accuracy", "seconds"), 0.0)
@@ -102,15 +107,15 @@ class TrainingRecord:
         return cls(class_names=class_names, **values)
 
     def to_values(self) -> dict[str, Any]:
-        """Return the record as values for JSON, one key a field."""
+        """Return the record as a JSON object, one key per field."""
         return {**dataclasses.asdict(self), "class_names": list(self.class_names)}
 
     @classmethod
     def from_values(cls, values: object) -> TrainingRecord:
-        """Read a record from the values of a JSON object; older records have no key `preprocessing`.
+        """Read a record from a JSON object. The key `preprocessing` is optional, because older records lack it.
 
         Raises:
-            SpecError: a key is missing or unknown, or a value is wrong.
+            SpecError: A key is missing or unknown, or a value is invalid.
         """
         names = [item.name for item in dataclasses.fields(cls)]
         if not isinstance(values, dict) or {*values, "preprocessing"} != set(names):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 
 from .._exceptions import InputError
 from .._transport.base import ModelMetadata, OutputRequest
@@ -143,7 +143,7 @@ def fits(images: object, info: ModelInfo) -> bool:
 def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
     """The images, if they are what the model takes: float32 (N, C, H, W) in [0, 1], 1 <= N <= the largest batch; else an `InputError`."""
     shape = tuple(size if size > 0 else None for size in info.image_shape)
-    fault = image_fault(images, shape=shape, taker=f"model {info.name!r}")
+    fault = image_problem(images, shape=shape, consumer=f"model {info.name!r}")
     if fault is not None:
         raise InputError(fault)
     images = np.asarray(images)  # of a subclass, the data alone

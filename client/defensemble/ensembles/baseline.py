@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
+from defensemble_repository.ensemble import Ensemble, averaging_model_name, two_model_names
 from defensemble_repository.errors import ConfigError, EnsembleError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.view import RepositoryView
@@ -64,10 +64,10 @@ def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
 
 def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
     """The ensemble as `files` hold it; None where there is none that can be read as ours."""
-    from defensemble_export.editing import snapshot_of
+    from defensemble_export.editing import read_snapshot
 
     try:
-        return snapshot_of(files, name) if files.has(name) else None
+        return read_snapshot(files, name) if files.has(name) else None
     except (ConfigError, EnsembleError):
         return None
 
@@ -136,7 +136,7 @@ def is_same_state(one: Snapshot, another: Snapshot) -> bool:
 def _is_named_for_its_votes(snapshot: Snapshot) -> bool:
     """Whether its averaging models, of one form or the other, have the names of what it computes: else somebody edited votes by hand."""
     computes = (snapshot.votes, snapshot.num_classes, int(config_from_pbtxt(snapshot.config, "the configuration").max_batch_size))
-    return set(snapshot.averaging) <= {averaging_model(*computes), *two_model_names(*computes)}
+    return set(snapshot.averaging) <= {averaging_model_name(*computes), *two_model_names(*computes)}
 
 
 def _taken_up(target_edit: TargetEdit, now: Snapshot) -> Snapshot:

@@ -92,7 +92,7 @@ def findings_of(target_edit: TargetEdit) -> list[Finding]:
 
 def _oldest_triton(target: EditTarget) -> Target:
     """The Triton whose rules hold for a target: of several servers, the one with the oldest core."""
-    tritons = [Target.of_core(served.core()) for served in target.servers]
+    tritons = [Target.from_core_version(served.core()) for served in target.servers]
     return min(tritons, key=lambda triton: triton.core or (), default=ANY)
 
 

@@ -118,14 +118,14 @@ class EditRunner:
         from defensemble_export.editing import check_history, read_journal, remove_stale_temporaries
 
         folders = [target.repository for target in self.targets]
-        may_write = True
+        can_write = True
         for folder in folders:
             try:
                 check_writable(folder)
             except OSError:
                 if writes:
                     raise
-                may_write = False
+                can_write = False
         with ExitStack() as stack:
             while True:
                 group = group_of(folders)
@@ -134,7 +134,7 @@ class EditRunner:
                 if {folder.resolve() for folder in group_of(folders)} <= {folder.resolve() for folder in group}:
                     break
                 locks.close()  # an edit of more folders was cut short just now
-            for folder in group if may_write else ():
+            for folder in group if can_write else ():
                 for stale in (*remove_stale_staging(folder), *remove_stale_temporaries(folder)):
                     self.on_warning(f"removed {stale}, which a command that was killed had left")
             for folder in folders if writes else ():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.filesystem.signals import defer_sigint, sigint_raises
-from defensemble_repository.transaction import remove_files, write_plan
+from defensemble_repository.transaction import remove_files, write_files
 
 from .._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from .errors import EditFailedError, EditOvertakenError
@@ -134,7 +134,7 @@ class EditExecution:
         for target_edit in self._target_edits:
             if target_edit.plan.averaging:
                 self._at(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
-                write_plan(target_edit.repository, target_edit.plan.averaging)
+                write_files(target_edit.repository, target_edit.plan.averaging)
 
     def _load_members(self) -> list[tuple[Served, Callable[[], None]]]:
         """Load what the servers lack for the new ensemble. Returns what checks the ensemble on each, once it is loaded."""
@@ -155,7 +155,7 @@ class EditExecution:
                 remove_files(target_edit.repository, [target_edit.name])
             elif target_edit.plan.files:
                 self._at(f"write '{target_edit.name}' into {target_edit.repository}")
-                write_plan(target_edit.repository, target_edit.plan.files)
+                write_files(target_edit.repository, target_edit.plan.files)
             elif target_edit.journal is not None:  # the history is to record what an operator wrote, which may be in memory only
                 target_edit.journal.sync_files()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def local_server(url: str) -> ServerState | None:
+def find_local_server(url: str) -> ServerState | None:
     """The server of this machine and user that listens at a URL; None for others."""
     from defensemble_server import read_states
 
@@ -32,18 +32,18 @@ def may_restart(url: str) -> bool:
 
     Of servers elsewhere nothing is known from here.
     """
-    return urlsplit(url).hostname not in _LOOPBACK or local_server(url) is not None
+    return urlsplit(url).hostname not in _LOOPBACK or find_local_server(url) is not None
 
 
-def status_at(url: str) -> ServerStatus | None:
+def local_server_status(url: str) -> ServerStatus | None:
     """How the server of this machine and user that listens at a URL is; None for others."""
     from defensemble_server import server_status
 
-    state = local_server(url)
+    state = find_local_server(url)
     return None if state is None else server_status(state)
 
 
-def servers_of(repository: Path, on_warning: Callable[[str], None]) -> list[tuple[str, str]]:
+def find_local_servers(repository: Path, on_warning: Callable[[str], None]) -> list[tuple[str, str]]:
     """The servers that run here on a folder: their HTTP URL, and their admin key.
 
     HTTP, because a gRPC call that is cut off, as by Ctrl-C or a kill, can crash core 2.51.

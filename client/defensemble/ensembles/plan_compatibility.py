@@ -10,7 +10,7 @@ from defensemble_repository.gpus import Gpu
 from defensemble_repository.names import BACKEND_OF_PLATFORM, MANIFEST_FILE, PLAN_BACKEND, PROFILES_FOLDER
 from defensemble_repository.pbtxt import config_from_file
 from defensemble_repository.plan_manifest import read_manifest
-from defensemble_repository.reader import backend_of
+from defensemble_repository.reader import model_backend
 from defensemble_repository.view import RepositoryView
 
 from .server_models import Served, is_averaging
@@ -57,11 +57,11 @@ def plan_findings(target_edit: TargetEdit, served: Served) -> list[Finding]:
 
 def _comes_as_plan(files: RepositoryView, model: str, *, by_profile: bool) -> bool:
     """Whether a model that is to be loaded is a plan by its configuration, or, on a server that takes plans, by one of its profiles."""
-    if backend_of(files.config(model)) == PLAN_BACKEND:
+    if model_backend(files.config(model)) == PLAN_BACKEND:
         return True
     for path in sorted((files.repository / model / PROFILES_FOLDER).glob("*.pbtxt")) if by_profile else ():
         try:
-            if backend_of(config_from_file(path)) == PLAN_BACKEND:
+            if model_backend(config_from_file(path)) == PLAN_BACKEND:
                 return True
         except ConfigError:
             continue  # said by the checks

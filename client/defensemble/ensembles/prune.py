@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from defensemble_repository.transaction import remove_files, write_plan
+from defensemble_repository.transaction import remove_files, write_files
 
 from .._exceptions import InputError
 from .edit import EditRunner
@@ -47,7 +47,7 @@ def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
             writes, removals = prune_files(target.repository, gone)
             remove_files(target.repository, removals)
             if writes:
-                write_plan(target.repository, writes)
+                write_files(target.repository, writes)
             for served in target.servers:
                 # One that was restarted in between may have loaded what was still on disk.
                 repeat_after_restart([served], partial(_update, served, whole, dict.fromkeys(one.model for one in versions)))

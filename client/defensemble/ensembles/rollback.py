@@ -71,9 +71,9 @@ def rollback_plan(history: list[Edit], name: str, count: int, to: str | None, re
 
     A change that no edit recorded counts as one, the last.
     """
-    from defensemble_export.editing import Restore, undoable
+    from defensemble_export.editing import Restore, undoable_edits
 
-    stack = undoable(history, name)
+    stack = undoable_edits(history, name)
     last = next((edit for edit in reversed(history) if edit.ensemble == name), None)
     now = snapshot_or_none(RepositoryView(repository), name)
     changed = last is not None and not (

@@ -28,7 +28,7 @@ from .._exceptions import (
 )
 from .._transport.base import OutputRequest
 from .._transport.error_mapping import service_error
-from .local_servers import local_server, may_restart
+from .local_servers import find_local_server, may_restart
 
 _POLL_S = 0.02
 # How long a server that is lost gets to answer again. The guard of `serve` restarts one in about a second.
@@ -68,7 +68,7 @@ class Served:
 
         Triton listens once its models are loaded. A server of this machine that nobody will start is not waited for.
         """
-        guarded = self._guarded or local_server(self.url) is not None
+        guarded = self._guarded or find_local_server(self.url) is not None
         if not (self._has_answered or may_restart(self.url)):
             return False
         self._on_progress(f"wait for {self.url}, which may be restarting")
@@ -77,7 +77,7 @@ class Served:
             try:
                 self._transport.repository_index(min(self._timeout_s, RESTART_WAIT_S))
             except (ConnectionFailedError, DeadlineExceededError, NotReadyError):
-                if time.monotonic() >= ends or (guarded and local_server(self.url) is None):
+                if time.monotonic() >= ends or (guarded and find_local_server(self.url) is None):
                     return False
             else:
                 return True
@@ -96,7 +96,7 @@ class Served:
             if told.name not in names:
                 found.setdefault(told.name, set()).add(told.version)
         if not self._has_answered:
-            self._has_answered, self._guarded = True, local_server(self.url) is not None
+            self._has_answered, self._guarded = True, find_local_server(self.url) is not None
         return found
 
     def core(self) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import ConfigError, EnsembleError, LockedError
-from defensemble_repository.preprocessing import PREPROCESSING, preprocessing_values
+from defensemble_repository.preprocessing import PREPROCESSING, parse_preprocessing
 from defensemble_repository.reader import parameter, read_ensemble
 from defensemble_repository.view import RepositoryView
 
 from .._exceptions import ServiceError
 from .baseline import is_same_state, snapshot_or_none
 from .edit import EditRunner
-from .local_servers import status_at
+from .local_servers import local_server_status
 from .results import EnsembleState, MemberState
 from .server_models import Served, is_averaging
 from .targets import EditTarget
@@ -75,7 +75,7 @@ def look_at(targets: Sequence[EditTarget], name: str) -> EnsembleState:
     preprocessing = None
     if (text := parameter(config, PREPROCESSING)) is not None:
         try:
-            preprocessing = preprocessing_values(name, text)
+            preprocessing = parse_preprocessing(name, text)
         except ConfigError as error:
             problems.append(str(error))
     problems += differences_of(targets, name)
@@ -109,7 +109,7 @@ class _Serving:
         try:
             self._ready = served.ready()
         except ServiceError:
-            status = status_at(served.url)
+            status = local_server_status(served.url)
             if status is None or status.restarting_since is None:
                 raise
             self._restarting = status.text

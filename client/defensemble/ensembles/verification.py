@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble_repository.averaging import ROUNDED_TOLERANCE, TOLERANCE, averages_by_numpy, largest_difference, scale_of
+from defensemble_repository.averaging import ROUNDED_TOLERANCE, TOLERANCE, difference_scale, largest_difference, reference_outputs
 
 from .._exceptions import ServerFailedError
 from .._transport.error_mapping import service_error
@@ -34,7 +34,7 @@ def fixed_image(shape: Sequence[int]) -> NDArray[np.float32]:
 def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], averaging: AveragingSpec) -> None:
     """Compare an averaging model with numpy on the same logits; an error where it answers something else."""
     inputs = {f"logits_{index}": votes.astype(np.float32) for index, votes in enumerate(logits)}
-    expected = averages_by_numpy([*inputs.values()], averaging.average, averaging.weights)
+    expected = reference_outputs([*inputs.values()], averaging.average, averaging.weights)
     _compare(served, model, served.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's of the same logits")
 
 
@@ -49,7 +49,7 @@ def check_answer(
 ) -> None:
     """Compare an ensemble's answer with numpy's average of its members' logits for the same image; an error where it differs."""
     got = served.infer(ensemble, {"images": image}, outputs)
-    expected = averages_by_numpy(logits, averaging.average, averaging.weights)
+    expected = reference_outputs(logits, averaging.average, averaging.weights)
     _compare(served, ensemble, got, expected, tolerance, "numpy's average of its members'")
 
 
@@ -69,7 +69,7 @@ def _compare(served: Served, model: str, got: Mapping[str, Array], expected: Map
         what = f"{served.url}, asked to run model {model!r}"
         if answer.shape != wanted.shape:
             raise service_error(ServerFailedError, what, f"{output} has the shape {answer.shape}, expected {wanted.shape}")
-        difference, scale = largest_difference(answer, wanted), scale_of(wanted)  # an entropy can be above 1
+        difference, scale = largest_difference(answer, wanted), difference_scale(wanted)  # an entropy can be above 1
         if difference > tolerance:
             told = f"{output} differs by {difference * scale:.3g} from {whose}, allowed is {tolerance * scale:.3g}"
             raise service_error(ServerFailedError, what, told)

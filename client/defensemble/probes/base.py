@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 
 from .._client.client import Client
 from .._exceptions import InputError, ServiceError
@@ -35,7 +35,7 @@ class Data:
     labels: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        fault = image_fault(self.images)
+        fault = image_problem(self.images)
         if fault is not None:
             raise InputError(fault)
         if self.labels.shape != (len(self.images),) or self.labels.dtype.kind not in "iu":
@@ -56,14 +56,14 @@ class Data:
 class TargetRunner:
     """Asks targets in batches, counts images asked, and stops asking a target that failed."""
 
-    def __init__(self, targets: dict[str, Target], batch_size: int, on_answer: Callable[[int], None] | None = None) -> None:
+    def __init__(self, targets: dict[str, Target], batch_size: int, on_batch: Callable[[int], None] | None = None) -> None:
         if not targets:
             raise InputError("there are no targets to probe: pass at least one")
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         self._targets = targets
         self._batch_size = batch_size
-        self._on_answer = on_answer
+        self._on_answer = on_batch
         self.queries = dict.fromkeys(targets, 0)
         self.failures: dict[str, str] = {}
 

@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble_images import StoredArray, check_memory, matched_classes, npz_arrays
+from defensemble_images import StoredArray, check_memory, match_classes, npz_arrays
 
 from .._client.model_info import ModelInfo
 from .._exceptions import InputError, MissingExtraError
-from .._image_files import ReadCounts, ReadOptions, decoded_images, input_errors, labelled_images, memory_to_read, preprocessing_of
+from .._image_files import (
+    ReadCounts,
+    ReadOptions,
+    choose_preprocessing,
+    decode_for_model,
+    decode_memory_bytes,
+    find_labelled_images,
+    input_errors,
+)
 from .base import Data
 
 if TYPE_CHECKING:
@@ -32,7 +40,7 @@ _MOST_NAME_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
-class ChosenData:
+class ProbeData:
     """Images that fit a model, and their source."""
 
     data: Data  # the images, with the model's own indices of their classes
@@ -42,7 +50,7 @@ class ChosenData:
 
 @dataclass(frozen=True)
 class _Request:
-    """The arguments of `choose_data`."""
+    """The arguments of `load_probe_data`."""
 
     name: str
     info: ModelInfo
@@ -71,14 +79,14 @@ class _Request:
         available: int,
         notes: tuple[str, ...] = (),
         **more: Any,
-    ) -> ChosenData:
+    ) -> ProbeData:
         """Return images with a description of their origin."""
         digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
         source = {"name": self.name, "kind": kind, "n_available": available, "indices_sha256": digest, **more}
-        return ChosenData(Data(*data), source, notes)
+        return ProbeData(Data(*data), source, notes)
 
 
-def choose_data(
+def load_probe_data(
     source: str,
     info: ModelInfo,
     limit: int | None,
@@ -87,7 +95,7 @@ def choose_data(
     *,
     options: ReadOptions | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
-) -> ChosenData:
+) -> ProbeData:
     """Read the test images of a dataset by name (such as `digits`), of a folder of class folders, or of a `.npz` file.
 
     A `.npz` file holds `images` (n, C, H, W), floats in [0, 1], uint8 or uint16, and `labels` (n,). They are the model's own indices, or
@@ -120,18 +128,18 @@ def choose_data(
     return _from_dataset(request, None)
 
 
-def _from_folder(request: _Request, folder: Path) -> ChosenData:
+def _from_folder(request: _Request, folder: Path) -> ProbeData:
     info, options, counts = request.info, request.options, ReadCounts()
-    files, labels = labelled_images(folder, info, counts)
-    preprocessing, note = preprocessing_of(info, options.resize)
+    files, labels = find_labelled_images(folder, info, counts)
+    preprocessing, note = choose_preprocessing(info, options.resize)
     rows = request.sample(len(files))
     chosen = [files[row] for row in rows]
-    to_read = memory_to_read(chosen, info)
+    to_read = decode_memory_bytes(chosen, info)
     any_size = min(info.image_shape) <= 0
     request.check_memory(1 if any_size else len(chosen), info.image_shape, to_read)
     images: NDArray[np.float32] | None = None
     kept: list[int] = []
-    for index, image in decoded_images(chosen, info, preprocessing, options.skip_damaged, counts):
+    for index, image in decode_for_model(chosen, info, preprocessing, options.skip_damaged, counts):
         if images is None:  # where a model takes any size, all must have that of the first
             request.check_memory(len(chosen), image.shape, to_read)
             images = np.empty((len(chosen), *image.shape), np.float32)
@@ -152,7 +160,7 @@ def _from_folder(request: _Request, folder: Path) -> ChosenData:
     return request.chosen("folder", data, rows, len(files), notes, preprocessing=rule, **counts.json())
 
 
-def _from_npz(request: _Request, path: Path) -> ChosenData:
+def _from_npz(request: _Request, path: Path) -> ProbeData:
     with input_errors():
         arrays = npz_arrays(path, ("images", "labels"), ("class_names",))
         stored, stored_labels = arrays["images"], arrays["labels"]
@@ -192,10 +200,10 @@ def _model_indices(labels: NDArray[Any], names: list[str] | None, where: str, in
         whose = f"the classes of {info.name!r}" if names is None else "one for each of its class names"
         raise InputError(f"the labels of {where} must lie in [0, {count}), {whose}, got from {low} to {high}")
     indices = labels.astype(np.int64)
-    return indices if names is None else matched_classes(names, info.class_names, where, info.name)[indices]
+    return indices if names is None else match_classes(names, info.class_names, where, info.name)[indices]
 
 
-def _from_dataset(request: _Request, data_dir: Path | None) -> ChosenData:
+def _from_dataset(request: _Request, data_dir: Path | None) -> ProbeData:
     dataset, rule, note = _loaded(request, data_dir)
     test, shape = dataset.test, dataset.input_shape
     expected = request.info.image_shape
@@ -226,7 +234,7 @@ def _loaded(request: _Request, data_dir: Path | None) -> tuple[Dataset, dict[str
             f"the dataset {request.name!r} has square images, model {info.name!r} takes {height} x {width}: pass a folder of class "
             "folders, --dataset FOLDER"
         )
-    rule, note = preprocessing_of(info, request.options.resize)
+    rule, note = choose_preprocessing(info, request.options.resize)
     try:
         dataset = load_dataset(
             request.name,

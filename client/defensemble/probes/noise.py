@@ -119,11 +119,11 @@ def probe_noise(
     seed: int = 0,
     *,
     batch_size: int = 64,
-    on_answer: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
 ) -> NoiseResult:
     """Asks every target about the images, clean and with noise; images float32 (n, C, H, W) in [0, 1], labels (n,), sigmas in 1/255.
 
-    Every target sees the same noise. A target whose server fails is called no more (see `NoiseResult.failures`); `on_answer` is
+    Every target sees the same noise. A target whose server fails is called no more (see `NoiseResult.failures`); `on_batch` is
     called with the number of images of each answer.
 
     Raises:
@@ -134,7 +134,7 @@ def probe_noise(
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
     started = time.monotonic()
-    questioner = TargetRunner(dict(targets), batch_size, on_answer)
+    questioner = TargetRunner(dict(targets), batch_size, on_batch)
     clean = {name: _right(questioner, name, data.images, data.labels) for name in targets}
     answered = [right for right in clean.values() if right is not None]
     # None where a target did not answer, since "all" then means nothing.

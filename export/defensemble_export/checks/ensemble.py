@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from defensemble_repository.checks.ensemble import check_wired
+from defensemble_repository.checks.ensemble import check_ensemble_configs
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.outdated_graphs import outdated_graphs
-from defensemble_repository.checks.repository import check_folders, check_root_links
+from defensemble_repository.checks.repository import check_models, check_root_links
 from defensemble_repository.checks.wiring import step_path
-from defensemble_repository.ensemble import Ensemble, averaging_model, two_model_names
+from defensemble_repository.ensemble import Ensemble, averaging_model_name, two_model_names
 from defensemble_repository.errors import EnsembleError
 from defensemble_repository.names import CONFIG_FILE
 from defensemble_repository.pbtxt import schema
@@ -34,7 +34,7 @@ def check_ensemble(files: RepositoryView, name: str, *, target: Target = ANY) ->
         target: the Triton that is to load it.
     """
     found = Inspection(files, target, all_profiles=True, for_edit=True, is_generated=_is_generated, check_ensemble=_check_votes)
-    check_wired(found, name)
+    check_ensemble_configs(found, name)
     return found.findings
 
 
@@ -46,10 +46,10 @@ def check_repository(files: RepositoryView, target: Target, name: str | None = N
     """
     found = Inspection(files, target, all_profiles=True, is_generated=_is_generated, check_ensemble=_check_votes)
     if name is None:
-        models, _ = check_folders(found)
+        models, _ = check_models(found)
     else:
         check_root_links(found)
-        check_wired(found, name)
+        check_ensemble_configs(found, name)
         config = found.config(name) if found.has(name) else None
         models = [step.model_name for step in config.ensemble_scheduling.step if found.has(step.model_name)] if config is not None else []
     check_graphs(found, models)
@@ -92,7 +92,7 @@ def _say_names(found: Inspection, name: str, config: schema.ModelConfig, votes: 
         return
     described = known.get(averages[0])
     classes = next((int(size) for tensor in described.input for size in tensor.dims), 0) if described is not None else 0
-    named = averaging_model(votes, classes, int(config.max_batch_size))
+    named = averaging_model_name(votes, classes, int(config.max_batch_size))
     if averages[0] not in (named, *two_model_names(votes, classes, int(config.max_batch_size))):
         text = (
             f"its answers are right, but its averaging model is named for other members or another max_batch_size: step {first + 1} is to "

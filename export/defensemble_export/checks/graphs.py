@@ -17,7 +17,7 @@ from defensemble_repository.checks.wiring import format_type, same_shape
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import BACKEND, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import backend_of, file_of, is_ensemble, versions_by_policy
+from defensemble_repository.reader import is_ensemble, model_backend, model_filename, versions_by_policy
 
 from ..graphs.loading import cpu_session
 
@@ -29,26 +29,26 @@ def check_graphs(found: Inspection, models: Iterable[str]) -> None:
     """Open the graphs of `models` that ONNX Runtime runs and of which nothing else was found, and say which files are not checked."""
     for model in dict.fromkeys(models):
         config = found.config(model)
-        if config is None or is_ensemble(config) or found.refused(model):
+        if config is None or is_ensemble(config) or found.has_error(model):
             continue
         field = _unknown_runner(config)
         if field is not None:
             text = f"its files are not checked: {field} {getattr(config, field)!r}"
             found.add_finding(model, text, found.config_path(model), field, is_error=False, unchecked=True)
             continue
-        if backend_of(config) != BACKEND:
+        if model_backend(config) != BACKEND:
             continue  # a plan, which is compared with its manifest
-        with found.stopping(model):
+        with found.blocking(model):
             for version in versions_by_policy(found.versions(model), config):
-                path = f"{model}/{version}/{file_of(config)}"
+                path = f"{model}/{version}/{model_filename(config)}"
                 session = _session(found, model, version, path)
                 for fault in _faults(config, session, embedded=found.target.embedded) if session is not None else ():
-                    found.add_finding(model, f"version {version}: {fault.text}", found.config_path(model), *fault.way)
+                    found.add_finding(model, f"version {version}: {fault.text}", found.config_path(model), *fault.path)
 
 
 def _unknown_runner(config: schema.ModelConfig) -> str | None:
     """The field that names what runs a model, where its files cannot be judged here; None where they can."""
-    backend = backend_of(config)
+    backend = model_backend(config)
     if backend not in (BACKEND, PLAN_BACKEND):
         return "backend" if config.backend else "platform"
     return "runtime" if config.runtime not in ("", f"libtriton_{backend}.so") else None

@@ -21,9 +21,9 @@ from .history import (
     new_id as new_id,
     now_text as now_text,
     read_history as read_history,
-    snapshot_of as snapshot_of,
+    read_snapshot as read_snapshot,
     this_user as this_user,
-    undoable as undoable,
+    undoable_edits as undoable_edits,
     withdraw_edit as withdraw_edit,
 )
 from .journal import EditJournal as EditJournal, read_journal as read_journal, remove_stale_temporaries as remove_stale_temporaries

@@ -16,9 +16,9 @@ import yaml
 
 from defensemble_repository.ensemble import AVERAGES, Ensemble, Member
 from defensemble_repository.errors import EnsembleError
-from defensemble_repository.filesystem.regular_files import read_argument
+from defensemble_repository.filesystem.regular_files import read_user_file
 from defensemble_repository.names import check_name
-from defensemble_repository.reader import LARGEST_VERSION
+from defensemble_repository.reader import MAX_VERSION
 
 from ..errors import DeclarationError
 
@@ -40,7 +40,7 @@ def read_declaration(path: Path) -> Ensemble:
         DeclarationError: it is no such file.
         OSError: it cannot be read.
     """
-    content = read_argument(path, LARGEST_FILE)
+    content = read_user_file(path, LARGEST_FILE)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -197,12 +197,12 @@ class _Declaration:
         return str(node.value)
 
     def version(self, node: yaml.Node) -> int:
-        told = f"version must be a whole number from 1 to {LARGEST_VERSION}"
+        told = f"version must be a whole number from 1 to {MAX_VERSION}"
         # Twenty characters before `int`, which refuses thousands of digits.
         if not (_is_plain(node) and len(node.value) <= 20 and _WHOLE.fullmatch(node.value)):
             self.refuse(node, f"{told}, got {_kind(node)}")
         version = int(node.value)
-        if not 1 <= version <= LARGEST_VERSION:
+        if not 1 <= version <= MAX_VERSION:
             self.refuse(node, f"{told}, got {version}: a version is named, there is no number for the newest")
         return version
 

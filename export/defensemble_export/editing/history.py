@@ -18,11 +18,11 @@ import msgspec
 
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import EnsembleError, RepositoryError
-from defensemble_repository.filesystem.atomic_write import named, remove_temporaries, shared_mode, sync, write_atomic
+from defensemble_repository.filesystem.atomic_write import os_errors_about, remove_temporaries, shared_mode, sync, write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, LABELS_FILE, check_name
 from defensemble_repository.reader import ensemble_from_configs, parameter
-from defensemble_repository.records import checked_schema, json_values, record_from_values
+from defensemble_repository.records import checked_schema, parse_json, record_from_values
 from defensemble_repository.view import RepositoryView
 
 from ..errors import HistoryError
@@ -124,7 +124,7 @@ def this_user() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def snapshot_of(files: RepositoryView, name: str) -> Snapshot:
+def read_snapshot(files: RepositoryView, name: str) -> Snapshot:
     """The ensemble ``name`` as ``files`` have it.
 
     Raises:
@@ -224,7 +224,7 @@ def withdraw_edit(repository: Path, edit: Edit) -> None:
     if len(lines) > 1:
         write_atomic(target, b"".join(lines[:-1]), mode=shared_mode(target))
     else:
-        with named(target):
+        with os_errors_about(target):
             target.unlink()
             sync([target.parent])
 
@@ -239,7 +239,7 @@ def line_from_edit(edit: Edit) -> bytes:
 def edit_from_line(line: bytes, where: str) -> Edit:
     """Read back what ``line_from_edit`` wrote; ``where`` names it in the HistoryError of a damaged line or another schema."""
     try:
-        values = checked_schema(json_values(line.decode("utf-8-sig")), SCHEMA)
+        values = checked_schema(parse_json(line.decode("utf-8-sig")), SCHEMA)
         states = record_from_values(values, _States)
         before, after = (state and state.snapshot(states.ensemble) for state in (states.before, states.after))
         return record_from_values({"message": None, **values, "before": before, "after": after}, Edit)
@@ -250,7 +250,7 @@ def edit_from_line(line: bytes, where: str) -> Edit:
         ) from error
 
 
-def undoable(history: Sequence[Edit], ensemble: str) -> list[Edit]:
+def undoable_edits(history: Sequence[Edit], ensemble: str) -> list[Edit]:
     """The edits of ``ensemble`` that a rollback may undo, oldest first, the one that is undone first last.
 
     They are a stack: a rollback takes those off that it undid, and is itself none of them, so that two rollbacks in a row go back two

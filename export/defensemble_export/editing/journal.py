@@ -12,8 +12,8 @@ import msgspec
 from defensemble_repository.filesystem.atomic_write import remove_temporaries, shared_mode, sync, write_atomic
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, PENDING_FILE
-from defensemble_repository.records import checked_schema, json_values, record_from_values
-from defensemble_repository.transaction import remove_files, write_plan
+from defensemble_repository.records import checked_schema, parse_json, record_from_values
+from defensemble_repository.transaction import remove_files, write_files
 from defensemble_repository.view import RepositoryView
 
 from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT
@@ -170,7 +170,7 @@ class EditJournal:
                 (self.repository / path).unlink()
                 sync([(self.repository / path).parent])  # the configuration is gone before what it needs
         if writes:
-            write_plan(self.repository, writes)
+            write_files(self.repository, writes)
 
     def remove_new_models(self) -> None:
         """Remove the averaging models that it had written."""
@@ -212,7 +212,7 @@ def read_journal(repository: Path) -> EditJournal | None:
     """
     path = repository / PENDING_FILE
     try:
-        values = json_values(read_regular(path))
+        values = parse_json(read_regular(path))
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema != _SCHEMA and str(schema).startswith("defensemble.pending-edit/"):
             raise HistoryError(f"{path} is of another version of defensemble ({schema}): finish or undo its edit with that one")

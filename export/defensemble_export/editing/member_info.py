@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from defensemble_repository.ensemble import Member
 from defensemble_repository.errors import ConfigError
-from defensemble_repository.export_report import checked_number, checked_text, report_values
+from defensemble_repository.export_report import checked_number, checked_text, parse_report
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
 from defensemble_repository.onnx_metadata import MASK_DIGEST, RECORD, SPEC
 from defensemble_repository.pbtxt import schema
@@ -149,7 +149,7 @@ def _exported(files: RepositoryView, vote: Member, sha256: str | None, problems:
     if content is None:
         return {}
     try:
-        values = report_values(content)
+        values = parse_report(content)
         verified = values["verification"] or {}
         told: dict[str, Any] = {}
         if verified.get("accuracy") is not None:  # else the images' classes were not known

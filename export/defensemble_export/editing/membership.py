@@ -11,7 +11,7 @@ from pathlib import Path
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import check_name
-from defensemble_repository.reader import LARGEST_VERSION, versions_in
+from defensemble_repository.reader import MAX_VERSION, versions_in
 from defensemble_repository.view import RepositoryView
 
 from .plan import no_network_text
@@ -20,7 +20,7 @@ from .plan import no_network_text
 def parse_member(text: str) -> tuple[str, int | None]:
     """Read `MODEL` or `MODEL@VERSION`: the name, and the version where one is given; EnsembleError where it is neither."""
     model, at, version = text.partition("@")
-    if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= LARGEST_VERSION):
+    if at and not (re.fullmatch("[1-9][0-9]{0,18}", version) and int(version) <= MAX_VERSION):
         raise EnsembleError(f"a vote is named MODEL or MODEL@VERSION, the version a number from 1, such as keep0.3@2; got {text!r:.120}")
     return check_name(model), int(version) if at else None
 

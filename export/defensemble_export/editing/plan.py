@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from defensemble_repository.configs import Interface, ensemble_config
-from defensemble_repository.ensemble import Ensemble, averaging_model
+from defensemble_repository.ensemble import Ensemble, averaging_model_name
 from defensemble_repository.errors import ConfigError, EnsembleError
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, check_name
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, schema
-from defensemble_repository.reader import existing_batch, is_ensemble, read_ensemble, stated_members
+from defensemble_repository.reader import is_ensemble, read_ensemble, read_max_batch_size, stated_members
 from defensemble_repository.view import RepositoryView
 
 from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models, members_preprocessing
@@ -106,11 +106,11 @@ def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
         # Of one that was wired by hand what is asked for takes the place.
         before = _read_or_none(files, after.name)
         shown, labels = files.config(after.name), None
-        batch = existing_batch(repository / after.name, None)
+        batch = read_max_batch_size(repository / after.name, None)
     else:
         first = after.members[0].model
         shown, labels = files.config(first), files.content(f"{first}/{LABELS_FILE}")
-        batch = min(existing_batch(repository / vote.model, None) for vote in after.members)
+        batch = min(read_max_batch_size(repository / vote.model, None) for vote in after.members)
     interface = _interface(shown, repository, batch)
     planned = ensemble_files(_without_damaged_averaging(files, after, interface), after, interface, labels)
     own = {path: content for path, content in planned.items() if path.startswith(f"{after.name}/")}
@@ -238,12 +238,12 @@ def _interface(config: schema.ModelConfig, repository: Path, max_batch_size: int
 def _without_damaged_averaging(files: RepositoryView, ensemble: Ensemble, interface: Interface) -> RepositoryView:
     """``files`` without an averaging model that somebody has edited: one with the name of what ``ensemble`` computes is written again."""
     classes, batch = interface.num_classes, interface.max_batch_size
-    name = averaging_model(ensemble, classes, batch)
+    name = averaging_model_name(ensemble, classes, batch)
     if not files.has(name):
         return files
     path = f"{name}/1/{MODEL_FILE}"
     stated = stated_members(files.config(name), ensemble.name)
-    described = stated is not None and name == averaging_model(stated, classes, batch)
+    described = stated is not None and name == averaging_model_name(stated, classes, batch)
     if described and is_same_graph(files.content(path), average_onnx(ensemble, classes)):
         return files
     return RepositoryView(files.repository, dict.fromkeys((path, f"{name}/{CONFIG_FILE}")))

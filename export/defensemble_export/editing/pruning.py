@@ -22,7 +22,7 @@ from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import config_paths, read_models, versions_in
 
 from ..errors import ExportError
-from .history import Edit, read_history, undoable
+from .history import Edit, read_history, undoable_edits
 
 _OF_AN_AVERAGE = {"average", "weights", "members"}
 # What an export, a profile or an engine puts into a model's folder, and into a version's.
@@ -82,7 +82,7 @@ def prune_plan(
 
 
 def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str, bytes], list[str]]:
-    """The files to write (``write_plan``) and those to remove before (``remove_files``) so that ``chosen`` of a ``prune_plan`` are gone.
+    """The files to write (``write_files``) and those to remove before (``remove_files``) so that ``chosen`` of a ``prune_plan`` are gone.
 
     A model or a version goes as one folder, in one rename, so that a server never sees half of it. Of a model that stays, what its
     configuration and its profiles say of a version that goes is taken out, and with it the comments in these files; a profile that was as
@@ -133,7 +133,7 @@ def _used(
         for step in config.ensemble_scheduling.step:
             used.add((step.model_name, step.model_version if step.model_version > 0 else None))  # -1 is the newest, whichever that will be
     for ensemble in {edit.ensemble for edit in history}:
-        edits = undoable(history, ensemble)
+        edits = undoable_edits(history, ensemble)
         for edit in edits[max(0, len(edits) - keep) :]:
             if edit.before is not None:
                 used |= {(vote.model, vote.version) for vote in edit.before.votes.members}

@@ -27,7 +27,7 @@ from defensemble_repository.view import RepositoryView
 
 from ..errors import HistoryError
 from .existing import check_ensemble_exists, existing_ensemble
-from .history import Snapshot, read_history, undoable
+from .history import Snapshot, read_history, undoable_edits
 from .membership import added, find_member, new_member, parse_member, removed, reweighted
 from .plan import EditPlan, plan_creation, plan_deletion, plan_ensemble, plan_snapshot
 
@@ -235,7 +235,7 @@ class Restore(EditRequest):
 
     def _state(self, repository: Path) -> Snapshot | None:
         edits = [edit for edit in read_history(repository) if edit.ensemble == self.name]
-        stack = undoable(edits, self.name)
+        stack = undoable_edits(edits, self.name)
         if self.undone:
             last = stack[-len(self.undone) :]
             if tuple(edit.id for edit in reversed(last)) == self.undone:

@@ -18,8 +18,8 @@ from defensemble_repository.lock import locked
 from defensemble_repository.names import BACKEND, MANIFEST_FILE, PLAN_FILE
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.plan_manifest import Manifest, read_manifest
-from defensemble_repository.reader import backend_of, is_ensemble, read_models, served_versions, versions_in
-from defensemble_repository.transaction import check_writable, remove_stale_staging, write_plan
+from defensemble_repository.reader import is_ensemble, model_backend, read_models, served_versions, versions_in
+from defensemble_repository.transaction import check_writable, remove_stale_staging, write_files
 from defensemble_repository.view import RepositoryView, file_digest
 
 from ..entries.stored_graph import stored_graph
@@ -191,7 +191,7 @@ def _build(
             place = f"{one.model}/{one.version}"
             content = {f"{place}/{PLAN_FILE}": plan.read_bytes(), f"{place}/{MANIFEST_FILE}": manifest.to_bytes()}
             interrupts.deliver()
-            write_plan(repository, content)
+            write_files(repository, content)
             compared = "not compared" if agreement is None else str(agreement)
             # Before an interrupt that came too late for this plan ends the command.
             on_message(f"{one.name}: built in {manifest.build_s:.1f} s for batches of {_batches(request)}, {request.precision}; {compared}")
@@ -202,7 +202,7 @@ def _why_not(config: schema.ModelConfig) -> str | None:
     """Why no plan can be built for a model; None where one can."""
     if is_ensemble(config):
         return "it is an ensemble, which is steps and no graph: name its members"
-    if backend_of(config) != BACKEND:
+    if model_backend(config) != BACKEND:
         return f"its backend is '{config.backend or config.platform}', and plans are built from the graphs of '{BACKEND}'"
     inputs = [(tensor.name, tensor.data_type, len(tensor.dims)) for tensor in config.input]
     if inputs != [(INPUT, schema.TYPE_FP32, 3)]:

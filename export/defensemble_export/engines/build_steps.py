@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from defensemble_repository.plan_manifest import Profile
-from defensemble_repository.reader import checked_batch
+from defensemble_repository.reader import checked_batch_size
 
 from ..errors import EngineError
 from ..verification.tolerances import checked_precision
@@ -51,7 +51,7 @@ class BuildRequest(EngineOptions):
     fixed_batch: bool = False
 
     def __post_init__(self) -> None:
-        checked_batch(self.max_batch_size, "max_batch_size")
+        checked_batch_size(self.max_batch_size, "max_batch_size")
         checked_precision(self.precision)
         if self.builder_level not in _LEVELS:
             raise EngineError(f"the builder's level must be 0 (built fast) to 5 (runs fastest), got {self.builder_level}")

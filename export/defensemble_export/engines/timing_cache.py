@@ -14,7 +14,7 @@ from typing import Any
 import platformdirs
 
 from defensemble_repository.filesystem.atomic_write import write_atomic
-from defensemble_repository.filesystem.locks import held
+from defensemble_repository.filesystem.locks import folder_lock
 from defensemble_repository.filesystem.regular_files import read_regular
 
 from .target import Target
@@ -50,7 +50,7 @@ class Timings:
     def save(self) -> None:
         """Write them back atomically, with those that another build has written meanwhile."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with held(self._path.parent, fcntl.LOCK_EX):
+        with folder_lock(self._path.parent, fcntl.LOCK_EX):
             try:
                 others = self._config.create_timing_cache(serialized_timing_cache=read_regular(self._path))
             except FileNotFoundError:

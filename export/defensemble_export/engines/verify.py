@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 from defensemble_repository.averaging import softmax
 from defensemble_repository.plan_manifest import Profile
 
@@ -76,7 +76,7 @@ def check_images(images: Array, profile: Profile) -> None:
     Raises:
         EngineError: they are not float32 (N,C,H,W) of its size, or there are none.
     """
-    fault = image_fault(images, "the images on which plans are compared", shape=profile.max[1:], taker="the plans", in_range=False)
+    fault = image_problem(images, "the images on which plans are compared", shape=profile.max[1:], consumer="the plans", in_range=False)
     if fault is not None:
         raise EngineError(f"{fault} (--images FILE.npy), or compare none (--no-compare)")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 
 from defensemble_repository.configs import OUTPUTS, Interface, averaging_config, ensemble_config
-from defensemble_repository.ensemble import Ensemble, averaging_model
+from defensemble_repository.ensemble import Ensemble, averaging_model_name
 from defensemble_repository.names import AVERAGING_NAME, CONFIG_FILE, LABELS_FILE, MODEL_FILE
 from defensemble_repository.pbtxt import pbtxt_from_config, schema
-from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing
+from defensemble_repository.preprocessing import PREPROCESSING, common_preprocessing
 from defensemble_repository.reader import parameter
 from defensemble_repository.view import RepositoryView
 
@@ -41,7 +41,7 @@ def ensemble_files(files: RepositoryView, ensemble: Ensemble, interface: Interfa
 
 def members_preprocessing(files: RepositoryView, ensemble: Ensemble) -> str | None:
     """Return the parameter `preprocessing` that the members have in common, None where none has it; EnsembleError where they differ."""
-    return agreed_preprocessing({vote.model: parameter(files.config(vote.model), PREPROCESSING) for vote in ensemble.members})
+    return common_preprocessing({vote.model: parameter(files.config(vote.model), PREPROCESSING) for vote in ensemble.members})
 
 
 def is_of_two_models(files: RepositoryView, name: str) -> bool:
@@ -54,7 +54,7 @@ def is_of_two_models(files: RepositoryView, name: str) -> bool:
 def averaging_files(files: RepositoryView, ensemble: Ensemble, config: schema.ModelConfig, interface: Interface) -> dict[str, bytes]:
     """Compute the files of the averaging model, where ``config``, that of ``ensemble``, has a step for it and ``files`` lack it."""
     classes, batch = interface.num_classes, interface.max_batch_size
-    name = averaging_model(ensemble, classes, batch)
+    name = averaging_model_name(ensemble, classes, batch)
     if files.has(name) or all(step.model_name != name for step in config.ensemble_scheduling.step):
         return {}
     onnx = average_onnx(ensemble, classes)

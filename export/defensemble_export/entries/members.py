@@ -14,18 +14,18 @@ from defensemble_repository.errors import EnsembleError
 from defensemble_repository.labels import class_names_from_labels
 from defensemble_repository.names import CONFIG_FILE, LABELS_FILE, MODEL_FILE, REPORT_FILE, check_name
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config, schema
-from defensemble_repository.preprocessing import PREPROCESSING, agreed_preprocessing
+from defensemble_repository.preprocessing import PREPROCESSING, common_preprocessing
 from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import (
-    checked_batch,
+    checked_batch_size,
     config_paths,
-    existing_batch,
-    interface_of,
     is_ensemble,
     next_version,
     parameter,
     read_config,
     read_ensemble,
+    read_interface,
+    read_max_batch_size,
 )
 from defensemble_repository.view import RepositoryView
 
@@ -117,7 +117,7 @@ def check_request(
 ) -> dict[str, int]:
     """Refuse by names and numbers alone, before any slow work, as ``repository_plan``; return the largest batch of each member."""
     if max_batch_size is not None:
-        checked_batch(max_batch_size, "max_batch_size")
+        checked_batch_size(max_batch_size, "max_batch_size")
     twice = sorted({name for name in members if members.count(name) > 1})
     if twice:
         raise EnsembleError(f"{', '.join(twice)}: given twice; members are named after their files, so rename one")
@@ -127,8 +127,8 @@ def check_request(
         _planned_ensemble(repository, members, ensemble, average, weights)
         if (repository / ensemble).exists():
             # A new member is not to be what makes an ensemble take less than it did.
-            usual = max(usual, existing_batch(repository / ensemble, max_batch_size))
-    return {name: existing_batch(repository / name, max_batch_size) if (repository / name).exists() else usual for name in members}
+            usual = max(usual, read_max_batch_size(repository / ensemble, max_batch_size))
+    return {name: read_max_batch_size(repository / name, max_batch_size) if (repository / name).exists() else usual for name in members}
 
 
 def _planned_ensemble(repository: Path, members: Sequence[str], name: str, average: str | None, weights: Mapping[str, float]) -> Ensemble:
@@ -208,13 +208,13 @@ def labels_text(member: ExportedMember) -> bytes:
 
 def check_same_interface(folder: Path, member: ExportedMember) -> None:
     """Refuse (ExistsError, EnsembleError) a new version of the model in `folder` of another interface, class names or preprocessing."""
-    shapes, labels = interface_of(folder)
+    shapes, labels = read_interface(folder)
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
         raise ExistsError(f"{folder} takes and gives {shapes}, the new version {expected}: export it under another name")
     if labels is not None and class_names_from_labels(labels) != member.class_names:
         raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
-    agreed_preprocessing(
+    common_preprocessing(
         {member.name: parameter(read_config(folder), PREPROCESSING), f"{member.name}@{next_version(folder)}": member.rule},
         "export the new version under another name; where a stated rule is wrong, correct the parameter in "
         f"{folder / CONFIG_FILE}, or export the ONNX file with another --resize",
@@ -240,7 +240,7 @@ def check_same(members: Sequence[ExportedMember], *, shape: str = "input shape")
         if member.class_names != first.class_names:
             differ = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
             raise EnsembleError(f"members must share their class names: {differ}; {fix}")
-    agreed_preprocessing({member.name: member.rule for member in members})
+    common_preprocessing({member.name: member.rule for member in members})
 
 
 def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[ExportedMember]) -> None:
@@ -253,7 +253,7 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
     there = {vote.model for vote in read_ensemble(repository, ensemble).members if (repository / vote.model).exists()} - new
     shape, classes = list(first.input_shape), [first.num_classes]
     for name in sorted({*there, ensemble}):
-        shapes, labels = interface_of(repository / name)
+        shapes, labels = read_interface(repository / name)
         if shapes[:2] != [shape, classes]:
             raise EnsembleError(f"'{name}' takes and gives {shapes[:2]}, '{first.name}' {[shape, classes]}: choose another --ensemble name")
         if labels is not None and class_names_from_labels(labels) != first.class_names:
@@ -262,7 +262,7 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
                 "name, or, for an ONNX file, name its classes as there (--labels FILE)"
             )
     stated = {name: parameter(read_config(repository / name), PREPROCESSING) for name in sorted(there)}
-    agreed_preprocessing(stated | {member.name: member.rule for member in members})
+    common_preprocessing(stated | {member.name: member.rule for member in members})
 
 
 def _ensemble_files(
@@ -274,7 +274,7 @@ def _ensemble_files(
     others = [vote.model for vote in ensemble.members if vote.model not in batches]
     others += [ensemble.name] if (repository / ensemble.name).exists() else []
     # At most what each member takes: the configuration of one that was there already may allow less.
-    batch = min([*batches.values(), *(existing_batch(repository / name, None) for name in others)])
+    batch = min([*batches.values(), *(read_max_batch_size(repository / name, None) for name in others)])
     return ensemble_files(files, ensemble, members[0].interface(batch), labels_text(members[0]))
 
 

@@ -9,7 +9,7 @@ import onnx
 
 from defensemble_repository.names import BACKEND, CONFIG_FILE, MODEL_FILE
 from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import backend_of, parameter
+from defensemble_repository.reader import model_backend, parameter
 from defensemble_repository.view import RepositoryView
 
 from ..errors import ExportError
@@ -30,7 +30,7 @@ class StoredGraph:
 
 def stored_graph(files: RepositoryView, name: str, version: int, config: schema.ModelConfig) -> StoredGraph:
     """Read the graph of the model `name` at `version`, also where a plan is served; ExportError where it is not as `config` describes."""
-    served = backend_of(config) == BACKEND
+    served = model_backend(config) == BACKEND
     path = f"{name}/{version}/{(served and config.default_model_filename) or MODEL_FILE}"
     content = files.content(path)
     if content is None:

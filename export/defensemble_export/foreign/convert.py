@@ -49,7 +49,7 @@ def onnx_from_foreign(
     accepted, ``input_shape`` (C, H, W) what the file leaves open. Weights in other files of the same folder are read in, and logits of
     (N, K, 1, 1) become (N, K). The answers at batch 1, 2 and 3 on random images are compared with those of the file itself.
 
-    All of this happens in this process, for as long as the file takes: `FromOnnx` bounds it.
+    All of this happens in this process, for as long as the file takes: `OnnxSource` bounds it.
 
     Raises:
         ExportError: the file is not what is taken; says what it has, what is expected, and how to mend it.

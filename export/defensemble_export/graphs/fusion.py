@@ -19,7 +19,7 @@ from defensemble_images import normalised
 from defensemble_repository.configs import averaging_outputs
 from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError
-from defensemble_repository.names import RESERVED
+from defensemble_repository.names import RESERVED_PREFIXES
 from defensemble_repository.onnx_metadata import (
     CLASS_NAMES,
     FUSED_AVERAGE,
@@ -69,7 +69,7 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble, *
         _prefix(model.graph, f"{name}/", {"images": "images"})
         logits[f"logits_{position}"] = f"{name}/logits"
     average = onnx.load_model_from_string(average_onnx(ensemble, num_classes))
-    _prefix(average.graph, f"{RESERVED[0]}/", logits | {output.name: output.name for output in average.graph.output})
+    _prefix(average.graph, f"{RESERVED_PREFIXES[0]}/", logits | {output.name: output.name for output in average.graph.output})
     models.append(average)
 
     fused = helper.make_model(

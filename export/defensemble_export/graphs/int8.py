@@ -11,7 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 from defensemble_repository.onnx_metadata import IR_VERSION
 
 from ..errors import ExportError
@@ -204,7 +204,7 @@ def _check_images(images: Images, inputs: Sequence[onnx.ValueInfoProto]) -> None
         raise ExportError("the graph takes 0 images at a time, and ONNX Runtime runs it on no others: export it with a free batch axis")
     if len(expected) != 3:
         raise ExportError(f"int8 is calibrated on graphs of images (N, C, H, W); this one takes {len(expected) + 1} dimensions")
-    fault = image_fault(images, "the images for the calibration", shape=expected, taker="the graph")
+    fault = image_problem(images, "the images for the calibration", shape=expected, consumer="the graph")
     if fault is not None:
         raise ExportError(fault)
     if (images == images[0]).all():

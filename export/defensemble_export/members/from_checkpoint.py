@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 from defensemble_repository.onnx_metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, PREPROCESSING, RECORD, SPEC
-from defensemble_repository.reader import checked_batch
+from defensemble_repository.reader import checked_batch_size
 
 from ..entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, preprocessing_from_text
 from ..errors import ExportError
@@ -22,7 +22,7 @@ from ..graphs.tracing import graph_from_module
 from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names
 from ..verification.images import ImagePool, RealImages, dataset_of, images_for_verification
-from ..verification.network import answers_from_module
+from ..verification.network import reference_from_module
 from .write import Form, Network, check_place, report_beside, write_form
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def onnx_from_checkpoint(
     from defensemble_training import load_checkpoint
 
     form = Form() if form is None else form
-    checked_batch(max_batch_size, "max_batch_size")
+    checked_batch_size(max_batch_size, "max_batch_size")
     check_place(Path(path))
     module, spec, record = load_checkpoint(Path(checkpoint))
     real = None if images is None else RealImages(images, "images of the user's")
@@ -100,7 +100,7 @@ def onnx_from_module(
         ExportError, VerificationError, OSError: see ``onnx_from_checkpoint``.
     """
     form = Form() if form is None else form
-    checked_batch(max_batch_size, "max_batch_size")
+    checked_batch_size(max_batch_size, "max_batch_size")
     check_place(Path(path))
     real = RealImages(images, "images of the user's")
     pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, input_shape)
@@ -155,4 +155,4 @@ def _network(
     graph = graph_from_module(module, input_shape, masks)
     onnx.helper.set_model_props(graph, {MASK_DIGEST: digest, CLASS_NAMES: json.dumps(names), **metadata})
     against = f"torch {torch.__version__}"
-    return Network(graph, answers_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)
+    return Network(graph, reference_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)

@@ -16,7 +16,7 @@ import onnx
 
 from defensemble_images import RESIZES, Preprocessing
 from defensemble_repository.onnx_metadata import CLASS_NAMES, PREPROCESSING
-from defensemble_repository.reader import checked_batch
+from defensemble_repository.reader import checked_batch_size
 
 from ..entries.members import ExportedMember
 from ..errors import ExportError
@@ -32,7 +32,7 @@ _RANDOM = 16
 
 
 @dataclass(frozen=True)
-class FromOnnx:
+class OnnxSource:
     """An ONNX file to be exported as the member ``name``: see ``onnx_from_foreign``.
 
     ``class_names``: one for each class; None: the indices as text. ``timeout_s``: of the import, and again for each 64 images that the
@@ -137,7 +137,7 @@ class FromOnnx:
             ExportError, VerificationError, OSError: see ``onnx_from_checkpoint``.
         """
         form = Form() if form is None else form
-        checked_batch(max_batch_size, "max_batch_size")
+        checked_batch_size(max_batch_size, "max_batch_size")
         check_place(Path(path))
         self.check(form, images)
         shape, _ = foreign_interface(self.graph)

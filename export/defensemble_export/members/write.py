@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from defensemble_repository.filesystem.atomic_write import named, rename_durably, temporary_path
+from defensemble_repository.filesystem.atomic_write import os_errors_about, rename_durably, temporary_path
 from defensemble_repository.names import MODEL_FILE, REPORT_FILE
 from defensemble_repository.onnx_metadata import PRECISION
 
@@ -90,7 +90,7 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
     content: bytes = model.SerializeToString(deterministic=True)
     temporary, temporary_report = temporary_path(target), temporary_path(report_beside(target))
     try:
-        with named(target):
+        with os_errors_about(target):
             temporary.write_bytes(content)
         verification = None
         if real is not None:
@@ -112,7 +112,7 @@ def write_form(network: Network, target: Path, form: Form, real: RealImages | No
             tolerance=asdict(TOLERANCES[form.precision]),
             calibration=None if calibration is None else asdict(calibration),
         )
-        with named(target):
+        with os_errors_about(target):
             temporary_report.write_bytes(report)
         rename_durably([(temporary_report, report_beside(target)), (temporary, target)])
     finally:
@@ -139,7 +139,7 @@ def move_form(written: Path, target: Path) -> None:
     places = [(report_beside(written), report_beside(target)), (written, target)]
     renames = [(temporary_path(place), place) for _, place in places]
     try:
-        with named(target):
+        with os_errors_about(target):
             for (source, _), (temporary, _) in zip(places, renames, strict=True):
                 shutil.copyfile(source, temporary)
         rename_durably(renames)
@@ -154,6 +154,6 @@ def check_place(target: Path) -> None:
         raise ExportError(f"cannot write {target}: it is a folder; name a file, such as {target / 'network.onnx'}")
     if not target.parent.is_dir():
         raise ExportError(f"cannot write {target}: there is no folder {target.parent}; make it with: mkdir -p {target.parent}")
-    with named(target):
+    with os_errors_about(target):
         temporary_path(target).touch()
         temporary_path(target).unlink()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from defensemble_repository.averaging import scale_of
+from defensemble_repository.averaging import difference_scale
 
 from ..errors import ExportError, VerificationError
 
@@ -51,7 +51,7 @@ class Comparison:
         for source, values, fix in ((self.reference, expected, ""), (self.subject, got, self.not_finite)):
             if not np.isfinite(values).all():
                 raise self.error(f"{where}: {source} answers values that are not finite{fix}; {self.consequence}")
-        scale = scale_of(expected)
+        scale = difference_scale(expected)
         by_image = np.abs(got.astype(np.float64) - expected).reshape(len(got), -1).max(axis=1) / scale
         worst = int(by_image.argmax())
         return Difference(float(by_image[worst]), scale, worst)

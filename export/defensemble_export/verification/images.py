@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from defensemble_images import image_fault
+from defensemble_images import image_problem
 from defensemble_repository.onnx_metadata import CLASS_NAMES, RECORD
 
-from ..errors import ExportError, OtherImagesWarning
+from ..errors import DatasetMismatchWarning, ExportError
 from ..graphs.traversal import metadata_of, shape_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class RealImages:
 
     def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
         """Refuse them for a network that takes other images than these of ``input_shape``."""
-        fault = image_fault(self.images, f"the images for the {what}", shape=input_shape, taker="the network")
+        fault = image_problem(self.images, f"the images for the {what}", shape=input_shape, consumer="the network")
         if fault is not None:
             raise ExportError(fault)
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
@@ -64,7 +64,7 @@ class ImagePool:
 
 
 def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a checkpoint was trained on; others, by their digest, with an `OtherImagesWarning`.
+    """The data that a checkpoint was trained on; others, by their digest, with an `DatasetMismatchWarning`.
 
     Looked for in `data_dir`; without it in the cache of decoded images, by their digest; in the folder that the command of the training
     named; and in the usual places. ExportError where they are not there, or have other classes.
@@ -75,11 +75,11 @@ def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_d
 def _dataset(
     record: Mapping[str, Any], class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str
 ) -> Dataset:
-    from defensemble_training import DataError, decoded_dataset, load_dataset
+    from defensemble_training import DataError, find_cached_dataset, load_dataset
 
     data, digest, command = (str(record.get(key, "")) for key in ("data", "data_digest", "command"))
     if data_dir is None:
-        dataset = decoded_dataset(data, digest, class_names)
+        dataset = find_cached_dataset(data, digest, class_names)
         if dataset is not None:
             return dataset
         data_dir = _folder_in_command(command, data)
@@ -90,7 +90,7 @@ def _dataset(
         by = f" by `defensemble {command:.300}`" if command else ""
         raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_MEND}") from error
     try:
-        dataset = dataset.numbered_as(class_names, "the checkpoint")
+        dataset = dataset.align_classes(class_names, "the checkpoint")
     except DataError as error:
         raise ExportError(
             f"the data for the verification have other classes than the checkpoint was trained on: {error}; name the folder of the data "
@@ -100,7 +100,7 @@ def _dataset(
         warnings.warn(
             f"the images for the verification ({dataset.source}) are not those that the checkpoint was trained on: their digest is "
             f"{dataset.digest}, the training record states {digest}; the report compares accuracies on these",
-            OtherImagesWarning,
+            DatasetMismatchWarning,
             stacklevel=2,
         )
     return dataset

@@ -71,7 +71,7 @@ class Verification:
         return {**asdict(self), "batches": list(self.batches), "goals_missed": self.goals_missed}
 
 
-def answers_from_module(module: torch.nn.Module) -> Answers:
+def reference_from_module(module: torch.nn.Module) -> Answers:
     """What torch answers; the module is taken as it is, and should be in eval mode."""
     import torch
 

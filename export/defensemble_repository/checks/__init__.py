@@ -1,1 +1,1 @@
-"""What can be wrong in a model repository, found without opening a graph."""
+"""Check a model repository without opening its graphs."""

@@ -1,12 +1,12 @@
-"""All checks of one ensemble that need no graph: its wiring, its members, and what of them an ensemble must not have."""
+"""Check an ensemble without opening a graph: its wiring, its members and its averaging models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..averaging import averaging_of
+from ..averaging import read_averaging
 from ..errors import EnsembleError
-from ..names import CONFIG_FILE, RESERVED, check_name
+from ..names import CONFIG_FILE, RESERVED_PREFIXES, check_name
 from ..pbtxt import schema
 from ..reader import is_ensemble, versions_by_policy
 from .averages import check_averages
@@ -17,156 +17,171 @@ from .preprocessing import check_agreement, check_preprocessing
 from .queue_limits import queue_limit_text, queue_limits
 from .wiring import format_step, step_path, wiring_problems
 
-# The tensors that a step of a member maps; another step that reads the ensemble's input is of an ensemble that was wired otherwise.
-_OF_A_MEMBER = ({"images"}, {"logits"})
+# The tensors that the step of a member maps. A step with others, which reads the input too, is from another kind of ensemble.
+_MEMBER_TENSORS = ({"images"}, {"logits"})
 
 
-def check_wired(found: Inspection, name: str, *, outer: tuple[str, ...] = ()) -> None:
-    """Find all that is wrong with the ensemble `name`, its members and its averaging models; `outer` are the ensembles that contain it."""
-    before = len(found.findings)
-    with found.stopping(name):
-        config = _ensemble(found, name)
+def check_ensemble_configs(inspection: Inspection, name: str, *, outer: tuple[str, ...] = ()) -> None:
+    """Find the problems of an ensemble, its members and its averaging models.
+
+    Args:
+        inspection: Receives the findings.
+        name: The name of the ensemble.
+        outer: The ensembles that contain it, from the outermost.
+    """
+    count_before = len(inspection.findings)
+    with inspection.blocking(name):
+        config = _check_ensemble_itself(inspection, name)
         if config is None:
             return
-        path = found.config_path(name)
+        path = inspection.config_path(name)
         steps = list(config.ensemble_scheduling.step)
         inputs = {tensor.name for tensor in config.input}
-        votes = [step for step in steps if inputs & set(step.input_map.values())]
-        averages = list(dict.fromkeys(step.model_name for step in steps if step not in votes and step.model_name.startswith(RESERVED)))
+        member_steps = [step for step in steps if inputs & set(step.input_map.values())]
+        others = [step.model_name for step in steps if step not in member_steps]
+        averages = list(dict.fromkeys(model for model in others if model.startswith(RESERVED_PREFIXES)))
         is_ours = bool(averages)
         pinned: dict[str, set[int]] = {}
         for index, step in enumerate(steps):
-            if step.model_name and _check_step(found, name, index, step, is_vote=step in votes, is_ours=is_ours):
+            if step.model_name and _check_step(inspection, name, index, step, is_member=step in member_steps, is_ours=is_ours):
                 pinned.setdefault(step.model_name, set()).add(step.model_version)
-        known = {model: one for model in pinned if (one := found.config(model)) is not None}
-        for model, one in known.items():
-            if not is_ensemble(one):
-                again = {"mend": f"`defensemble ensemble reload {name}` generates it again"} if model in averages else {}
-                check_model(found, model, pinned[model], **again)
-                _check_queue(found, name, model, one)
+        configs = {model: known for model in pinned if (known := inspection.config(model)) is not None}
+        for model, model_config in configs.items():
+            if not is_ensemble(model_config):
+                options = {"fix": f"Generate it again with `defensemble ensemble reload {name}`."} if model in averages else {}
+                check_model(inspection, model, pinned[model], **options)
+                _check_queue(inspection, name, model, model_config)
             elif model in (*outer, name):
-                circle = ", which contains ".join(f"'{link}'" for link in (*outer, name, model)[(*outer, name).index(model) :])
+                cycle = ", which contains ".join(f"'{link}'" for link in (*outer, name, model)[(*outer, name).index(model) :])
                 first = next(index for index, step in enumerate(steps) if step.model_name == model)
-                found.add_finding(name, f"it contains itself: {circle}; take one of these steps out", path, *step_path(first, "model_name"))
+                text = f"the ensemble contains itself: {cycle}. Remove one of these steps."
+                inspection.add_finding(name, text, path, *step_path(first, "model_name"))
             else:
-                check_wired(found, model, outer=(*outer, name))
-        averages = [model for model in averages if model in known]
-        check_averages(found, name, averages)
+                check_ensemble_configs(inspection, model, outer=(*outer, name))
+        averages = [model for model in averages if model in configs]
+        check_averages(inspection, name, averages)
         for model in averages:
-            _check_link(found, model)
-        bad = {model for model in averages if found.refused(model, found.config_path(model))}
+            _check_external_link(inspection, model)
+        bad = {model for model in averages if inspection.has_error(model, inspection.config_path(model))}
         if is_ours:
-            members = [step for step in votes if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _OF_A_MEMBER]
-            bad |= check_members(found, name, [(step.model_name, step.model_version) for step in members], averages)
-            check_agreement(found, name, config, {step.model_name: known[step.model_name] for step in members if step.model_name in known})
-        for fault in wiring_problems(config, {model: one for model, one in known.items() if model not in bad}):
-            found.add_problem(name, fault, path)
-        if not any(one.is_error and one.stops in (name, *averages) for one in found.findings):
-            _check_parameters(found, name, config, known)
-        if found.check_ensemble is not None:
-            refused = any(one.is_error for one in (*found.findings[before:], *(one for one in found.findings if one.stops in known)))
-            found.check_ensemble(found, name, config, known, refused)
+            members = [
+                (step.model_name, step.model_version)
+                for step in member_steps
+                if step.model_name in pinned and (set(step.input_map), set(step.output_map)) == _MEMBER_TENSORS
+            ]
+            bad |= check_members(inspection, name, members, averages)
+            check_agreement(inspection, name, config, {model: configs[model] for model, _ in members if model in configs})
+        for problem in wiring_problems(config, {model: known for model, known in configs.items() if model not in bad}):
+            inspection.add_problem(name, problem, path)
+        if not any(finding.is_error and finding.blocked_model in (name, *averages) for finding in inspection.findings):
+            _check_averaging_parameters(inspection, name, config, configs)
+        if inspection.check_ensemble is not None:
+            relevant = inspection.findings[count_before:]
+            relevant += [finding for finding in inspection.findings if finding.blocked_model in configs]
+            inspection.check_ensemble(inspection, name, config, configs, any(finding.is_error for finding in relevant))
 
 
-def _check_queue(found: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> None:
-    allowed = found.target.allows_queue_limits
-    for limit, way in () if allowed else queue_limits(config):
-        text = queue_limit_text(limit, ensemble, found.target)
-        found.add_finding(model, text, found.config_path(model), *way, is_error=allowed is False)
+def _check_queue(inspection: Inspection, ensemble: str, model: str, config: schema.ModelConfig) -> None:
+    is_allowed = inspection.target.allows_queue_limits
+    for limit, field_path in () if is_allowed else queue_limits(config):
+        text = queue_limit_text(limit, ensemble, inspection.target)
+        inspection.add_finding(model, text, inspection.config_path(model), *field_path, is_error=is_allowed is False)
 
 
-def _check_parameters(found: Inspection, name: str, config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig]) -> None:
-    """Whether what averages says an average: what a server compares its answers with."""
+def _check_averaging_parameters(
+    inspection: Inspection, name: str, config: schema.ModelConfig, configs: Mapping[str, schema.ModelConfig]
+) -> None:
+    """Check the parameters from which a server computes the expected answers."""
     try:
-        averaging_of(config, known)
+        read_averaging(config, configs)
     except EnsembleError as error:
-        found.add_finding(name, str(error), found.config_path(name))
+        inspection.add_finding(name, str(error), inspection.config_path(name))
 
 
-def _ensemble(found: Inspection, name: str) -> schema.ModelConfig | None:
-    """The configuration of the ensemble, once it is one."""
+def _check_ensemble_itself(inspection: Inspection, name: str) -> schema.ModelConfig | None:
+    """Check the name, the platform and the folder of an ensemble. Return its configuration, or None if it is not an ensemble."""
     try:
         check_name(name)
     except EnsembleError as error:
-        found.add_finding(name, str(error))
+        inspection.add_finding(name, str(error))
         return None
-    files = found.files
+    files = inspection.files
     if not files.has(name):
-        what = f"there is no ensemble '{name}' in {files.repository}"
-        found.add_finding(name, f"{what}: `defensemble ensemble show` lists those that are there, `defensemble ensemble create` makes one")
+        text = f"there is no ensemble '{name}' in {files.repository}. `defensemble ensemble show` lists the ensembles, "
+        inspection.add_finding(name, f"{text}and `defensemble ensemble create` creates one.")
         return None
-    config = found.config(name)
+    config = inspection.config(name)
     if config is None:
         return None
-    path = found.config_path(name)
+    path = inspection.config_path(name)
     if not is_ensemble(config) and not config.ensemble_scheduling.step:
-        what = f"'{config.backend or config.platform}'" if config.backend or config.platform else "nothing"
-        found.add_finding(
-            name, f'is no ensemble: it says {what}, and an ensemble says platform: "ensemble"; name another', path, "platform"
-        )
+        kind = f"'{config.backend or config.platform}'" if config.backend or config.platform else "unknown"
+        text = f'is not an ensemble: its backend or platform is {kind}; expected platform: "ensemble". Choose another model.'
+        inspection.add_finding(name, text, path, "platform")
         return None
-    if not found.versions(name):
-        text = f"has no version folder, without which Triton loads nothing: make {files.repository / name / '1'} with any file in it"
-        found.add_finding(name, text, path)
+    if not inspection.versions(name):
+        folder = files.repository / name / "1"
+        inspection.add_finding(name, f"has no version folder, so Triton does not load it. Create {folder} with any file in it.", path)
     else:
-        check_links(found, name, config)
-    for profile in found.profiles(name):
-        found.add_finding(name, "an ensemble is the same on every machine, and must have no profile file: remove this one", profile)
-    _check_link(found, name)
-    check_label_files(found, name, config)
-    check_preprocessing(found, name, config)
+        check_links(inspection, name, config)
+    for profile in inspection.profiles(name):
+        text = "an ensemble is the same on every machine and must have no profile. Remove this file."
+        inspection.add_finding(name, text, profile)
+    _check_external_link(inspection, name)
+    check_label_files(inspection, name, config)
+    check_preprocessing(inspection, name, config)
     return config
 
 
-def _check_link(found: Inspection, model: str) -> None:
-    """An edit writes an ensemble and its averaging models: a link would carry that out of the repository."""
-    for path in (model, found.config_path(model)):
-        place = found.leads_out(path)
-        if place is not None and not found.refused(model, path):
-            text = f"is a link, or lies behind one, that leads out of the repository, to {place}, and an edit would write there"
-            found.add_finding(model, f"{text}: put a copy in its place", path, is_error=found.for_edit)
+def _check_external_link(inspection: Inspection, model: str) -> None:
+    """Find a link out of the repository in the path of an ensemble or averaging model, to which an edit would write."""
+    for path in (model, inspection.config_path(model)):
+        target = inspection.external_target(path)
+        if target is not None and not inspection.has_error(model, path):
+            text = f"is, or is inside, a link to {target}, outside the repository, and an edit would write there. Replace it with a copy."
+            inspection.add_finding(model, text, path, is_error=inspection.for_edit)
             return
 
 
-def _check_step(found: Inspection, name: str, index: int, step: schema.ModelEnsembling.Step, *, is_vote: bool, is_ours: bool) -> bool:
-    """Whether the model of a step can be looked at: it has a name, and a configuration; then its version is looked for."""
-    path, model, files = found.config_path(name), step.model_name, found.files
-    way = step_path(index, "model_name")
+def _check_step(
+    inspection: Inspection, name: str, index: int, step: schema.ModelEnsembling.Step, *, is_member: bool, is_ours: bool
+) -> bool:
+    """Check the model and the version of a step. Return whether the model has a valid name and a configuration."""
+    path, model, files = inspection.config_path(name), step.model_name, inspection.files
+    field_path = step_path(index, "model_name")
     try:
-        check_name(model, generated=not is_ours or not is_vote)
+        check_name(model, generated=not is_ours or not is_member)
     except EnsembleError as error:
-        found.add_finding(name, f"step {index + 1}: {error}", path, *way)
+        inspection.add_finding(name, f"step {index + 1}: {error}", path, *field_path)
         return False
-    if not found.has(model):
-        mend = f"put it back, or {found.without_votes(name, model) if is_vote else found.way_back(name)}"
+    if not inspection.has(model):
+        alternative = inspection.removal_advice(name, model) if is_member else inspection.recovery_advice(name)
         if not is_ours:
-            mend = "put it back, or take the step out"
-        found.add_finding(
-            model, f"{format_step(index, step)} is not in {files.repository}, which has no {model}/{CONFIG_FILE}: {mend}", path, *way
-        )
+            alternative = "remove the step"
+        text = f"the model of {format_step(index, step)} is not in {files.repository}: {model}/{CONFIG_FILE} does not exist"
+        inspection.add_finding(model, f"{text}. Put it back, or {alternative}.", path, *field_path)
         return False
-    config = found.config(model)
+    config = inspection.config(model)
     if config is None:
         return True
-    there, version = found.versions(model), step.model_version
-    served, way = versions_by_policy(there, config), step_path(index, "model_version")
-    if not there:
-        return True  # which is said of the model
+    versions, version = inspection.versions(model), step.model_version
+    served, field_path = versions_by_policy(versions, config), step_path(index, "model_version")
+    if not versions:
+        return True  # A finding about the model reports it.
     if version == -1:
         if is_ours:
-            text = f"{format_step(index, step)} says model_version: -1, whose meaning changes when a version is added"
-            found.add_finding(name, f"{text}: write the one that is meant, now {max(served or there)}", path, *way)
-    elif version not in there:
-        said = f"says model_version: {version}" if version > 0 else "says no model_version"
-        text = (
-            f"{format_step(index, step)} {said}, and its versions are {_numbers(there)}: write one of these, or export another (--replace)"
-        )
-        found.add_finding(model, text, path, *way)
+            text = f"{format_step(index, step)} has model_version: -1, whose meaning changes when a version is added"
+            inspection.add_finding(name, f"{text}. Write the intended version, now {max(served or versions)}.", path, *field_path)
+    elif version not in versions:
+        actual = f"model_version: {version}" if version > 0 else "no model_version"
+        text = f"{format_step(index, step)} has {actual}; expected one of {_join_numbers(versions)}. "
+        inspection.add_finding(model, f"{text}Write one of these, or export another version with --replace.", path, *field_path)
     elif version not in served:
-        text = f"'{name}' pins version {version}, and this version_policy serves {_numbers(served)}"
-        found.add_finding(model, f"{text}: write version_policy {{ all {{}} }} here", found.config_path(model), "version_policy")
+        text = f"'{name}' uses version {version}, but this version_policy serves {_join_numbers(served)}"
+        text += ". Write version_policy { all {} } here."
+        inspection.add_finding(model, text, inspection.config_path(model), "version_policy")
     return True
 
 
-def _numbers(versions: list[int]) -> str:
+def _join_numbers(versions: list[int]) -> str:
     return ", ".join(map(str, versions)) or "none"

@@ -1,4 +1,4 @@
-"""One thing that is wrong in a repository, in plain words, and the line of a configuration that it is about."""
+"""Findings of the checks, and the line of a configuration that a finding is about."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# A step on the way to a field: its name, (its name, which of them), or (its name, a field in it, what that says).
+# A step of the path to a field: the name of the field, (name, index) of a repeated field, or (name, key field, value of the key field).
 Step = str | tuple[str, int] | tuple[str, str, str]
 _TOKEN = re.compile(r"""\s+|\#[^\n]*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|[{}<>\[\]:;,]|[^\s{}<>\[\]:;,"'\#]+""")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with ``model``, what was expected and how to mend it, with the file and the line (from 1) where one can be pointed at.
+    """A problem of a model: what is wrong, what is expected and how to fix it.
 
-    ``is_error`` False marks a remark. ``stops`` is the model that is not served because of it, which can be an ensemble
-    of ``model``. ``unchecked`` says that files of ``model`` were not looked at, so that nothing can be claimed of them.
+    `file` and `line` (from 1) locate it, if known. `is_error` is False for a remark. `blocked_model` is the model that cannot be served
+    because of it, which can be an ensemble that contains `model`. `unchecked` is true if files of `model` were not checked, so that it may
+    have more problems.
+
+    Example:
+        >>> print(Finding("alpha", "max_batch_size is 0; expected 1 to 4096", Path("alpha/config.pbtxt"), line=3))
+        alpha/config.pbtxt:3: max_batch_size is 0; expected 1 to 4096
     """
 
     model: str
@@ -25,7 +30,7 @@ class Finding:
     file: Path | None = None
     line: int | None = None
     is_error: bool = True
-    stops: str = ""
+    blocked_model: str = ""
     unchecked: bool = False
 
     def __str__(self) -> str:
@@ -36,14 +41,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """What is wrong in a configuration, and the way to the field there."""
+    """A problem of a configuration, with the path to the field.
+
+    Example:
+        ConfigProblem("max_batch_size is -1; expected 0 or more", ("max_batch_size",))
+    """
 
     text: str
-    way: tuple[Step, ...] = ()
+    path: tuple[Step, ...] = ()
 
 
 def parameter_path(key: str) -> tuple[Step, ...]:
-    """The way to the value of a parameter."""
+    """Return the path to the value of a parameter."""
     return (("parameters", "key", key), "value", "string_value")
 
 
@@ -56,39 +65,43 @@ class _Field:
 
 
 class FieldLocator:
-    """Where the fields of a valid ``config.pbtxt`` stand: its parser does not tell."""
+    """Finds the lines of the fields in a valid `config.pbtxt`, which its parser does not report.
+
+    Example:
+        FieldLocator(path.read_text()).line_of("ensemble_scheduling", ("step", 0), "model_version")
+    """
 
     def __init__(self, text: str) -> None:
-        self._fields = _message(_tokens(text))
+        self._fields = _parse_message(_tokens(text))
 
-    def of(self, *way: Step) -> int | None:
-        """The line (from 1) of the field that ``way`` leads to, or of the last one on the way that is there; None where none is."""
-        found = self._along(way)
-        return found[-1].line if found else None
+    def line_of(self, *path: Step) -> int | None:
+        """Return the line (from 1) of a field, or of its last enclosing field that exists, or None if there is none."""
+        fields = self._fields_along(path)
+        return fields[-1].line if fields else None
 
-    def has(self, *way: Step) -> bool:
-        """Whether the field that ``way`` leads to is written, with its default value too."""
-        return len(self._along(way)) == len(way)
+    def has(self, *path: Step) -> bool:
+        """Return whether a field is written, even with its default value."""
+        return len(self._fields_along(path)) == len(path)
 
-    def _along(self, way: tuple[Step, ...]) -> list[_Field]:
-        """The fields on the way, up to the first one that is missing."""
-        found: list[_Field] = []
-        for step in way:
-            one = _found(found[-1].fields if found else self._fields, step)
-            if one is None:
+    def _fields_along(self, path: tuple[Step, ...]) -> list[_Field]:
+        """Return the fields along a path, up to the first one that is missing."""
+        fields: list[_Field] = []
+        for step in path:
+            following = _find_field(fields[-1].fields if fields else self._fields, step)
+            if following is None:
                 break
-            found.append(one)
-        return found
+            fields.append(following)
+        return fields
 
 
-def _found(fields: list[_Field], step: Step) -> _Field | None:
+def _find_field(fields: list[_Field], step: Step) -> _Field | None:
     if isinstance(step, str):
         step = (step, 0)
-    named = [one for one in fields if one.name == step[0]]
+    candidates = [candidate for candidate in fields if candidate.name == step[0]]
     if len(step) == 2:
-        return named[step[1]] if step[1] < len(named) else None
-    _, key, said = step
-    return next((one for one in named if any((inner.name, inner.value) == (key, said) for inner in one.fields)), None)
+        return candidates[step[1]] if step[1] < len(candidates) else None
+    _, key, value = step
+    return next((parent for parent in candidates if any((child.name, child.value) == (key, value) for child in parent.fields)), None)
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int]]:
@@ -100,29 +113,29 @@ def _tokens(text: str) -> Iterator[tuple[str, int]]:
         line += token.count("\n")
 
 
-def _message(tokens: Iterator[tuple[str, int]]) -> list[_Field]:
-    """The fields up to the closing bracket or the end; ``name: [...]`` gives one field for each element."""
+def _parse_message(tokens: Iterator[tuple[str, int]]) -> list[_Field]:
+    """Return the fields up to the closing bracket or the end. `name: [...]` gives one field for each element."""
     fields: list[_Field] = []
-    name, listed = _Field("", 0), False
+    name, in_list = _Field("", 0), False
     for token, line in tokens:
         if token in ("}", ">"):
             break
         if token == "[":
-            listed = True
+            in_list = True
         elif token == "]":
-            name, listed = _Field("", 0), False
+            name, in_list = _Field("", 0), False
         elif token in ("{", "<"):
-            fields.append(_Field(name.name, line if listed else name.line, fields=_message(tokens)))
-            name = name if listed else _Field("", 0)
+            fields.append(_Field(name.name, line if in_list else name.line, fields=_parse_message(tokens)))
+            name = name if in_list else _Field("", 0)
         elif not name.name and token[0] in "\"'" and fields:
-            fields[-1].value += _said(token)  # the second half of a text in two strings
+            fields[-1].value += _unquoted(token)  # the next part of a string that is written in parts
         elif not name.name and token not in (":", ";", ","):
             name = _Field(token, line)
         elif token not in (":", ";", ","):
-            fields.append(_Field(name.name, line if listed else name.line, _said(token)))
-            name = name if listed else _Field("", 0)
+            fields.append(_Field(name.name, line if in_list else name.line, _unquoted(token)))
+            name = name if in_list else _Field("", 0)
     return fields
 
 
-def _said(token: str) -> str:
+def _unquoted(token: str) -> str:
     return token[1:-1] if token[0] in "\"'" else token

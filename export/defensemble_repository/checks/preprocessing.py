@@ -1,6 +1,6 @@
-"""Whether the parameter `preprocessing` can be read, and whether an ensemble and its members state the same rule.
+"""Check that the parameter `preprocessing` is valid, and that an ensemble and its members have the same rule.
 
-Triton serves such models all the same, and images of the right size are not affected: these findings do not refuse.
+The findings are remarks: Triton serves such models, and images of the right size are not affected.
 """
 
 from __future__ import annotations
@@ -9,41 +9,43 @@ from collections.abc import Mapping
 
 from ..errors import ConfigError, EnsembleError
 from ..pbtxt import schema
-from ..preprocessing import PREPROCESSING, agreed_preprocessing, preprocessing_values
+from ..preprocessing import PREPROCESSING, common_preprocessing, parse_preprocessing
 from ..reader import parameter
 from .finding import parameter_path
 from .inspection import Inspection
 
 
-def check_preprocessing(found: Inspection, model: str, config: schema.ModelConfig) -> None:
-    """Find a parameter that is not JSON."""
+def check_preprocessing(inspection: Inspection, model: str, config: schema.ModelConfig) -> None:
+    """Find a parameter that is not a JSON object."""
     text = parameter(config, PREPROCESSING)
     if text is not None:
         try:
-            preprocessing_values(model, text)
+            parse_preprocessing(model, text)
         except ConfigError as error:
-            _add(found, model, str(error))
+            _add(inspection, model, str(error))
 
 
-def check_agreement(found: Inspection, ensemble: str, config: schema.ModelConfig, members: Mapping[str, schema.ModelConfig]) -> None:
-    """Find members that state different rules, and an ensemble that states another rule than its members."""
+def check_agreement(inspection: Inspection, ensemble: str, config: schema.ModelConfig, members: Mapping[str, schema.ModelConfig]) -> None:
+    """Find members with different rules, and an ensemble whose rule is not that of its members."""
     own = parameter(config, PREPROCESSING)
     try:
-        agreed = agreed_preprocessing({name: parameter(member, PREPROCESSING) for name, member in members.items()})
-        contradicts = own is not None and (agreed is None or preprocessing_values(ensemble, own) != preprocessing_values(ensemble, agreed))
-    except ConfigError:
-        return  # `check_preprocessing` reports it
-    except EnsembleError as error:
-        _add(found, ensemble, str(error))
-        return
-    if contradicts:
-        text = (
-            f"`{PREPROCESSING}` is {str(own)[:200]} here, its members state {(agreed or 'none')[:200]}, so images of another size may be "
-            f"resized wrongly: `defensemble ensemble reload {ensemble}` makes it what the members state; where these are wrong, correct "
-            "them first"
+        agreed = common_preprocessing({name: parameter(member, PREPROCESSING) for name, member in members.items()})
+        is_contradiction = own is not None and (
+            agreed is None or parse_preprocessing(ensemble, own) != parse_preprocessing(ensemble, agreed)
         )
-        _add(found, ensemble, text)
+    except ConfigError:
+        return  # `check_preprocessing` reports it.
+    except EnsembleError as error:
+        _add(inspection, ensemble, str(error))
+        return
+    if is_contradiction:
+        text = (
+            f"`{PREPROCESSING}` is {str(own)[:200]}, but that of its members is {(agreed or 'none')[:200]}, so images of another size may "
+            f"be resized wrongly. Copy the rule of the members with `defensemble ensemble reload {ensemble}`. If their rule is wrong, "
+            "correct it first."
+        )
+        _add(inspection, ensemble, text)
 
 
-def _add(found: Inspection, model: str, text: str) -> None:
-    found.add_finding(model, text, found.config_path(model), *parameter_path(PREPROCESSING), is_error=False)
+def _add(inspection: Inspection, model: str, text: str) -> None:
+    inspection.add_finding(model, text, inspection.config_path(model), *parameter_path(PREPROCESSING), is_error=False)

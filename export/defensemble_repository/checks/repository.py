@@ -1,4 +1,4 @@
-"""All checks of a repository: each folder in it, whether an ensemble uses it or not."""
+"""Check every folder of a repository."""
 
 from __future__ import annotations
 
@@ -7,69 +7,78 @@ from collections.abc import Iterable
 from ..filesystem.regular_files import check_regular
 from ..names import AVERAGING_NAME, CONFIG_FILE, MODEL_NAME
 from ..reader import is_ensemble
-from .ensemble import check_wired
+from .ensemble import check_ensemble_configs
 from .finding import Finding
 from .inspection import Inspection
 from .model import check_model
 
 
-def check_folders(found: Inspection) -> tuple[list[str], list[str]]:
-    """Find what keeps each model of a repository from being served.
+def check_models(inspection: Inspection) -> tuple[list[str], list[str]]:
+    """Find what prevents the models of a repository from being served.
 
-    Returns the names of the models that were judged, and of averaging models that no ensemble runs, which were not: edits leave them for
-    a rollback, and no server loads them. Models whose configuration cannot be read are in neither.
+    Returns:
+        The names of the checked models, and the names of unused averaging models, which are not checked: edits keep them for a rollback,
+        and no server loads them. Models whose configuration cannot be read are in neither list.
+
+    Example:
+        inspection = Inspection(RepositoryView(Path("model_repository")))
+        names, unused = check_models(inspection)
     """
-    check_root_links(found)
-    models = [name for name in _folders(found) if _is_model(found, name)]
-    configs = {name: config for name in models if (config := found.config(name)) is not None}
+    check_root_links(inspection)
+    models = [name for name in _folders(inspection) if _is_model(inspection, name)]
+    configs = {name: config for name in models if (config := inspection.config(name)) is not None}
     ensembles = [name for name, config in configs.items() if is_ensemble(config)]
     for name in ensembles:
-        check_wired(found, name)
+        check_ensemble_configs(inspection, name)
     used = {step.model_name for name in ensembles for step in configs[name].ensemble_scheduling.step}
-    alone = [name for name in configs if name not in used and name not in ensembles]
-    unused = [name for name in alone if AVERAGING_NAME.fullmatch(name)]
-    for name in alone:
+    single = [name for name in configs if name not in used and name not in ensembles]
+    unused = [name for name in single if AVERAGING_NAME.fullmatch(name)]
+    for name in single:
         if name not in unused:
-            check_model(found, name)
+            check_model(inspection, name)
     return [name for name in configs if name not in unused], unused
 
 
-def check_root_links(found: Inspection) -> None:
-    """Find links at the root of the repository that lead nowhere: Triton lists no model of such a repository."""
-    for link, goal in found.files.dangling_links().items():
-        text = f"is a link to {goal!r}, which is not there, and Triton then reads nothing of the repository: remove the link"
-        found.add_finding(link, f"{text}, or put back what it leads to", link)
+def check_root_links(inspection: Inspection) -> None:
+    """Find dangling links at the root of the repository, which make Triton list no model at all."""
+    for link, target in inspection.files.dangling_links().items():
+        text = f"is a link to {target!r}, which does not exist, so Triton does not read the repository"
+        inspection.add_finding(link, f"{text}. Remove the link, or restore its target.", link)
 
 
 def problems_from_findings(findings: Iterable[Finding]) -> dict[str, str]:
-    """Why each model that cannot be served is not, by its name."""
+    """Return the errors that prevent models from being served, joined for each model."""
     texts: dict[str, list[str]] = {}
-    for one in findings:
-        if one.is_error:
-            texts.setdefault(one.stops, []).append(one.text if one.file is None else str(one))
-    return {name: "; ".join(dict.fromkeys(lines)) for name, lines in texts.items()}
+    for finding in findings:
+        if finding.is_error:
+            texts.setdefault(finding.blocked_model, []).append(finding.text if finding.file is None else str(finding))
+    return {name: "; ".join(line.removesuffix(".") for line in dict.fromkeys(lines)) for name, lines in texts.items()}
 
 
-def _folders(found: Inspection) -> list[str]:
-    return sorted(entry.name for entry in found.files.repository.iterdir() if entry.is_dir())
+def _folders(inspection: Inspection) -> list[str]:
+    return sorted(entry.name for entry in inspection.files.repository.iterdir() if entry.is_dir())
 
 
-def _is_model(found: Inspection, name: str) -> bool:
-    """Whether a folder has the name and the configuration of a model."""
-    path, shown = found.config_path(name), name.encode(errors="backslashreplace").decode()
+def _is_model(inspection: Inspection, name: str) -> bool:
+    """Return whether a folder has a valid name and a configuration, and add a finding if not."""
+    path, printable = inspection.config_path(name), name.encode(errors="backslashreplace").decode()
     try:
-        folder = found.files.repository / name
+        folder = inspection.files.repository / name
         for entry in (*folder.glob("*"), *folder.glob("*/*")):
-            check_regular(entry)  # Triton would wait for a writer, of labels as well as of a graph
-        if found.files.exists(path):
+            check_regular(entry)  # Triton would block on a FIFO, for labels as well as for graphs.
+        if inspection.files.exists(path):
             if MODEL_NAME.fullmatch(name):
                 return True
-            text = "a model's folder is named by 1 to 100 letters, digits, '_', '.' and '-', and begins with a letter or digit: rename it"
-            found.add_finding(shown, text)
-        elif (found.files.repository / path).is_dir():
-            found.add_finding(shown, "is a folder, expected a file: put the configuration back", path)  # it ends Triton
+            text = (
+                "the name of a model folder must be 1 to 100 letters, digits, '_', '.' or '-', beginning with a letter or digit. Rename it."
+            )
+            inspection.add_finding(printable, text)
+        elif (inspection.files.repository / path).is_dir():
+            inspection.add_finding(printable, "is a folder; expected a file. Put the configuration back.", path)  # It crashes Triton.
         else:
-            found.add_finding(shown, f"stray folder: it holds no {CONFIG_FILE}, so it is no model; move it out of the repository")
+            inspection.add_finding(
+                printable, f"stray folder: it has no {CONFIG_FILE}, so it is not a model. Move it out of the repository."
+            )
     except OSError as error:
-        found.add_finding(shown, f"{error.filename}: {error.strerror}")
+        inspection.add_finding(printable, f"{error.filename}: {error.strerror}")
     return False

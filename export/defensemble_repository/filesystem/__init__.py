@@ -1,1 +1,1 @@
-"""Files and folders: how they are read, written so that a power cut does no harm, and locked, and how interrupts wait meanwhile."""
+"""Read, write and lock files so that neither a power failure nor an interrupt leaves them half written."""

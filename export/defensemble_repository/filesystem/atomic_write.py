@@ -1,7 +1,7 @@
-"""Write files so that each is there as a whole or not at all, also after a power cut.
+"""Write each file completely or not at all, even if the power fails.
 
-A file gets its content under a temporary name and is flushed to disk; a rename gives it its name; then its folder is flushed, without
-which a file system may lose the rename. `defensemble_training` has its own `write_atomic`, because it does not depend on this package.
+A file is written under a temporary name, flushed to disk and renamed. Then its folder is flushed, because a file system may otherwise
+lose the rename. `defensemble_training` has its own `write_atomic`, because it does not depend on this package.
 """
 
 from __future__ import annotations
@@ -16,20 +16,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 _FILE_MODE = 0o664
-# Flushes at the same time share commits of the file system's journal: on ext4, those of three files and two folders took 8 ms together, and
-# 32 ms one by one (median of 30).
+# Concurrent flushes share commits of the file system's journal. On ext4, three files and two folders took 8 ms concurrently, and 32 ms one
+# after the other (median of 30).
 _THREADS = 8
 
 
 def write_atomic(target: Path, content: bytes, *, mode: int | None = None) -> None:
-    """Write a file, all of it or nothing, and durably, with the permissions `mode`, or those of any new file.
+    """Write a file atomically and durably.
+
+    Args:
+        target: The path of the file.
+        content: The new content.
+        mode: The permissions, or None for those of any new file.
 
     Raises:
-        OSError: It cannot be written; names `target`, which is as it was, or, where only the folder could not be flushed, holds `content`.
+        OSError: The file cannot be written. The error names `target`, which is unchanged, or has the new content if only the flush of the
+            folder failed.
+
+    Example:
+        write_atomic(Path("result.json"), b"{}")
     """
     temporary = temporary_path(target)
     try:
-        with named(target):
+        with os_errors_about(target):
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666 if mode is None else 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 if mode is not None:
@@ -41,28 +50,28 @@ def write_atomic(target: Path, content: bytes, *, mode: int | None = None) -> No
 
 
 def fill(file: BinaryIO, content: bytes) -> None:
-    """Write all of `content` into a file that was just created."""
+    """Write `content` into a new file."""
     file.write(content)
 
 
 def rename_durably(renames: Sequence[tuple[Path, Path]]) -> None:
-    """Give files that are complete their names, in this order, so that each has its content and its name after a power cut.
+    """Rename complete files in the given order, so that their content and their names survive a power failure.
 
     Args:
         renames: Pairs of a temporary path and a target in the same folder.
 
     Raises:
-        OSError: One cannot be flushed or renamed; names its target, or, where a folder cannot be flushed, the last one.
+        OSError: A file cannot be flushed or renamed. The error names its target, or the last target if a folder cannot be flushed.
     """
     for temporary, target in renames:
-        with named(target):
+        with os_errors_about(target):
             sync([temporary])
     changed = ChangedFolders()
     for temporary, target in renames:
-        with named(target):
+        with os_errors_about(target):
             os.replace(temporary, target)
             changed.add(target.parent)
-    with named(target):
+    with os_errors_about(target):
         changed.sync()
 
 
@@ -70,7 +79,7 @@ def sync(paths: Collection[Path]) -> None:
     """Flush files and folders to disk.
 
     Raises:
-        OSError: One cannot be flushed; names it.
+        OSError: A file or folder cannot be flushed. The error names it.
     """
     if len(paths) < 2:
         for path in paths:
@@ -81,31 +90,39 @@ def sync(paths: Collection[Path]) -> None:
 
 
 class ChangedFolders:
-    """Folders whose entries change, each of which is flushed once for several changes; an OSError names the folder."""
+    """Folders whose entries changed. Each is flushed once for several changes.
+
+    The methods raise an OSError that names a folder that cannot be flushed.
+
+    Example:
+        changed = ChangedFolders()
+        changed.add(path.parent)
+        changed.sync()
+    """
 
     def __init__(self) -> None:
         self._pending: dict[Path, None] = {}
         self._all: dict[Path, None] = {}
 
     def add(self, *folders: Path) -> None:
-        """Note a change of these folders' entries."""
+        """Record that entries of these folders changed."""
         self._pending |= dict.fromkeys(folders)
         self._all |= dict.fromkeys(folders)
 
     def sync(self) -> None:
-        """Flush the folders that were added since the last call."""
+        """Flush the folders added since the last call."""
         sync(self._pending)
         self._pending.clear()
 
     def sync_all(self) -> None:
-        """Flush every folder that was added: for when their changes were undone."""
+        """Flush every folder added so far, after their changes were undone."""
         sync(self._all)
 
 
 def _sync(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError:  # a folder that this user may write and not read
+    except PermissionError:  # This user can write to the folder, but not read it.
         os.sync()
         return
     try:
@@ -113,59 +130,59 @@ def _sync(path: Path) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        os.sync()  # a file system that flushes no folders
+        os.sync()  # This file system cannot flush folders.
     finally:
         os.close(descriptor)
 
 
 def shared_mode(target: Path) -> int:
-    """The permissions that make a file as readable as what it replaces, or as its folder, whoever writes it with whatever umask."""
+    """Return permissions that make a file as readable as the one that it replaces, or as its folder, independent of the umask."""
     if target.exists():
         return stat.S_IMODE(target.stat().st_mode)
     return stat.S_IMODE(target.parent.stat().st_mode) & _FILE_MODE | stat.S_IRUSR | stat.S_IWUSR
 
 
 def remove_temporaries(target: Path) -> list[Path]:
-    """Remove and return the temporary files that killed writers of a file have left; nobody may be writing it now."""
+    """Remove the temporary files that killed writers of a file left, and return their paths. No process may be writing the file."""
     name = temporary_path(target).name.rpartition(".")[0]
-    stale = [left for left in sorted(target.parent.glob(f"{name}.*")) if left.name.rpartition(".")[2].isdecimal()]
-    for left in stale:
-        left.unlink(missing_ok=True)
+    stale = [path for path in sorted(target.parent.glob(f"{name}.*")) if path.name.rpartition(".")[2].isdecimal()]
+    for path in stale:
+        path.unlink(missing_ok=True)
     return stale
 
 
 def temporary_path(target: Path) -> Path:
-    """Where a file is written before it gets its name."""
+    """Return the path under which a file is written before it is renamed."""
     return target.with_name(f".{target.name}.{os.getpid()}")
 
 
 @contextmanager
-def named(target: Path) -> Iterator[None]:
-    """Give an error of the operating system the name that the user gave, in place of the temporary file's.
+def os_errors_about(target: Path) -> Iterator[None]:
+    """Raise errors of the operating system with the path `target` instead of that of a temporary file.
 
-    Where this user lacks the right to write in the target's folder, the error names the folder.
+    If this user cannot write to the folder of `target`, the error names the folder.
     """
     try:
         yield
     except PermissionError as error:
-        if may_write(target.parent):
+        if can_write(target.parent):
             raise OSError(error.errno, error.strerror, str(target)) from error
-        raise error_of_folder(error, target.parent) from error
+        raise folder_write_error(error, target.parent) from error
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(target)) from error
 
 
-def may_write(folder: Path) -> bool:
-    """Return whether this user may create and rename files in a folder, as far as permissions and mount options say."""
+def can_write(folder: Path) -> bool:
+    """Return whether permissions and mount options allow this user to create and rename files in a folder."""
     return has_access(folder, os.W_OK | os.X_OK)
 
 
 def has_access(path: Path, mode: int) -> bool:
-    """Return whether this process has the rights `mode` (of `os.access`) as its effective user."""
+    """Return whether the effective user of this process has the access `mode` (see `os.access`) to a path."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
-def error_of_folder(error: OSError, folder: Path) -> OSError:
-    """Return the error for a folder in which no file can be created, named after the folder."""
-    missing = " (write permission on this folder is needed)" if isinstance(error, PermissionError) else ""
-    return OSError(error.errno, f"{error.strerror}{missing}", str(folder))
+def folder_write_error(error: OSError, folder: Path) -> OSError:
+    """Return the error for a folder in which no file can be created. It names the folder."""
+    advice = " (write permission on this folder is needed)" if isinstance(error, PermissionError) else ""
+    return OSError(error.errno, f"{error.strerror}{advice}", str(folder))

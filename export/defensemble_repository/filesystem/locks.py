@@ -1,4 +1,4 @@
-"""Locks on folders that end with the process that holds them."""
+"""Locks on folders, which the system releases when their process ends."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path
 
 
 @contextmanager
-def held(folder: Path, operation: int) -> Iterator[None]:
-    """Hold a lock (`fcntl.LOCK_EX`, also with `LOCK_NB`) on a folder itself, which leaves no file behind.
+def folder_lock(folder: Path, operation: int) -> Iterator[None]:
+    """Hold a lock on a folder. No lock file is needed.
+
+    Args:
+        folder: The folder.
+        operation: `fcntl.LOCK_EX` to wait, or `fcntl.LOCK_EX | fcntl.LOCK_NB` to fail at once.
 
     Raises:
-        BlockingIOError: Another program holds it, and `operation` has `LOCK_NB`.
+        BlockingIOError: Another program holds the lock, and `operation` contains `LOCK_NB`.
         OSError: The folder cannot be opened.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

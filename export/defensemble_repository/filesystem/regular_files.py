@@ -1,7 +1,7 @@
-"""Read files without waiting for ever: opening a FIFO blocks until somebody writes into it, and a device may never end.
+"""Read files without the risk of blocking: opening a FIFO blocks until a process writes to it, and a device may never end.
 
-What is in a folder must be a regular file. What a user names may be a pipe too, such as `<(COMMAND)` or `/dev/stdin`. Whatever is neither,
-too large or not to be read is an OSError with its path.
+A file in a folder must be a regular file. A file that a user names may also be a pipe, such as `<(COMMAND)` or `/dev/stdin`. The functions
+raise an OSError with the path for other kinds of files, and for files that are too large or cannot be read.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import stat
 import time
 from typing import BinaryIO
 
-# Configurations, labels and manifests have a few KiB; this is a file of another kind, or a sparse one.
-LARGEST_TEXT = 1 << 26
-# Until a pipe that is opened by its name has a writer, and until a writer writes.
+# Configurations, labels and manifests have a few KiB. A larger file is of another kind, or sparse.
+MAX_TEXT_BYTES = 1 << 26
+# The longest wait for a writer to open a pipe, and for a writer to write.
 _WRITER_WAIT_S = 2.0
 _SILENCE_S = 60.0
 
 
-def irregular(path: str | os.PathLike[str]) -> str | None:
-    """Say what a path is that is neither a regular file nor a folder; None for these, and where there is nothing, or a link to itself."""
+def irregular_kind(path: str | os.PathLike[str]) -> str | None:
+    """Return the kind of a path, such as "a FIFO", or None for a regular file, a folder, a missing file and a link to itself."""
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -36,12 +36,12 @@ def irregular(path: str | os.PathLike[str]) -> str | None:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse a FIFO, a socket and a device."""
-    _refuse(path, irregular(path))
+    """Raise an OSError for a FIFO, a socket or a device."""
+    _check_kind(path, irregular_kind(path))
 
 
 def regular_file_exists(path: str | os.PathLike[str]) -> bool:
-    """Return whether there is a regular file; a folder is none."""
+    """Return whether a path is a regular file. A folder is not."""
     check_regular(path)
     return os.path.isfile(path)
 
@@ -49,7 +49,7 @@ def regular_file_exists(path: str | os.PathLike[str]) -> bool:
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file."""
     check_regular(path)
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # it may be a FIFO by now
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # It may have become a FIFO.
 
 
 def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
@@ -61,22 +61,22 @@ def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> byte
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a regular file of at most `LARGEST_TEXT` bytes as UTF-8; other bytes become U+FFFD."""
-    return read_regular(path, LARGEST_TEXT).decode(errors="replace")
+    """Read a regular file of at most `MAX_TEXT_BYTES` bytes as UTF-8. Invalid bytes become U+FFFD."""
+    return read_regular(path, MAX_TEXT_BYTES).decode(errors="replace")
 
 
-def read_argument(path: str | os.PathLike[str], limit: int) -> bytes:
-    """Read what a user named, of at most `limit` bytes: a regular file, a terminal, or a pipe that somebody writes into."""
-    kind = irregular(path)
+def read_user_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """Read a file that a user names, of at most `limit` bytes: a regular file, a terminal, or a pipe with a writer."""
+    kind = irregular_kind(path)
     if kind is None:
         return read_regular(path, limit)
     if kind == "a socket":
-        _refuse(path, kind)
+        _check_kind(path, kind)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         terminal = os.isatty(descriptor)
         if kind == "a device" and not terminal:
-            _refuse(path, kind)
+            _check_kind(path, kind)
         return _checked_size(path, _read_stream(path, descriptor, limit, terminal), limit)
     finally:
         os.close(descriptor)
@@ -90,31 +90,31 @@ def _read_stream(path: str | os.PathLike[str], descriptor: int, limit: int, term
     while len(content) <= limit:
         try:
             chunk = os.read(descriptor, 1 << 16)
-        except BlockingIOError:  # somebody has it open for writing
+        except BlockingIOError:  # The pipe has a writer.
             if not poll.poll(None if terminal else 1000 * _SILENCE_S):
-                raise OSError(
-                    errno.ETIMEDOUT, f"this is a pipe that gave nothing for {_SILENCE_S:g} s, expected content", os.fspath(path)
-                ) from None
+                raise OSError(errno.ETIMEDOUT, f"the pipe had no data for {_SILENCE_S:g} s; expected content", os.fspath(path)) from None
             continue
         if chunk:
             content += chunk
         elif content or terminal:
             break
         elif time.monotonic() - start >= _WRITER_WAIT_S:
-            raise OSError(errno.ENODATA, "this is a pipe that nobody writes into, or an empty one, expected content", os.fspath(path))
+            raise OSError(errno.ENODATA, "the pipe has no writer, or is empty; expected content", os.fspath(path))
         else:
             time.sleep(0.02)
     return content
 
 
-def _refuse(path: str | os.PathLike[str], kind: str | None) -> None:
+def _check_kind(path: str | os.PathLike[str], kind: str | None) -> None:
     if kind is not None:
-        raise OSError(errno.EINVAL, f"this is {kind}, expected a regular file (move it away, or put a file there)", os.fspath(path))
+        raise OSError(errno.EINVAL, f"this is {kind}; expected a regular file (replace it with a file, or remove it)", os.fspath(path))
 
 
 def _checked_size(path: str | os.PathLike[str], content: bytes, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(
-            errno.EFBIG, f"this has more than {limit} bytes, expected a smaller file: it is of another kind, or damaged", os.fspath(path)
+            errno.EFBIG,
+            f"the file has more than {limit} bytes; expected a smaller one (it is of another kind, or damaged)",
+            os.fspath(path),
         )
     return content

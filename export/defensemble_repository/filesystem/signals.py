@@ -1,4 +1,4 @@
-"""Defer an interrupt (SIGINT) that comes while files change until nothing is half done."""
+"""Defer an interrupt (SIGINT) while files change, until the change is complete or undone."""
 
 from __future__ import annotations
 
@@ -10,36 +10,39 @@ from types import FrameType
 from typing import Any
 
 
-def _raises_keyboard_interrupt(handler: object) -> bool:
-    """Return whether a handler of SIGINT is Python's own, or the command line's, which does the same."""
-    return handler is signal.default_int_handler or getattr(handler, "raises_keyboard_interrupt", False)
-
-
 class DeferredSigint:
-    """A handler that notes an interrupt, and passes it on later to the handler that it replaces."""
+    """A signal handler that records an interrupt, and later passes it to the handler that it replaces.
 
-    def __init__(self, before: Callable[[int, FrameType | None], Any]) -> None:
-        self.came = False
-        self.committed = False
-        self._before = before
+    Example:
+        with defer_sigint() as interrupts:
+            for step in steps:
+                interrupts.deliver()  # Each step can be undone.
+                step()
+            interrupts.mark_committed()
+    """
+
+    def __init__(self, previous: Callable[[int, FrameType | None], Any]) -> None:
+        self.is_pending = False
+        self.is_committed = False
+        self._previous = previous
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Be the handler."""
-        self.came = True
+        """Record an interrupt."""
+        self.is_pending = True
 
     def deliver(self) -> None:
-        """Pass an interrupt that came to the earlier handler, which usually raises KeyboardInterrupt: call it where all can be undone."""
-        if self.came:
-            self.came = False
-            self._before(signal.SIGINT, None)
+        """Pass a recorded interrupt to the previous handler, which usually raises KeyboardInterrupt. The work must be undoable."""
+        if self.is_pending:
+            self.is_pending = False
+            self._previous(signal.SIGINT, None)
 
     def mark_committed(self) -> None:
-        """Note that the work has taken effect: a KeyboardInterrupt would report it as cancelled."""
-        self.committed = True
+        """Record that the work has taken effect, so that a KeyboardInterrupt would wrongly report it as cancelled."""
+        self.is_committed = True
 
-    def end(self) -> None:
-        """Deliver what came, unless Python's own handler would raise for work that is committed."""
-        if not (self.committed and _raises_keyboard_interrupt(self._before)):
+    def finish(self) -> None:
+        """Deliver a recorded interrupt, unless Python's own handler would raise for committed work."""
+        if not (self.is_committed and self._previous is signal.default_int_handler):
             self.deliver()
 
 
@@ -47,26 +50,26 @@ class DeferredSigint:
 def defer_sigint() -> Iterator[DeferredSigint]:
     """Defer interrupts until the end of the block, or until `deliver` is called.
 
-    Python interrupts the main thread only; in others, and where the program has no handler of Python's, nothing changes.
+    Python only interrupts the main thread. In other threads, and if the program has no Python handler, this has no effect.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous) or threading.current_thread() is not threading.main_thread():
         yield DeferredSigint(signal.default_int_handler)
         return
-    deferred = DeferredSigint(before)
+    deferred = DeferredSigint(previous)
     signal.signal(signal.SIGINT, deferred)
     try:
         yield deferred
     finally:
-        signal.signal(signal.SIGINT, before)
-        deferred.end()
+        signal.signal(signal.SIGINT, previous)
+        deferred.finish()
 
 
 @contextmanager
 def sigint_raises() -> Iterator[None]:
-    """Raise an interrupt also where `defer_sigint` holds committed work: for a caller that undoes several such steps together."""
-    before = signal.getsignal(signal.SIGINT)
-    if not _raises_keyboard_interrupt(before) or threading.current_thread() is not threading.main_thread():
+    """Raise interrupts even after `mark_committed`, for a caller that can undo several transactions together."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -77,4 +80,4 @@ def sigint_raises() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)

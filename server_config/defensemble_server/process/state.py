@@ -14,8 +14,8 @@ import platformdirs
 from msgspec.structs import asdict
 
 from defensemble_repository.filesystem.atomic_write import write_atomic
-from defensemble_repository.filesystem.regular_files import LARGEST_TEXT, read_regular
-from defensemble_repository.records import json_values, record_from_values
+from defensemble_repository.filesystem.regular_files import MAX_TEXT_BYTES, read_regular
+from defensemble_repository.records import parse_json, record_from_values
 
 from ..errors import StateError
 
@@ -132,7 +132,7 @@ def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: N
     states = []
     for path in sorted((state_folder() / "servers").glob("*.json")):
         try:
-            state = record_from_values(json_values(read_regular(path, LARGEST_TEXT)), ServerState)
+            state = record_from_values(parse_json(read_regular(path, MAX_TEXT_BYTES)), ServerState)
         except FileNotFoundError:
             continue  # its server has just ended
         except (OSError, ValueError) as error:

@@ -54,7 +54,7 @@ def find_runtime(name: str, *, on_progress: Callable[[str], None]) -> Runtime:
 
 def target_of(name: str) -> Target:
     """Return the target that the runtime `name` stands for in repository checks; NVIDIA's containers publish their core version."""
-    return TARGETS[name] if name in TARGETS else Target.of_core(os.environ.get("TRITON_SERVER_VERSION", ""))
+    return TARGETS[name] if name in TARGETS else Target.from_core_version(os.environ.get("TRITON_SERVER_VERSION", ""))
 
 
 def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:

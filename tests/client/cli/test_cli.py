@@ -368,3 +368,22 @@ def test_probe_does_not_hide_bugs(tmp_path: Path) -> None:
 
     with quiet_console() as console, pytest.raises(ZeroDivisionError):
         probe_noise_and_report(fake(Buggy(house()._models)), str(write_npz(tmp_path)), tmp_path / "noise.json", console=console)
+
+
+def test_quiet_silences_progress_and_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: house())
+    write_pictures(tmp_path / "pictures")
+    (next((tmp_path / "pictures").iterdir()) / "notes.txt").touch()
+    options = ("fake", "--labelled", str(tmp_path / "pictures"), "--json")
+    assert "note: " in run("predict", *options).stderr
+    done = run("predict", *options, "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["accuracy"]["n"] == 12
+
+
+def test_doctor_prints_its_checks_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = json.loads(run("doctor", "--json").stdout)
+    assert output["schema"] == "defensemble.doctor/1"
+    assert {"platform", "python"} <= {check["name"].lower() for check in output["checks"]}
+    assert all(set(check) == {"name", "status", "text", "fix"} for check in output["checks"])

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from defensemble.cli.notes import log_records_on_stderr, print_note, print_progress, shows_progress, warnings_as_notes
-from defensemble_export import OtherImagesWarning
+from defensemble_export import DatasetMismatchWarning
 
 
 def test_a_warning_of_ours_is_one_note_and_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,9 +16,9 @@ def test_a_warning_of_ours_is_one_note_and_printed_once(capsys: pytest.CaptureFi
         warnings.simplefilter("always")
         with log_records_on_stderr(logging.INFO), warnings_as_notes():
             for text in ("one", "two", "one"):
-                warnings.warn(text, OtherImagesWarning, stacklevel=1)
+                warnings.warn(text, DatasetMismatchWarning, stacklevel=1)
             warnings.warn("three", DeprecationWarning, stacklevel=1)
-        warnings.warn("four", OtherImagesWarning, stacklevel=1)
+        warnings.warn("four", DatasetMismatchWarning, stacklevel=1)
     assert capsys.readouterr().err.splitlines() == ["note: one", "note: two"]
     assert [str(warning.message) for warning in others] == ["three", "four"]
 

@@ -15,15 +15,15 @@ import pytest
 from defensemble import DefensembleError, InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles
 from defensemble.ensembles.edit import EditRunner
-from defensemble_export import EnsembleError, HistoryError, write_plan
+from defensemble_export import EnsembleError, HistoryError, write_files
 from defensemble_export.editing import Edit
-from defensemble_export.editing.history import new_id, now_text, snapshot_of, this_user
+from defensemble_export.editing.history import new_id, now_text, read_snapshot, this_user
 from defensemble_export.editing.journal import EditJournal
 from defensemble_export.editing.membership import reweighted
 from defensemble_export.editing.plan import EditPlan, plan_ensemble
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import LockedError
-from defensemble_repository.filesystem.locks import held
+from defensemble_repository.filesystem.locks import folder_lock
 from defensemble_repository.lock import locked
 from defensemble_repository.reader import read_ensemble
 from defensemble_repository.view import RepositoryView
@@ -35,12 +35,12 @@ from tests.support.world import ABC, World, write_world
 def cut_short(folder: Path, group: list[str] | None = None) -> tuple[EditPlan, EditJournal]:
     """An edit of weights that was noted, and got as far as its last file."""
     plan = plan_ensemble(folder, reweighted(read_ensemble(folder, "ensemble"), {"a": 5.0}))
-    before, after = snapshot_of(RepositoryView(folder), "ensemble"), snapshot_of(plan.outcome(), "ensemble")
+    before, after = read_snapshot(RepositoryView(folder), "ensemble"), read_snapshot(plan.outcome(), "ensemble")
     edit = Edit(new_id(), now_text(), this_user(), "ensemble", "weight", None, ("weight of a",), (), before, after)
     journal = EditJournal.of(plan, edit, group=group or [str(folder)], urls=[])
     journal.write()
-    write_plan(folder, plan.averaging)
-    write_plan(folder, plan.files)
+    write_files(folder, plan.averaging)
+    write_files(folder, plan.files)
     return plan, journal
 
 
@@ -113,7 +113,7 @@ def test_where_a_folder_of_the_edit_is_away_nothing_is_guessed(tmp_path: Path) -
 
 def test_the_repository_itself_is_locked_for_those_who_see_it_elsewhere(tmp_path: Path) -> None:
     folder = write_world(tmp_path / "repository")
-    with held(folder, fcntl.LOCK_EX), pytest.raises(LockedError, match="within 0 s"):
+    with folder_lock(folder, fcntl.LOCK_EX), pytest.raises(LockedError, match="within 0 s"):
         Ensembles(folder, wait_s=0).weight("ensemble", {"a": 5.0})
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from defensemble import Client, ConnectionFailedError, InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles, Replica
-from defensemble_export import repository_plan, write_plan
+from defensemble_export import repository_plan, write_files
 from defensemble_export.editing import read_history
 from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.facts import assert_each, raises
@@ -140,7 +140,7 @@ def test_an_ensemble_that_only_one_had_comes_and_goes_with_each(worlds: tuple[Wo
 def test_another_network_under_the_same_name_is_refused(worlds: tuple[World, World], over: Ensembles) -> None:
     two = worlds[1]
     shutil.rmtree(two.folder / "d")
-    write_plan(two.folder, repository_plan(two.folder, [member("d", 99)], ensemble=None, max_batch_size=8))
+    write_files(two.folder, repository_plan(two.folder, [member("d", 99)], ensemble=None, max_batch_size=8))
     before = [content(world.folder) for world in worlds]
     with pytest.raises(EditRefusedError, match="d@1"):
         over.add("ensemble", ["d"])

@@ -13,7 +13,7 @@ import pytest
 from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble.ensembles.edit import EditRunner
-from defensemble_export import EnsembleError, HistoryError, repository_plan, write_plan
+from defensemble_export import EnsembleError, HistoryError, repository_plan, write_files
 from defensemble_export.editing.history import this_user
 from defensemble_repository.ensemble import Ensemble, Member
 from tests.support import tiny
@@ -132,7 +132,7 @@ def test_what_an_export_replaced_since_is_undone_too_and_said(world: World) -> N
         one.weight("ensemble", {"a": 2.0})
         first = own(world)
         one.weight("ensemble", {"a": 3.0})
-        write_plan(world.folder, repository_plan(world.folder, [tiny.member("d", 4)], ensemble="ensemble", replace=True))
+        write_files(world.folder, repository_plan(world.folder, [tiny.member("d", 4)], ensemble="ensemble", replace=True))
         one.reload("ensemble")
         votes = {"a@1": 3.0, "b@1": 1.0, "c@1": 1.0, **({"d@2": 1.0} if (world.folder / "d/2").exists() else {"d@1": 1.0})}
         assert [f"{vote.model}@{vote.version}" for vote in one.declared("ensemble").members] == list(votes)
@@ -148,13 +148,13 @@ def test_what_an_export_replaced_since_is_undone_too_and_said(world: World) -> N
         world.check(ABC)
         one.weight("ensemble", {"a": 5.0})
         last = own(world)
-        write_plan(world.folder, repository_plan(world.folder, [tiny.member("e", 5)], ensemble="ensemble", replace=True))
+        write_files(world.folder, repository_plan(world.folder, [tiny.member("e", 5)], ensemble="ensemble", replace=True))
         one.rollback()
         assert own(world) == last, "what nothing has recorded is undone first, and alone"
         assert len(told) == 1
         assert_facts(told[0], "'ensemble'")
         world.check({"a@1": 5.0, "b@1": 1.0, "c@1": 1.0})
-        write_plan(world.folder, repository_plan(world.folder, [tiny.member("f", 6)], ensemble="ensemble", replace=True))
+        write_files(world.folder, repository_plan(world.folder, [tiny.member("f", 6)], ensemble="ensemble", replace=True))
         one.rollback(2)
         world.check(ABC)
         one.weight("ensemble", {"a": 5.0})

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from defensemble import Client, DefensembleError, OutputRequest
 from defensemble.cli import cli
 from defensemble.ensembles import Ensembles, Replica
-from defensemble_export import write_plan
+from defensemble_export import write_files
 from defensemble_export.editing import read_history
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_repository.names import AVERAGING_NAME
@@ -55,7 +55,7 @@ def old(served: OldWorld) -> Iterator[OldWorld]:
     served.restore()
 
 
-def averaging_of(folder: Path, name: str = "ensemble") -> list[str]:
+def read_averaging(folder: Path, name: str = "ensemble") -> list[str]:
     steps = read_config(folder / name).ensemble_scheduling.step
     return [step.model_name for step in steps if AVERAGING_NAME.fullmatch(step.model_name)]
 
@@ -171,14 +171,14 @@ def test_every_edit_converts_and_a_rollback_brings_back_what_was_without_the_two
         one = Ensembles(old.folder, client)
         done = one.weight("ensemble", {"beta": 5.0})
         assert_each(done.changes, "weight | beta@1 | 1 -> 5 | 28.6 % -> 66.7 %")
-        (model,) = averaging_of(old.folder)
+        (model,) = read_averaging(old.folder)
         assert any("rollback" in remark for remark in done.remarks), "of the comment that is lost"
         check_answers(old)
         one.rollback(name="ensemble")
         assert read_ensemble(old.folder, "ensemble") == before
         assert read_config(old.folder / "ensemble").parameters["owner"].string_value == "vision"
-        assert len(averaging_of(old.folder)) == 1
-        assert averaging_of(old.folder) != [model]
+        assert len(read_averaging(old.folder)) == 1
+        assert read_averaging(old.folder) != [model]
         check_answers(old)
         old_edits = [edit for edit in read_history(old.folder) if edit.ensemble == "ensemble"]
         one.rollback(2, name="ensemble")  # who owns it, gamma
@@ -187,7 +187,7 @@ def test_every_edit_converts_and_a_rollback_brings_back_what_was_without_the_two
         check_answers(old)
         one.rollback(name="ensemble", to=old_edits[3].id)  # forward, to an average of logits
         assert read_ensemble(old.folder, "ensemble").average == "logits"
-        assert len(averaging_of(old.folder)) == 1
+        assert len(read_averaging(old.folder)) == 1
         check_answers(old)
 
 
@@ -196,7 +196,7 @@ def test_states_are_compared_without_the_models_that_average(tmp_path: Path) -> 
     other = write_old_repository(tmp_path / "other")
     for name in NAMES:
         plan = plan_ensemble(folder, read_ensemble(folder, name))
-        write_plan(folder, {**plan.averaging, **plan.files})
+        write_files(folder, {**plan.averaging, **plan.files})
     warned: list[str] = []
     one = Ensembles(folder, on_warning=warned.append)
     undone = [edit for edit in read_history(folder) if edit.ensemble == "ensemble"][2]
@@ -207,7 +207,7 @@ def test_states_are_compared_without_the_models_that_average(tmp_path: Path) -> 
     over = Ensembles.over([Replica(folder, ()), Replica(other, ())])
     assert [finding.model for finding in over.check("plain")] == []
     over.weight("plain", {"beta": 2.0})
-    assert [averaging_of(one, "plain") for one in (folder, other)] == [averaging_of(folder, "plain")] * 2
+    assert [read_averaging(one, "plain") for one in (folder, other)] == [read_averaging(folder, "plain")] * 2
 
 
 def test_what_is_declared_as_it_is_converts_once(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_what_is_declared_as_it_is_converts_once(tmp_path: Path) -> None:
         assert (done.edit is not None) == expected
     for name, edit in (("trimmed", one.weight("trimmed", {"alpha": 1.0})), ("plain", one.average("plain", "logits"))):
         assert edit.edit is not None
-        assert len(averaging_of(folder, name)) == 1
+        assert len(read_averaging(folder, name)) == 1
     assert one.check() == []
 
 
@@ -232,7 +232,7 @@ def test_an_edit_of_the_old_form_that_was_cut_short_is_undone_or_finished(tmp_pa
     assert any(("finishing" if weight > 1 else "undoing") in line for line in warned)
     assert state.votes is not None
     assert [vote.weight for vote in state.votes.members] == [2.0, weight, 0.5]
-    assert len(averaging_of(folder)) == 2, "it is finished or undone as it was begun"
+    assert len(read_averaging(folder)) == 2, "it is finished or undone as it was begun"
     assert not (folder / "pending-edit.json").exists()
     assert [edit.message for edit in read_history(folder)].count("beta counts more") == (weight > 1)
     one.reload("ensemble")
@@ -248,4 +248,4 @@ def test_reload_without_a_name_reloads_all(tmp_path: Path) -> None:
     folder = write_old_repository(tmp_path / "repository")
     done = CliRunner().invoke(cli, ["ensemble", "reload", "--repository", str(folder), "--files-only"])
     assert done.exit_code == 0, done.output
-    assert [len(averaging_of(folder, name)) for name in NAMES] == [1, 1, 1]
+    assert [len(read_averaging(folder, name)) for name in NAMES] == [1, 1, 1]

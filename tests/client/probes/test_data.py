@@ -15,7 +15,7 @@ from PIL import Image
 from defensemble import FakeModel, FakeTransport, InputError, MissingExtraError
 from defensemble._client.model_info import ModelInfo
 from defensemble._image_files import ReadOptions
-from defensemble.probes.data import choose_data
+from defensemble.probes.data import load_probe_data
 from defensemble_images import Preprocessing
 from tests.client.cli.test_cli import fake, write_pictures
 from tests.support.facts import raises
@@ -58,7 +58,7 @@ def save(path: Path, **arrays: Any) -> str:
 def test_archives_that_do_not_fit_are_one_error_that_names_them(tmp_path: Path, arrays: dict[str, Array], texts: list[str]) -> None:
     path = save(tmp_path / "data.npz", **arrays)
     with pytest.raises(InputError) as caught:
-        choose_data(path, model(), None, 0)
+        load_probe_data(path, model(), None, 0)
     assert [text for text in (path, *texts) if text not in str(caught.value)] == []
 
 
@@ -66,27 +66,27 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     for name, content in (("broken.npz", b"PK\x03\x04 no zip"), ("empty.NPZ", b"")):
         (tmp_path / name).write_bytes(content)
         with raises(InputError, f"{name} | .npz"):
-            choose_data(str(tmp_path / name), model(), None, 0)
+            load_probe_data(str(tmp_path / name), model(), None, 0)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, ">i2", np.uint16, np.int32, np.uint32, np.int64, np.uint64])
 def test_labels_of_an_archive_are_matched_by_name_where_it_has_names(tmp_path: Path, kind: Any) -> None:
     batch, labels = images(6), np.array([2, 0, 1, 2, 1, 0], kind)
-    plain = choose_data(save(tmp_path / "a.npz", images=batch, labels=labels), model(), None, 0)
+    plain = load_probe_data(save(tmp_path / "a.npz", images=batch, labels=labels), model(), None, 0)
     assert plain.data.labels.tolist() == labels.tolist()
     np.testing.assert_array_equal(plain.data.images, batch)
-    named = choose_data(save(tmp_path / "b.npz", images=batch, labels=labels, class_names=np.array(CLASSES[::-1])), model(), None, 0)
+    named = load_probe_data(save(tmp_path / "b.npz", images=batch, labels=labels, class_names=np.array(CLASSES[::-1])), model(), None, 0)
     assert named.data.labels.tolist() == [0, 2, 1, 0, 1, 2]
 
 
 def test_data_of_a_folder_and_a_sample_of_it(tmp_path: Path) -> None:
     info = fake().describe()
     values = write_pictures(tmp_path / "pictures")
-    whole = choose_data(str(tmp_path / "pictures"), info, None, 0)
+    whole = load_probe_data(str(tmp_path / "pictures"), info, None, 0)
     assert sorted(map(bytes, whole.data.images)) == sorted(map(bytes, values))
-    some = choose_data(str(tmp_path / "pictures"), info, 5, 1)
-    again = choose_data(str(tmp_path / "pictures"), info, 5, 1)
-    other = choose_data(str(tmp_path / "pictures"), info, 5, 2)
+    some = load_probe_data(str(tmp_path / "pictures"), info, 5, 1)
+    again = load_probe_data(str(tmp_path / "pictures"), info, 5, 1)
+    other = load_probe_data(str(tmp_path / "pictures"), info, 5, 2)
     assert len(some.data) == 5
     assert some.source == again.source
     assert some.data.digest == again.data.digest
@@ -96,8 +96,8 @@ def test_data_of_a_folder_and_a_sample_of_it(tmp_path: Path) -> None:
     first = sorted((tmp_path / "pictures").rglob("*.png"))[0]
     first.write_bytes(b"")
     with pytest.raises(InputError, match=first.name):
-        choose_data(str(tmp_path / "pictures"), info, None, 0)
-    rest = choose_data(str(tmp_path / "pictures"), info, None, 0, options=ReadOptions(skip_damaged=True))
+        load_probe_data(str(tmp_path / "pictures"), info, None, 0)
+    rest = load_probe_data(str(tmp_path / "pictures"), info, None, 0, options=ReadOptions(skip_damaged=True))
     np.testing.assert_array_equal(rest.data.images, whole.data.images[1:])
     np.testing.assert_array_equal(rest.data.labels, whole.data.labels[1:])
     assert rest.source["skipped"] == {"hidden": 0, "not_images": 1, "damaged": 1}
@@ -123,11 +123,11 @@ def test_classes_of_folders_and_datasets_are_matched_by_name(tmp_path: Path) -> 
     write_stripes(tmp_path / "set", (16, 16))
     info = model(tuple("9081726354"), (1, 16, 16))
     for source, data_dir in ((str(tmp_path / "set/test"), None), ("folder", tmp_path / "set"), ("mnist", tmp_path / "set")):
-        chosen = choose_data(source, info, None, 0, data_dir, options=ReadOptions(resize="crop"))
+        chosen = load_probe_data(source, info, None, 0, data_dir, options=ReadOptions(resize="crop"))
         greys = (chosen.data.images[:, 0, 0, 0] * 255 / 20).round().astype(int)
         assert [info.class_names[label] for label in chosen.data.labels] == [str(grey) for grey in greys]
         with raises(InputError, "0, 1, 2 | zero, one"):
-            choose_data(source, model(("zero", "one"), (1, 16, 16)), None, 0, data_dir, options=ReadOptions(resize="crop"))
+            load_probe_data(source, model(("zero", "one"), (1, 16, 16)), None, 0, data_dir, options=ReadOptions(resize="crop"))
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -144,12 +144,12 @@ def test_datasets_are_resized_only_by_a_rule_that_is_known(
     for size, fits in ((28, True), (16, accepted)):
         info = model(tuple("0123456789"), (1, size, size), recorded)
         if fits:
-            chosen = choose_data(name, info, 4, 0, tmp_path / "set", options=ReadOptions(resize))
+            chosen = load_probe_data(name, info, 4, 0, tmp_path / "set", options=ReadOptions(resize))
             assert chosen.data.images.shape == (4, 1, size, size)
             assert chosen.source["n_available"] == 10
             continue
         with raises(InputError, "28 x 28 | 16 x 16 | --resize crop"):
-            choose_data(name, info, 4, 0, tmp_path / "set", options=ReadOptions(resize))
+            load_probe_data(name, info, 4, 0, tmp_path / "set", options=ReadOptions(resize))
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -162,10 +162,10 @@ def test_a_dataset_is_resized_by_the_rule_of_the_model(tmp_path: Path, name: str
         image.paste(255, (44, 0, 64, 16))
         image.save(path)
     for rule, bright in ((CROP, 0), (SQUASH, 0.6)):
-        images = choose_data(name, model(tuple("0123456789"), (1, 16, 16), rule), None, 0, tmp_path / "set").data.images
+        images = load_probe_data(name, model(tuple("0123456789"), (1, 16, 16), rule), None, 0, tmp_path / "set").data.images
         assert (images > 0.9).mean() == pytest.approx(bright, abs=0.05)
     with raises(InputError, "64 x 16 | --resize crop"):
-        choose_data(name, model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
+        load_probe_data(name, model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -173,7 +173,7 @@ def test_a_dataset_of_several_sizes_names_an_option_of_the_probe(tmp_path: Path)
     write_stripes(tmp_path / "set")
     Image.new("L", (30, 20)).save(tmp_path / "set/test/0/b.png")
     with pytest.raises(InputError, match="--resize crop"):
-        choose_data("folder", model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
+        load_probe_data("folder", model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
 
 
 def test_a_dataset_comes_from_the_training_package() -> None:
@@ -182,7 +182,7 @@ def test_a_dataset_comes_from_the_training_package() -> None:
     digits = FakeModel(
         lambda batch: {"logits": np.zeros((len(batch), 10), np.float32)}, (1, 16, 16), class_names=names, platform="ensemble"
     )
-    chosen = choose_data("digits", fake(FakeTransport({"ensemble": digits})).describe(), 50, 0)
+    chosen = load_probe_data("digits", fake(FakeTransport({"ensemble": digits})).describe(), 50, 0)
     assert chosen.data.images.shape == (50, 1, 16, 16)
     assert chosen.source["kind"] == "dataset, test split"
 
@@ -190,18 +190,21 @@ def test_a_dataset_comes_from_the_training_package() -> None:
 def test_a_dataset_without_the_training_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "defensemble_training", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'defensemble\[train\]'"):
-        choose_data("digits", fake().describe(), None, 0)
+        load_probe_data("digits", fake().describe(), None, 0)
 
 
 def test_a_model_of_any_size_takes_images_of_one_size(tmp_path: Path) -> None:
     info = model(shape=(1, -1, -1))
     write_pictures(tmp_path / "pictures")
-    assert choose_data(str(tmp_path / "pictures"), info, None, 0).data.images.shape == (12, *SHAPE)
-    assert choose_data(save(tmp_path / "a.npz", images=images(3), labels=np.zeros(3, int)), info, None, 0).data.images.shape == (3, *SHAPE)
+    assert load_probe_data(str(tmp_path / "pictures"), info, None, 0).data.images.shape == (12, *SHAPE)
+    assert load_probe_data(save(tmp_path / "a.npz", images=images(3), labels=np.zeros(3, int)), info, None, 0).data.images.shape == (
+        3,
+        *SHAPE,
+    )
     last = sorted((tmp_path / "pictures").rglob("*.png"))[-1]
     Image.new("L", (5, 9)).save(last)
     with raises(InputError, f"{last.name} | (1, 9, 5)"):
-        choose_data(str(tmp_path / "pictures"), info, None, 0)
+        load_probe_data(str(tmp_path / "pictures"), info, None, 0)
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -216,8 +219,8 @@ def test_data_above_the_limit_is_refused_by_name_before_it_is_read(tmp_path: Pat
         ("folder", digits, tmp_path / "set", str(tmp_path / "set/train/0/a.png")),
     ):
         with raises(InputError, f"{named} | --max-memory"):
-            choose_data(source, info, None, 0, data_dir, options=ReadOptions(max_memory=1000))
-        assert len(choose_data(source, info, 1, 0, data_dir, options=ReadOptions(max_memory=10_000)).data) == 1
+            load_probe_data(source, info, None, 0, data_dir, options=ReadOptions(max_memory=1000))
+        assert len(load_probe_data(source, info, 1, 0, data_dir, options=ReadOptions(max_memory=10_000)).data) == 1
 
 
 CHILD = """

@@ -93,7 +93,7 @@ def test_every_target_sees_the_same_images_within_the_range() -> None:
         return target
 
     answered: list[int] = []
-    probe_noise({"a": watching("a"), "b": watching("b")}, images(40), LABELS, [4, 32], batch_size=16, on_answer=answered.append)
+    probe_noise({"a": watching("a"), "b": watching("b")}, images(40), LABELS, [4, 32], batch_size=16, on_batch=answered.append)
     np.testing.assert_array_equal(np.concatenate(seen["a"]), np.concatenate(seen["b"]))
     assert [len(batch) for batch in seen["a"]] == [16, 16, 8] * 3
     assert all(0 <= batch.min() <= batch.max() <= 1 for batch in seen["a"])

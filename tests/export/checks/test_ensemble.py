@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import check_ensemble, check_repository, fuse_repository, repository_plan, write_plan, write_profile
+from defensemble_export import check_ensemble, check_repository, fuse_repository, repository_plan, write_files, write_profile
 from defensemble_export.entries.ensemble import ensemble_files
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.configs import Interface
@@ -91,7 +91,7 @@ def test_what_is_planned_counts_as_if_it_were_there(repository: Path) -> None:
 
 def test_there_is_no_such_ensemble(repository: Path) -> None:
     only(repository, "there is no ensemble 'other' in", name="other", model="other")
-    only(repository, "is no ensemble: it says 'onnxruntime'", name="alpha", model="alpha")
+    only(repository, "not an ensemble | 'onnxruntime'", name="alpha", model="alpha")
     (found,) = check_ensemble(RepositoryView(repository / "nowhere"), "ensemble")
     assert "there is no ensemble" in found.text
 
@@ -182,7 +182,7 @@ def as_member(**other: object) -> Callable[[Path], None]:
 
     def write(repository: Path) -> None:
         shutil.rmtree(repository / "beta")
-        write_plan(repository, repository_plan(repository, [tiny.member("beta", 2, **other)], ensemble=None, max_batch_size=8))
+        write_files(repository, repository_plan(repository, [tiny.member("beta", 2, **other)], ensemble=None, max_batch_size=8))
 
     return write
 
@@ -247,13 +247,13 @@ PARAMETERS = [
     ("weights", "1.0, 3.0", "JSON list | each member"),
     ("weights", "[" * 99999, "JSON list | each member"),
     ("weights", "[1.0, 1e-9]", "not count"),
-    ("weights", "[1.0, 5.0]", "by hand | `defensemble ensemble reload ensemble`"),
-    ("average", "logits", "by hand | `defensemble ensemble reload ensemble`"),
+    ("weights", "[1.0, 5.0]", "edited | `defensemble ensemble reload ensemble`"),
+    ("average", "logits", "edited | `defensemble ensemble reload ensemble`"),
     ("average", "median", "average | 'median' | probabilities | logits"),
-    ("members", '["beta@1", "alpha@1"]', "by hand | `defensemble ensemble reload ensemble`"),
+    ("members", '["beta@1", "alpha@1"]', "edited | `defensemble ensemble reload ensemble`"),
     ("members", '["alpha", "beta"]', 'JSON list | "NAME@VERSION"'),
     ("members", '["alpha@1", "alpha@1"]', "alpha@1 | twice"),
-    ("members", '["alpha@1", "../beta@1"]', "model's name"),
+    ("members", '["alpha@1", "../beta@1"]', "model name"),
     ("members", "{}", 'JSON list | "NAME@VERSION"'),
 ]
 
@@ -281,7 +281,7 @@ def test_parameters_of_each_of_two_averaging_models(tmp_path: Path, prefix: str,
 def test_a_parameter_that_is_gone_stops_edits_and_not_answers(repository: Path, key: str) -> None:
     model = average_of(repository)
     edit(repository, model, lambda config: config.parameters.pop(key))
-    only(repository, f"lacks the parameter {key}", model=model)
+    only(repository, f"parameter {key}", model=model)
     found = {(one.model, one.is_error) for one in check_repository(RepositoryView(repository), EMBEDDED)}
     assert {(model, False)} <= found <= {(model, False), ("ensemble", False)}
 

@@ -18,7 +18,7 @@ from defensemble_export import (
     planned_engines,
     profile_states,
     repository_plan,
-    write_plan,
+    write_files,
     write_profile,
 )
 from defensemble_repository.errors import ConfigError
@@ -74,7 +74,7 @@ def test_folders_that_are_no_models_are_told_and_left_alone(repository: Path) ->
         (repository / name).mkdir()
     said: list[str] = []
     assert write_profile(repository, "cpu", on_progress=said.append) == ["alpha/configs/cpu.pbtxt", "beta/configs/cpu.pbtxt"]
-    strays = [f"{repository / name} is no model" for name in (".git", "lost+found", "notes")]
+    strays = [f"{repository / name} is not a model" for name in (".git", "lost+found", "notes")]
     assert [line.partition(" (")[0] for line in said] == strays
     for command in (["profile", "list", "--repository", str(repository)], ["build-engine", "--repository", str(repository), "--dry-run"]):
         done = CliRunner().invoke(cli, command)
@@ -114,7 +114,7 @@ def noted(precision: str | None) -> bytes:
 @pytest.mark.parametrize(("own", "stated"), [("int8", "fp32"), (None, "int8"), ("fp16", "fp7")])
 def test_a_plan_is_judged_by_what_its_graph_computes_in(tmp_path: Path, own: str | None, stated: str) -> None:
     repository = tmp_path / "repository"
-    write_plan(repository, repository_plan(repository, [tiny.member("a", onnx=noted(own), precision=own or "fp32")], ensemble=None))
+    write_files(repository, repository_plan(repository, [tiny.member("a", onnx=noted(own), precision=own or "fp32")], ensemble=None))
     (planned,) = planned_engines(repository)
     assert planned.request.precision == (own or "fp32")
     set_parameter(repository, "a", "precision.1", stated)

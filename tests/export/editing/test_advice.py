@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from defensemble.cli import cli
-from defensemble_export import repository_plan, write_plan
+from defensemble_export import repository_plan, write_files
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from tests.support import tiny
 
@@ -24,7 +24,7 @@ def repository(tmp_path: Path) -> Path:
     """An ensemble of `alpha` and `beta`, and two members of another size, `large` and `other`, which vote nowhere."""
     folder = tiny.write_repository(tmp_path / "repository")
     large = [tiny.member(name, onnx=tiny.linear_onnx(3, LARGE), input_shape=LARGE) for name in ("large", "other")]
-    write_plan(folder, repository_plan(folder, large, ensemble=None))
+    write_files(folder, repository_plan(folder, large, ensemble=None))
     return folder
 
 
@@ -48,10 +48,10 @@ def edit_parameter(repository: Path, key: str, value: str | None) -> None:
 @pytest.mark.parametrize(
     ("edit", "advice"),
     [
-        (["create", "ori", "alpha", "large"], "leave large out"),
-        (["create", "ori", "alpha", "large", "other"], "leave large, other out"),
-        (["add", "ensemble", "large"], "leave large out"),
-        (["add", "ensemble", "large", "other"], "leave large, other out"),
+        (["create", "ori", "alpha", "large"], "omit large"),
+        (["create", "ori", "alpha", "large", "other"], "omit large, other"),
+        (["add", "ensemble", "large"], "omit large"),
+        (["add", "ensemble", "large", "other"], "omit large, other"),
     ],
 )
 def test_a_member_that_does_not_fit_is_left_out_of_the_edit(repository: Path, edit: list[str], advice: str) -> None:

@@ -25,7 +25,7 @@ from defensemble_export.editing import (
     new_id,
     now_text,
     read_history,
-    snapshot_of,
+    read_snapshot,
     this_user,
     withdraw_edit,
 )
@@ -152,7 +152,7 @@ def test_an_edit_is_not_written_twice_and_what_is_there_stays_byte_for_byte(tmp_
         (b"{", "Expecting property name"),
         (b"\xff\xfe", "can't decode byte"),
         (b"null", "JSON object"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "nested"),
         (b'{"schema": ' + b"9" * 5000 + b"}", ":3:"),
         (b"{}", "schema | None | 'defensemble.edit/1'"),
         (b'{"schema": "defensemble.edit/2"}', "schema | 'defensemble.edit/2'"),
@@ -355,7 +355,7 @@ def test_a_snapshot_holds_the_ensemble_as_it_lies_on_disk(tmp_path: Path) -> Non
     path = repository / "ensemble/config.pbtxt"
     by_hand = b"# \xe9dited by hand\r\n" + path.read_bytes()
     path.write_bytes(by_hand)
-    found = snapshot_of(RepositoryView(repository), "ensemble")
+    found = read_snapshot(RepositoryView(repository), "ensemble")
     assert found.votes == Ensemble("ensemble", (Member("alpha"), Member("beta", 1, 3.0)))
     assert found.num_classes == 3
     assert found.labels == "circle\nsquare\ntriangle\n"
@@ -374,7 +374,7 @@ def test_a_snapshot_knows_no_more_than_the_disk(tmp_path: Path) -> None:
     (repository / "ensemble/labels.txt").unlink()
     shutil.rmtree(repository / "beta")
     planned = {"ensemble/config.pbtxt": b"# planned\n" + (repository / "ensemble/config.pbtxt").read_bytes()}
-    found = snapshot_of(RepositoryView(repository, planned), "ensemble")
+    found = read_snapshot(RepositoryView(repository, planned), "ensemble")
     assert found.labels is None
     assert found.config.startswith("# planned\n")
     assert set(found.digests) == {"config.pbtxt", "alpha@1"}
@@ -385,16 +385,16 @@ def test_what_is_no_ensemble_of_ours_has_no_snapshot(tmp_path: Path) -> None:
     files = RepositoryView(repository)
     for name in ("none", "alpha"):
         with pytest.raises((ConfigError, EnsembleError)):
-            snapshot_of(files, name)
+            read_snapshot(files, name)
     path = repository / "ensemble/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "ensemble")
     config.output[0].dims[:] = [3, 1]
     path.write_bytes(pbtxt_from_config(config))
     with raises(EnsembleError, "ensemble/config.pbtxt | probabilities | [[3, 1]]"):
-        snapshot_of(files, "ensemble")
+        read_snapshot(files, "ensemble")
     path.write_text("nonsense {")
     with pytest.raises(ConfigError, match="configuration"):
-        snapshot_of(files, "ensemble")
+        read_snapshot(files, "ensemble")
 
 
 # --- what a rollback may undo

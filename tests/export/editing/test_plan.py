@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_plan
-from defensemble_export.editing import Edit, Snapshot, append_edit, read_history, snapshot_of
-from defensemble_export.editing.history import undoable
+from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_files
+from defensemble_export.editing import Edit, Snapshot, append_edit, read_history, read_snapshot
+from defensemble_export.editing.history import undoable_edits
 from defensemble_export.editing.membership import added, removed, reweighted
 from defensemble_export.editing.plan import (
     EditPlan,
@@ -42,7 +42,7 @@ SEEDS = {"alpha@1": 1, "beta@1": 2, "beta@2": 22, "gamma@1": 3}
 def write(folder: Path) -> Path:
     """Three members, `beta` at two versions; `alpha` and `beta@1` vote."""
     tiny.write_repository(folder)
-    write_plan(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
+    write_files(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "beta", 22)
     return folder
 
@@ -54,11 +54,11 @@ def repository(tmp_path: Path) -> Path:
 
 def carry_out(plan: EditPlan) -> None:
     """As an edit does on disk."""
-    write_plan(plan.repository, plan.averaging)
+    write_files(plan.repository, plan.averaging)
     if plan.deletes:
         remove_files(plan.repository, [plan.name])
     elif plan.files:
-        write_plan(plan.repository, plan.files)
+        write_files(plan.repository, plan.files)
 
 
 def change(folder: Path, after: Ensemble) -> EditPlan:
@@ -245,7 +245,7 @@ def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
     path = repository / "ensemble/config.pbtxt"
     path.write_bytes(b"# by hand \xff\n" + path.read_bytes())
     (repository / "ensemble/labels.txt").write_bytes(b"circle\nsquare\ntriangle")
-    first, snapshot = tiny.content(repository), snapshot_of(RepositoryView(repository), "ensemble")
+    first, snapshot = tiny.content(repository), read_snapshot(RepositoryView(repository), "ensemble")
     change(repository, Ensemble("ensemble", (C,), "logits"))
     (repository / "ensemble/labels.txt").write_bytes(b"other\n")
     for model in snapshot.averaging:
@@ -264,7 +264,7 @@ def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
 
 def test_a_snapshot_of_a_version_that_is_gone_is_refused(repository: Path) -> None:
     change(repository, Ensemble("ensemble", (A, B2)))
-    snapshot = snapshot_of(RepositoryView(repository), "ensemble")
+    snapshot = read_snapshot(RepositoryView(repository), "ensemble")
     shutil.rmtree(repository / "beta/2")
     with raises(EnsembleError, "beta@2 | 'ensemble' | export it again"):
         plan_snapshot(repository, "ensemble", snapshot)
@@ -287,12 +287,12 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
 ) -> None:
     repository = write(tmp_path_factory.mktemp("any") / "repository")
     kept = dict(tiny.content(repository))
-    states: list[Snapshot | None] = [snapshot_of(RepositoryView(repository), "ensemble")]
+    states: list[Snapshot | None] = [read_snapshot(RepositoryView(repository), "ensemble")]
     for number, (action, pick, weight) in enumerate(acts):
         now = None if states[-1] is None else states[-1].votes
         undone: tuple[str, ...] = ()
         if action == "rollback":
-            stack = undoable(read_history(repository), "ensemble")
+            stack = undoable_edits(read_history(repository), "ensemble")
             if not stack:
                 continue
             undone = (stack[-1].id,)
@@ -308,14 +308,14 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
                 continue
         before = states[-1]
         carry_out(plan)
-        after = snapshot_of(RepositoryView(repository), "ensemble") if plan.after is not None else None
+        after = read_snapshot(RepositoryView(repository), "ensemble") if plan.after is not None else None
         _is_whole(repository, after)
         name = action if action not in ("switch",) else "add"
         append_edit(
             repository, Edit(f"{number:012x}", "2026-01-31T12:00:00+00:00", "a@b", "ensemble", name, None, (), undone, before, after)
         )
         states.append(after)
-    for edit in reversed(undoable(read_history(repository), "ensemble")):
+    for edit in reversed(undoable_edits(read_history(repository), "ensemble")):
         carry_out(plan_snapshot(repository, "ensemble", edit.before))
         _is_whole(repository, edit.before)
     now_there = tiny.content(repository)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import ExportError, HistoryError, repository_plan, write_plan, write_profile
-from defensemble_export.editing import Edit, Prunable, append_edit, prune_files, prune_plan, read_history, snapshot_of
+from defensemble_export import ExportError, HistoryError, repository_plan, write_files, write_profile
+from defensemble_export.editing import Edit, Prunable, append_edit, prune_files, prune_plan, read_history, read_snapshot
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_export.entries.ensemble import ensemble_files
 from defensemble_repository.configs import Interface
@@ -38,7 +38,7 @@ A, B, C, B2 = Member("alpha"), Member("beta"), Member("gamma"), Member("beta", 2
 def repository(tmp_path: Path) -> Path:
     """Three members, beta at two versions, of which alpha and beta@1 vote; and a network that never voted."""
     folder = tiny.write_repository(tmp_path / "place" / "repository")
-    write_plan(folder, repository_plan(folder, [tiny.member("gamma", 3), tiny.member("standard", 4)], ensemble=None, max_batch_size=8))
+    write_files(folder, repository_plan(folder, [tiny.member("gamma", 3), tiny.member("standard", 4)], ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "beta", 5)
     return folder
 
@@ -46,14 +46,14 @@ def repository(tmp_path: Path) -> Path:
 def edit(folder: Path, *votes: Member, name: str = "ensemble", action: str = "apply", undoes: tuple[str, ...] = ()) -> None:
     """Let these vote, and write it into the history; without any the ensemble is deleted."""
     files = RepositoryView(folder)
-    before = snapshot_of(files, name) if files.has(name) else None
+    before = read_snapshot(files, name) if files.has(name) else None
     if votes:
         planned = ensemble_files(files, Ensemble(name, votes), Interface(tiny.SHAPE, 3, 8), b"circle\nsquare\ntriangle\n")
-        write_plan(folder, {path: content for path, content in planned.items() if files.content(path) != content})
+        write_files(folder, {path: content for path, content in planned.items() if files.content(path) != content})
     else:
         shutil.rmtree(folder / name)
     number = len(read_history(folder))
-    after = snapshot_of(RepositoryView(folder), name) if votes else None
+    after = read_snapshot(RepositoryView(folder), name) if votes else None
     append_edit(folder, Edit(f"{number:012x}", f"2026-01-31T12:00:{number:02}+00:00", "a@b", name, action, None, (), undoes, before, after))
 
 
@@ -66,7 +66,7 @@ def prune(folder: Path, keep: int = 0) -> list[Prunable]:
     found = prune_plan(folder, keep=keep)
     writes, removals = prune_files(folder, found)
     remove_files(folder, removals)
-    write_plan(folder, writes)
+    write_files(folder, writes)
     return found
 
 
@@ -131,7 +131,7 @@ def test_each_of_two_averaging_models_goes_when_no_rollback_needs_it(tmp_path: P
     assert len(old) == 5
     for name in ("ensemble", "trimmed", "plain"):
         plan = plan_ensemble(repository, read_ensemble(repository, name))
-        write_plan(repository, {**plan.averaging, **plan.files})
+        write_files(repository, {**plan.averaging, **plan.files})
     assert set(names(prune_plan(repository, keep=0))) == {"average", "uncertainty"}
     assert {one.model for one in prune_plan(repository, keep=0)} == old
 
@@ -270,7 +270,7 @@ def test_a_version_takes_along_what_the_configurations_say_of_it(repository: Pat
         before.parameters["profile.sha256"].string_value = after.parameters["profile.sha256"].string_value = ""
         assert before == after
     remove_files(repository, removals)
-    write_plan(repository, writes)
+    write_files(repository, writes)
     assert not (repository / "beta/1").exists()
     assert read_repository(repository).problems == {}
     assert [one for one in prune_plan(repository, keep=0) if one.model == "beta"] == []

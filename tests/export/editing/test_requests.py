@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from defensemble_export import EnsembleError, ExistsError, HistoryError, write_plan
+from defensemble_export import EnsembleError, ExistsError, HistoryError, write_files
 from defensemble_export.editing import (
     AddMembers,
     ApplyDeclaration,
@@ -59,7 +59,7 @@ def check_plan(request: EditRequest, repository: Path, action: str, after: Ensem
     assert request.action_in(repository) == action
     assert request.undone_edits == ()
     if after is not None:
-        write_plan(repository, {**plan.averaging, **plan.files})
+        write_files(repository, {**plan.averaging, **plan.files})
         assert read_ensemble(repository, request.name) == after
 
 

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import json_format, text_format
 
 from defensemble import Client
-from defensemble_export import repository_plan, write_plan, write_profile
+from defensemble_export import repository_plan, write_files, write_profile
 from defensemble_export.editing.served_config import config_from_server, is_served_as_on_disk
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -141,7 +141,7 @@ def test_comments_and_what_a_server_fills_in_make_no_difference(told: tuple[Path
 def test_a_version_that_was_added_is_told_by_its_digest(tmp_path: Path, told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = tiny.write_repository(tmp_path / "place" / "repository"), told[1]
     assert is_served_as_on_disk(RepositoryView(folder), "alpha", configs["alpha"])
-    write_plan(folder, repository_plan(folder, [tiny.member("alpha", 9)], ensemble=None, replace=True))
+    write_files(folder, repository_plan(folder, [tiny.member("alpha", 9)], ensemble=None, replace=True))
     assert not is_served_as_on_disk(RepositoryView(folder), "alpha", configs["alpha"])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from defensemble_export import check_ensemble, fuse_repository, repository_plan, write_plan
+from defensemble_export import check_ensemble, fuse_repository, repository_plan, write_files
 from defensemble_export.editing import read_history
 from defensemble_export.editing.journal import read_journal
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot, steps_of
@@ -35,18 +35,18 @@ def repository(tmp_path: Path) -> Path:
     return write_old_repository(tmp_path / "repository")
 
 
-def averaging_of(repository: Path, name: str) -> list[str]:
+def read_averaging(repository: Path, name: str) -> list[str]:
     return [model for model, _ in steps_of(read_config(repository / name)) if AVERAGING_NAME.fullmatch(model)]
 
 
 def carry_out(plan: EditPlan) -> None:
-    write_plan(plan.repository, {**plan.averaging, **plan.files})
+    write_files(plan.repository, {**plan.averaging, **plan.files})
 
 
 def check_new_form(repository: Path, name: str) -> None:
     """One averaging model gives what the ensemble declares, and computes what numpy does."""
     votes = read_ensemble(repository, name)
-    (model,) = averaging_of(repository, name)
+    (model,) = read_averaging(repository, name)
     assert check_ensemble(RepositoryView(repository), name) == []
     step = read_config(repository / name).ensemble_scheduling.step[-1]
     assert dict(step.output_map) == {output: output for output in GIVEN[name]}
@@ -67,7 +67,7 @@ def test_they_are_read_and_the_same_votes_are_written_with_one_model(repository:
     assert votes == VOTES[name]
     plan = plan_ensemble(repository, votes)
     assert plan.converts
-    assert plan.released() == tuple(averaging_of(repository, name))
+    assert plan.released() == tuple(read_averaging(repository, name))
     carry_out(plan)
     check_new_form(repository, name)
     after = tiny.content(repository)
@@ -91,14 +91,14 @@ def test_an_edit_writes_one_model(repository: Path, name: str) -> None:
 
 
 def test_an_export_writes_one_model(repository: Path) -> None:
-    write_plan(repository, repository_plan(repository, [tiny.member("alpha", 9)], ensemble="trimmed", replace=True))
+    write_files(repository, repository_plan(repository, [tiny.member("alpha", 9)], ensemble="trimmed", replace=True))
     assert [vote.version for vote in read_ensemble(repository, "trimmed").members] == [2, 1]
-    assert [len(averaging_of(repository, name)) for name in ("trimmed", "ensemble")] == [1, 2]
+    assert [len(read_averaging(repository, name)) for name in ("trimmed", "ensemble")] == [1, 2]
     assert check_ensemble(RepositoryView(repository), "trimmed") == []
 
 
 def test_weights_that_were_edited_by_hand_are_taken_up(repository: Path) -> None:
-    for model in averaging_of(repository, "trimmed"):
+    for model in read_averaging(repository, "trimmed"):
         path = repository / model / "config.pbtxt"
         path.write_text(path.read_text().replace("[1.0, 3.0]", "[1.0, 9.0]"))
     votes = read_ensemble(repository, "trimmed")
@@ -109,10 +109,10 @@ def test_weights_that_were_edited_by_hand_are_taken_up(repository: Path) -> None
 
 def test_a_new_ensemble_of_the_same_votes_shares_no_model_with_an_old_one(repository: Path) -> None:
     plan = plan_creation(repository, dataclasses.replace(VOTES["ensemble"], name="twin"))
-    assert not set(plan.new_models) & set(averaging_of(repository, "ensemble"))
+    assert not set(plan.new_models) & set(read_averaging(repository, "ensemble"))
     carry_out(plan)
     carry_out(plan_ensemble(repository, VOTES["ensemble"]))
-    assert averaging_of(repository, "ensemble") == averaging_of(repository, "twin") == list(plan.new_models)
+    assert read_averaging(repository, "ensemble") == read_averaging(repository, "twin") == list(plan.new_models)
 
 
 @pytest.mark.parametrize("converted", [False, True])
@@ -147,6 +147,6 @@ def test_an_edit_of_an_earlier_version_that_was_cut_short_is_read(tmp_path: Path
 def test_they_are_fused(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(4))
     assert [tensor.name for tensor in read_config(repository / "fused").output] == list(OUTPUTS)
-    (repository / averaging_of(repository, "trimmed")[1] / "1/model.onnx").write_bytes(tiny.linear_onnx(1))
+    (repository / read_averaging(repository, "trimmed")[1] / "1/model.onnx").write_bytes(tiny.linear_onnx(1))
     with pytest.raises(ValueError, match=r"uncertainty_[0-9a-f]{16}/1/model.onnx: version 1: this file has SHA-256"):
         fuse_repository(repository, "trimmed", "other", images=tiny.images(4))

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from hypothesis import given, strategies as st
 
-from defensemble_export.editing import Edit, undoable
+from defensemble_export.editing import Edit, undoable_edits
 from tests.export.editing.test_history import edit
 
 
 def numbers(history: list[Edit], ensemble: str = "ensemble") -> list[int]:
-    return [int(one.id, 16) for one in undoable(history, ensemble)]
+    return [int(one.id, 16) for one in undoable_edits(history, ensemble)]
 
 
 def rolled_back(number: int, *undone: int) -> Edit:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import EnsembleError, repository_plan, write_plan
+from defensemble_export import EnsembleError, repository_plan, write_files
 from defensemble_export.entries.members import check_request
-from defensemble_repository.averaging import averaging_of
+from defensemble_repository.averaging import read_averaging
 from defensemble_repository.configs import Interface, averaging_config, ensemble_config
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import RepositoryError
@@ -46,7 +46,7 @@ def check_served(repository: Path, expected: Ensemble) -> None:
     assert found.problems == {}
     assert found.models[expected.name].members == [(vote.model, vote.version) for vote in expected.members]
     weights = [vote.weight for vote in expected.members]
-    assert averaging_of(found.configs[expected.name], found.configs) == (expected.average, weights)
+    assert read_averaging(found.configs[expected.name], found.configs) == (expected.average, weights)
 
 
 def test_other_members_weights_average_and_hand_edits_stay(repository: Path) -> None:
@@ -56,7 +56,7 @@ def test_other_members_weights_average_and_hand_edits_stay(repository: Path) -> 
         config.response_cache.enable = True
 
     edit(repository / "ensemble/config.pbtxt", by_hand)
-    write_plan(repository, repository_plan(repository, [member("d", 4), member("a", 9)], replace=True))
+    write_files(repository, repository_plan(repository, [member("d", 4), member("a", 9)], replace=True))
     votes = (Member("a", 2), Member("b", 1, 3.0), Member("c"), Member("d"))
     check_served(repository, Ensemble("ensemble", votes, "logits"))
     config = config_of(repository)
@@ -67,18 +67,18 @@ def test_other_members_weights_average_and_hand_edits_stay(repository: Path) -> 
 
 def test_options_change_what_they_name(repository: Path) -> None:
     plan = repository_plan(repository, [member("a", 9)], replace=True, average="probabilities", weights={"c": 5.0})
-    write_plan(repository, plan)
+    write_files(repository, plan)
     check_served(repository, Ensemble("ensemble", (Member("a", 2), Member("b", 1, 3.0), Member("c", 1, 5.0)), "probabilities"))
 
 
 def test_a_pin_that_was_changed_by_hand_counts(repository: Path) -> None:
-    write_plan(repository, repository_plan(repository, [member("a", 9)], replace=True))
+    write_files(repository, repository_plan(repository, [member("a", 9)], replace=True))
 
     def pin(config: schema.ModelConfig) -> None:
         config.ensemble_scheduling.step[0].model_version = 1
 
     edit(repository / "ensemble/config.pbtxt", pin)
-    write_plan(repository, repository_plan(repository, [member("b", 8)], replace=True))
+    write_files(repository, repository_plan(repository, [member("b", 8)], replace=True))
     check_served(repository, Ensemble("ensemble", (Member("a", 1), Member("b", 2, 3.0), Member("c")), "logits"))
 
 
@@ -90,7 +90,7 @@ def test_outputs_that_were_taken_out_stay_out(repository: Path) -> None:
 
     edit(repository / "ensemble/config.pbtxt", take_out)
     plan = repository_plan(repository, [member("d", 4)], replace=True)
-    write_plan(repository, plan)
+    write_files(repository, plan)
     assert dict(config_of(repository).ensemble_scheduling.step[-1].output_map) == {"probabilities": "probabilities"}
     assert [tensor.name for tensor in config_of(repository).output] == ["probabilities"]
     check_served(repository, Ensemble("ensemble", (Member("a"), Member("b", 1, 3.0), Member("c"), Member("d")), "logits"))

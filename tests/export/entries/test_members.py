@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import EnsembleError, ExistsError, repository_plan, write_plan
+from defensemble_export import EnsembleError, ExistsError, repository_plan, write_files
 from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from tests.support import tiny
@@ -65,7 +65,7 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
 
 
 def test_existing_entries_are_refused_unless_replaced(tmp_path: Path) -> None:
-    write_plan(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
+    write_files(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
     with raises(ExistsError, "/a | already | --name NAME | --replace"):
         repository_plan(tmp_path, [member("a")], ensemble=None)
     with raises(ExistsError, "ensemble | already"):
@@ -77,7 +77,7 @@ def test_existing_entries_are_refused_unless_replaced(tmp_path: Path) -> None:
 
 
 def test_replace_adds_the_next_version_and_keeps_hand_edits(tmp_path: Path) -> None:
-    write_plan(tmp_path, repository_plan(tmp_path, [member("a", 1), member("b", 2)]))
+    write_files(tmp_path, repository_plan(tmp_path, [member("a", 1), member("b", 2)]))
     old = (tmp_path / "a/1/model.onnx").read_bytes()
     path = tmp_path / "a/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "a")
@@ -102,12 +102,12 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(tmp_path: Path) -> N
     assert ensemble.max_batch_size == 16, "at most what each member takes"
     assert "ensemble/1/placeholder" not in plan, "files that do not change are not touched"
     assert "ensemble/labels.txt" not in plan
-    write_plan(tmp_path, plan)
+    write_files(tmp_path, plan)
     assert (tmp_path / "a/1/model.onnx").read_bytes() == old
 
 
 def test_a_new_version_must_fit_the_old_interface(tmp_path: Path) -> None:
-    write_plan(tmp_path, repository_plan(tmp_path, [member("a")], ensemble=None))
+    write_files(tmp_path, repository_plan(tmp_path, [member("a")], ensemble=None))
     with pytest.raises(ExistsError, match="another name"):
         repository_plan(tmp_path, [member("a", num_classes=2, class_names=("x", "y"))], ensemble=None, replace=True)
     with pytest.raises(ExistsError, match="class names"):
@@ -115,7 +115,7 @@ def test_a_new_version_must_fit_the_old_interface(tmp_path: Path) -> None:
 
 
 def test_the_same_averaging_model_is_not_written_twice(tmp_path: Path) -> None:
-    write_plan(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
+    write_files(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
     for folder in (tmp_path / "a", tmp_path / "b"):
         for file in sorted(folder.rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()

@@ -17,7 +17,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.transformers import float16
 
 from defensemble.cli import cli
-from defensemble_export import ExportError, Form, FromOnnx
+from defensemble_export import ExportError, Form, OnnxSource
 from defensemble_export.editing.member_info import read_member_info
 from defensemble_export.verification.tolerances import computed_precision
 from defensemble_repository.ensemble import Member
@@ -154,7 +154,7 @@ def test_older_exports_that_state_float32_are_seen_through(tmp_path: Path) -> No
 @pytest.mark.parametrize(("name", "asked"), [("half", "fp16"), ("half", "int8"), ("Q/DQ", "int8")])
 def test_a_file_of_low_precision_is_not_converted_and_the_way_out_works(tmp_path: Path, name: str, asked: str) -> None:
     precision, make = FILES[name]
-    network = FromOnnx(make(tmp_path), "a")
+    network = OnnxSource(make(tmp_path), "a")
     images = np.random.default_rng(0).random((4, *theirs.SHAPE), np.float32)
     with raises(ExportError, f"{precision} | --precision"):
         network.write_onnx(tmp_path / "a.onnx", max_batch_size=2, form=Form(asked, images), images=images)
@@ -163,4 +163,4 @@ def test_a_file_of_low_precision_is_not_converted_and_the_way_out_works(tmp_path
 
 def test_a_file_that_is_quantised_dynamically_is_refused_with_its_reason(tmp_path: Path) -> None:
     with raises(ExportError, "DynamicQuantizeLinear | quantize_static"):
-        _ = FromOnnx(dynamically(tmp_path), "a").graph
+        _ = OnnxSource(dynamically(tmp_path), "a").graph

@@ -17,12 +17,12 @@ from onnx import numpy_helper
 
 from defensemble_export import (
     ExportedMember,
-    answers_from_module,
     member_from_onnx,
     onnx_from_checkpoint,
+    reference_from_module,
     repository_plan,
     verify_onnx,
-    write_plan,
+    write_files,
 )
 from defensemble_export.engines.parser_support import problems_of_graph
 from defensemble_export.graphs.tracing import check_masks, graph_from_module
@@ -118,7 +118,7 @@ def test_a_network_of_the_users_own(tmp_path: Path, pattern: str) -> None:
     path = tmp_path / "own.onnx"
     onnx.save(model, path)
     images = np.random.default_rng(0).random((4, *shape), np.float32)
-    assert verify_onnx(path, answers_from_module(module), images, max_batch_size=5).largest_logit_difference <= 1e-5
+    assert verify_onnx(path, reference_from_module(module), images, max_batch_size=5).largest_logit_difference <= 1e-5
 
 
 @pytest.mark.usefixtures("no_shared_memory_left")
@@ -135,7 +135,7 @@ def test_all_six_are_served(tmp_path: Path) -> None:
         path = onnx_from_checkpoint(checkpoint, tmp_path / f"{arch}.onnx", max_batch_size=8, images=images)
         members.append(member_from_onnx(path, arch))
     repository = tmp_path / "repository"
-    write_plan(repository, repository_plan(repository, members, ensemble=None, max_batch_size=8))
+    write_files(repository, repository_plan(repository, members, ensemble=None, max_batch_size=8))
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         with Client(server.grpc_url, timeout_s=60) as client:
             for arch in SPECS:

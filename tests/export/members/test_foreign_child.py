@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import ExportError, FromOnnx, VerificationError
+from defensemble_export import ExportError, OnnxSource, VerificationError
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.members.foreign_child import onnx_from_foreign_limited
 from tests.support import foreign_models as theirs
@@ -47,8 +47,8 @@ def test_a_tensor_that_no_memory_holds(tmp_path: Path, operator: str) -> None:
 def test_functions_that_double_are_stopped_and_the_next_file_is_read(tmp_path: Path) -> None:
     path = theirs.write(tmp_path, theirs.doubling(40))
     with raises(ExportError, f"{path} | 0.4 s"):
-        _ = FromOnnx(path, "a", timeout_s=0.4).graph
-    assert FromOnnx(theirs.write(tmp_path, theirs.doubling(3)), "a").outline().input_shape == theirs.SHAPE
+        _ = OnnxSource(path, "a", timeout_s=0.4).graph
+    assert OnnxSource(theirs.write(tmp_path, theirs.doubling(3)), "a").outline().input_shape == theirs.SHAPE
 
 
 def test_the_child_gives_the_same_graph_and_the_same_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_real_images_that_keep_a_graph_busy_are_bounded_too(tmp_path: Path) -> N
     """At its import, on random images, the graph answers at once."""
     work = [helper.make_node("MatMul", ["worked_in", "worked_in"], ["worked_out"])]
     path = theirs.write(tmp_path, busy_where_bright(work, 400))
-    network, target = FromOnnx(path, "a", timeout_s=0.5), tmp_path / "a.onnx"
+    network, target = OnnxSource(path, "a", timeout_s=0.5), tmp_path / "a.onnx"
     bright = np.full((2, *theirs.SHAPE), 0.95, np.float32)
     start = time.monotonic()
     with raises(ExportError, f"{path} | --timeout"):
@@ -108,13 +108,13 @@ def test_what_fails_on_real_images_alone_names_the_file(tmp_path: Path) -> None:
     path = theirs.write(tmp_path, busy_where_bright([work[0], low, work[1]], 1))
     bright = np.full((1, *theirs.SHAPE), 0.95, np.float32)
     with raises(VerificationError, f"{path} | 1 real image | not finite"):
-        FromOnnx(path, "a").write_onnx(tmp_path / "a.onnx", max_batch_size=1, images=bright)
+        OnnxSource(path, "a").write_onnx(tmp_path / "a.onnx", max_batch_size=1, images=bright)
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])
 def test_a_limit_that_is_none(timeout_s: float) -> None:
     with pytest.raises(ExportError, match=str(timeout_s)):
-        FromOnnx(Path("a.onnx"), "a", timeout_s=timeout_s)
+        OnnxSource(Path("a.onnx"), "a", timeout_s=timeout_s)
 
 
 def test_files_are_tried_one_after_the_other(tmp_path: Path) -> None:

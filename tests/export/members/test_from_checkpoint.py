@@ -16,14 +16,14 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from defensemble_export import (
-    FromCheckpoint,
+    CheckpointSource,
     VerificationError,
-    answers_from_module,
     export_checkpoints,
     export_networks,
     member_from_onnx,
     onnx_from_checkpoint,
     onnx_from_module,
+    reference_from_module,
     verify_onnx,
 )
 from defensemble_export.verification.tolerances import TOLERANCES, Tolerance
@@ -253,7 +253,7 @@ def test_the_verification_catches(exported: tuple[Path, Path], change: Callable[
     checkpoint, path = exported
     module, _, _ = load_checkpoint(checkpoint)
     images = load_dataset("digits", 16).test.images()
-    answers = answers_from_module(module)
+    answers = reference_from_module(module)
     assert verify_onnx(path, answers, images, max_batch_size=8).largest_logit_difference <= 1e-5
     with raises(VerificationError, text):
         verify_onnx(changed(path, change), answers, images, max_batch_size=8)
@@ -285,9 +285,9 @@ def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: P
 
 def test_without_a_name_a_member_is_named_after_its_file_and_an_empty_name_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
-    assert FromCheckpoint(checkpoint).member_name == FromCheckpoint(checkpoint, None).member_name == "net"
+    assert CheckpointSource(checkpoint).member_name == CheckpointSource(checkpoint, None).member_name == "net"
     with raises(RepositoryError, "name | 1 to 100 | ''"):
-        export_networks([FromCheckpoint(checkpoint, "")], tmp_path / "repository")
+        export_networks([CheckpointSource(checkpoint, "")], tmp_path / "repository")
 
 
 def test_a_spec_of_the_wrong_shape_is_no_surprise(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from defensemble.cli import cli
 from defensemble_export import (
     EnsembleError,
     ExportError,
-    FromOnnx,
+    OnnxSource,
     check_ensemble,
     check_repository,
     export_networks,
@@ -23,17 +23,17 @@ from defensemble_export import (
     fused_member,
     member_from_onnx,
     repository_plan,
-    write_plan,
+    write_files,
     write_profile,
 )
-from defensemble_export.editing import snapshot_of
+from defensemble_export.editing import read_snapshot
 from defensemble_export.editing.membership import added, removed
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot
 from defensemble_images import Preprocessing
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
-from defensemble_repository.preprocessing import agreed_preprocessing
+from defensemble_repository.preprocessing import common_preprocessing
 from defensemble_repository.reader import parameter, read_config, read_ensemble
 from defensemble_repository.target import EMBEDDED
 from defensemble_repository.view import RepositoryView
@@ -47,7 +47,7 @@ UNREADABLE = ("", "crop", "[1]", "{", "[" * 99_999)
 
 def export(repository: Path, rules: Mapping[str, Preprocessing | None], ensemble: str | None = "ensemble") -> Path:
     members = [tiny.member(name, seed, preprocessing=rule) for seed, (name, rule) in enumerate(rules.items(), 1)]
-    write_plan(repository, repository_plan(repository, members, ensemble=ensemble, max_batch_size=8, replace=True))
+    write_files(repository, repository_plan(repository, members, ensemble=ensemble, max_batch_size=8, replace=True))
     return repository
 
 
@@ -66,11 +66,11 @@ def state(repository: Path, model: str, text: str | None) -> None:
 
 
 def write(plan: EditPlan) -> None:
-    write_plan(plan.repository, {**plan.averaging, **plan.files})
+    write_files(plan.repository, {**plan.averaging, **plan.files})
 
 
 def both_and_a_fix(error: BaseException, *members: str) -> bool:
-    return all(f"'{member}'" in str(error) for member in members) and all(text in str(error) for text in ('"crop"', '"squash"', "leave"))
+    return all(f"'{member}'" in str(error) for member in members) and all(text in str(error) for text in ('"crop"', '"squash"', "Remove"))
 
 
 @given(st.lists(st.sampled_from([None, CROP.to_json(), SPACED, SQUASH.to_json()]), max_size=6))
@@ -79,9 +79,9 @@ def test_models_agree_unless_two_rules_are_stated(texts: list[str | None]) -> No
     rules = {Preprocessing.from_json(text, "") for text in texts if text is not None}
     if len(rules) > 1:
         with pytest.raises(EnsembleError):
-            agreed_preprocessing(models)
+            common_preprocessing(models)
     else:
-        agreed = agreed_preprocessing(models)
+        agreed = common_preprocessing(models)
         assert ({Preprocessing.from_json(agreed, "")} if agreed is not None else set()) == rules
 
 
@@ -114,10 +114,10 @@ def test_older_members_and_ensembles_get_it_with_the_next_export(tmp_path: Path)
 def test_edits_keep_the_ensemble_equal_to_its_members(tmp_path: Path) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP}, ensemble=None)
     write(plan_creation(repository, Ensemble("ensemble", (Member("alpha"),))))
-    before = snapshot_of(RepositoryView(repository), "ensemble")
+    before = read_snapshot(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") is None
     write(plan_ensemble(repository, added(read_ensemble(repository, "ensemble"), [Member("beta")])))
-    after = snapshot_of(RepositoryView(repository), "ensemble")
+    after = read_snapshot(RepositoryView(repository), "ensemble")
     assert stated(repository, "ensemble") == CROP.to_json()
     write(plan_ensemble(repository, removed(read_ensemble(repository, "ensemble"), ["beta"])))
     assert stated(repository, "ensemble") is None
@@ -215,20 +215,20 @@ def test_show_names_the_rule_within_80_columns(tmp_path: Path) -> None:
 def test_a_foreign_file_states_it_where_asked(tmp_path: Path) -> None:
     file, repository = tmp_path / "net.onnx", tmp_path / "repository"
     onnx.save(foreign_models.classifier(), file)
-    written = FromOnnx(file, "a", output="scores", resize="squash").write_onnx(tmp_path / "member.onnx", max_batch_size=2)
+    written = OnnxSource(file, "a", output="scores", resize="squash").write_onnx(tmp_path / "member.onnx", max_batch_size=2)
     member = member_from_onnx(written, "a")
-    assert (member.preprocessing, FromOnnx(file, "a", resize="squash").outline().preprocessing) == (SQUASH, SQUASH)
-    write_plan(repository, repository_plan(repository, [member]))
+    assert (member.preprocessing, OnnxSource(file, "a", resize="squash").outline().preprocessing) == (SQUASH, SQUASH)
+    write_files(repository, repository_plan(repository, [member]))
     assert stated(repository, "ensemble") == SQUASH.to_json()
     with pytest.raises(EnsembleError) as error:
-        export_networks([FromOnnx(file, "b", resize="crop")], repository, replace=True)
+        export_networks([OnnxSource(file, "b", resize="crop")], repository, replace=True)
     assert both_and_a_fix(error.value, "a", "b")
     assert "--resize" in str(error.value)
     assert not (repository / "b").exists()
     with pytest.raises(EnsembleError, match="another name"):
-        export_networks([FromOnnx(file, "a", resize="crop")], repository, ensemble=None, replace=True)
+        export_networks([OnnxSource(file, "a", resize="crop")], repository, ensemble=None, replace=True)
     with pytest.raises(ExportError, match="crop, squash"):
-        FromOnnx(file, "a", resize="stretch")
+        OnnxSource(file, "a", resize="stretch")
 
 
 def test_a_rule_of_a_later_version_is_refused_in_a_file(tmp_path: Path) -> None:

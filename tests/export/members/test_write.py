@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
-from defensemble_export import ExportError, Form, FromOnnx, fused_onnx
+from defensemble_export import ExportError, Form, OnnxSource, fused_onnx
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import RepositoryError
@@ -98,15 +98,15 @@ def test_a_report_that_is_missing_damaged_or_of_another_file_is_told(repository:
     (repository / "other/1/model.onnx").write_bytes(b"changed")
     told = {one.model: one.problem for one in read_reports(repository)}
     assert told["good"] is None
-    assert "holds no model.onnx.json" in str(told["missing"])
+    assert "has no model.onnx.json" in str(told["missing"])
     assert "is damaged" in str(told["damaged"])
     assert "changed" in str(told["other"])
     shown = run("export-report", "--repository", repository)
     assert shown.exit_code == 0
     assert sum(": no report: " in line for line in shown.stdout.splitlines()) == 3
-    with pytest.raises(RepositoryError, match="holds no nothing: it holds damaged, good, missing, other"):
+    with pytest.raises(RepositoryError, match="has no model nothing; its models are damaged, good, missing, other"):
         read_reports(repository, ["nothing"])
-    assert "no folder" in refused(run("export-report", "--repository", repository / "none"))
+    assert "not a folder" in refused(run("export-report", "--repository", repository / "none"))
     (repository.parent / "empty").mkdir()
     assert "no exported model" in refused(run("export-report", "--repository", repository.parent / "empty"))
 
@@ -308,7 +308,7 @@ def test_a_graph_is_not_made_of_what_was_edited_apart(repository: Path, theirs: 
 
     text = fused(average / "config.pbtxt", '"probabilities"\n  }\n}', '"logits"\n  }\n}')
     assert f"{average / 'config.pbtxt'}:" in text
-    assert "it says logits of a@1 with 1" in text
+    assert "logits of a@1 with weight 1" in text
     assert "has other class names than 'a', '9' and '0'" in fused(repository / "ensemble/labels.txt", "0", "9")
     config = repository / "a/config.pbtxt"
     assert f"computes in fp32, and {config} says precision.1 'fp7'" in fused(config, "fp32", "fp7")
@@ -331,10 +331,10 @@ def test_a_precision_that_the_file_denies_is_no_member_s(repository: Path, their
         (lambda: Form(calibration_count=2.5), "count | integer | 2.5"),  # type: ignore[arg-type]
         (lambda: Form(calibration_seed="x"), "seed | integer | 'x'"),  # type: ignore[arg-type]
         (lambda: Form(["fp32"]), "precision | fp32, fp16, int8 | ['fp32']"),  # type: ignore[arg-type]
-        (lambda: FromOnnx(Path("x"), "x", class_names="abc"), "class_names | sequence of texts"),  # type: ignore[arg-type]
+        (lambda: OnnxSource(Path("x"), "x", class_names="abc"), "class_names | sequence of texts"),  # type: ignore[arg-type]
         (lambda: fused_onnx(["x"], Ensemble("e", (Member("a"),))), "'a' | bytes"),  # type: ignore[list-item]
         (lambda: onnx_from_foreign("x.onnx"), "x.onnx | not exist"),
-        (lambda: read_reports(Path("nowhere")), "nowhere | no folder"),
+        (lambda: read_reports(Path("nowhere")), "nowhere | not a folder"),
     ],
 )
 def test_what_is_no_value_of_its_kind_is_told(make: Callable[[], object], text: str) -> None:
@@ -347,7 +347,7 @@ def test_a_path_that_is_none_is_told(path: object) -> None:
     with pytest.raises(ExportError, match="ONNX file"):
         onnx_from_foreign(path)  # type: ignore[arg-type]
     with pytest.raises(ExportError, match="ONNX file"):
-        FromOnnx(path, "a")  # type: ignore[arg-type]
+        OnnxSource(path, "a")  # type: ignore[arg-type]
 
 
 def test_shapes_and_domains_of_another_kind_are_told(theirs: Path) -> None:

@@ -16,14 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from defensemble.cli import cli
-from defensemble_export import ExportError, OtherImagesWarning
+from defensemble_export import DatasetMismatchWarning, ExportError
 from defensemble_export.verification.images import dataset_of, images_for_verification
 from defensemble_training import (
     Dataset,
     ModelSpec,
     TrainingRecord,
     build,
-    decoded_dataset,
+    find_cached_dataset,
     load_dataset,
     save_checkpoint,
 )
@@ -76,16 +76,16 @@ def test_the_images_are_found_where_they_are_decoded(record: TrainingRecord, dat
 
 
 def test_only_the_same_content_is_found(record: TrainingRecord, data: Dataset) -> None:
-    assert decoded_dataset("folder", data.digest, data.class_names) is not None
-    assert decoded_dataset("folder", "0" * 16, data.class_names) is None
-    assert decoded_dataset("folder", data.digest, ("a", "b", "c")) is None
-    assert decoded_dataset("folder", "", data.class_names) is None
-    assert decoded_dataset("digits", data.digest, data.class_names) is None
+    assert find_cached_dataset("folder", data.digest, data.class_names) is not None
+    assert find_cached_dataset("folder", "0" * 16, data.class_names) is None
+    assert find_cached_dataset("folder", data.digest, ("a", "b", "c")) is None
+    assert find_cached_dataset("folder", "", data.class_names) is None
+    assert find_cached_dataset("digits", data.digest, data.class_names) is None
 
 
 def test_a_folder_that_is_named_wins_and_other_images_are_told(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     write_split(tmp_path / "other", n_train=15)
-    with pytest.warns(OtherImagesWarning, match=data.digest):
+    with pytest.warns(DatasetMismatchWarning, match=data.digest):
         assert len(dataset_of(record, data.input_shape, tmp_path / "other").train) == 15
     assert dataset_of(record, data.input_shape, tmp_path / "data").source == data.source
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from defensemble_export import VerificationError, answers_from_module, verify_onnx
+from defensemble_export import VerificationError, reference_from_module, verify_onnx
 from defensemble_export.verification.network import Answers
 from defensemble_export.verification.tolerances import PRECISIONS, TOLERANCES, Tolerance
 from tests.support import tiny
@@ -26,7 +26,7 @@ def network(weight: tiny.Array, bias: tiny.Array) -> Answers:
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(weight.T.copy()))
         linear.bias.copy_(torch.from_numpy(bias))
-    return answers_from_module(torch.nn.Sequential(torch.nn.Flatten(), linear))
+    return reference_from_module(torch.nn.Sequential(torch.nn.Flatten(), linear))
 
 
 def graph_of(folder: Path, weight: tiny.Array, bias: tiny.Array, nodes: list[onnx.NodeProto], **constants: tiny.Array) -> Path:

@@ -1,3 +1,5 @@
+"""Atomic writes: permissions, failures and flushes."""
+
 from __future__ import annotations
 
 import os
@@ -10,15 +12,15 @@ from defensemble_repository.filesystem import atomic_write
 from defensemble_repository.filesystem.atomic_write import rename_durably, write_atomic
 
 
-def test_a_secret_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_private_file_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
     fill = atomic_write.fill
 
-    def looked(file: object, content: bytes) -> None:
+    def recorded(file: object, content: bytes) -> None:
         modes.append([stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()])
         fill(file, content)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(atomic_write, "fill", looked)
+    monkeypatch.setattr(atomic_write, "fill", recorded)
     write_atomic(tmp_path / "key", b"secret", mode=0o600)
     assert modes == [[0o600]]
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
@@ -27,7 +29,7 @@ def test_a_secret_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_where_a_write_fails_the_old_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     (tmp_path / "file").write_bytes(b"old")
 
     def fail(*_: object) -> None:
@@ -41,7 +43,7 @@ def test_where_a_write_fails_the_old_file_stays(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
-def test_where_the_folder_cannot_be_flushed_the_error_names_the_file_which_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_folder_flush_names_the_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"old")
 
     def fail_for_folders(descriptor: int) -> None:
@@ -56,7 +58,7 @@ def test_where_the_folder_cannot_be_flushed_the_error_names_the_file_which_is_ne
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_series_of_renames_flushes_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_renames_flush_a_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     names = ("one", "two", "three")

@@ -1,4 +1,4 @@
-"""An interrupt while a plan is written: all of it or nothing, nothing left beside the repository, and an outcome that says which."""
+"""An interrupt during a transaction: all files or none are written, no staging folder is left, and the outcome is reported."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from typing import Any
 
 import pytest
 
-from defensemble_export import write_plan
+from defensemble_export import write_files
 from defensemble_repository.filesystem.signals import defer_sigint
 from defensemble_repository.transaction import remove_files
 from tests.repository.test_transaction import CALLS, FIRST, SECOND, content
 
-PLACES = (*CALLS, (shutil, "rmtree"), (os, "rmdir"))
+FUNCTIONS = (*CALLS, (shutil, "rmtree"), (os, "rmdir"))
 
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, previous)
 
 
 class Interrupts:
-    """Interrupts this process at the n-th call that changes a disk, before it or after it."""
+    """Interrupts this process before or after the n-th call that changes a disk."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, *, after: bool) -> None:
         self.calls, self.at, self.after = 0, at, after
-        for place, name in PLACES:
-            monkeypatch.setattr(place, name, self.wrap(getattr(place, name)))
+        for owner, name in FUNCTIONS:
+            monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name)))
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **named: Any) -> Any:
+        def counted(*arguments: Any, **options: Any) -> Any:
             self.calls += 1
-            now = self.calls == self.at
-            if now and not self.after:
+            is_chosen = self.calls == self.at
+            if is_chosen and not self.after:
                 signal.raise_signal(signal.SIGINT)
-            result = function(*arguments, **named)
-            if now and self.after:
+            result = function(*arguments, **options)
+            if is_chosen and self.after:
                 signal.raise_signal(signal.SIGINT)
             return result
 
@@ -51,15 +51,15 @@ class Interrupts:
 
 
 def outcomes(
-    place: Path, monkeypatch: pytest.MonkeyPatch, old: dict[str, bytes], new: dict[str, bytes], act: Callable[[Path], None], *, after: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, old: dict[str, bytes], new: dict[str, bytes], act: Callable[[Path], None], *, after: bool
 ) -> list[bool]:
-    """Whether an interrupt at each call in turn stopped `act`; fails where the files, or what is left, say otherwise."""
-    made = place / "made"
-    write_plan(made, old)
+    """Return whether an interrupt at each call stopped `act`. Fail if the files do not match, or a staging folder is left."""
+    template = folder / "template"
+    write_files(template, old)
     stopped = []
     for at in range(1, 100):
-        repository = place / str(at) / "repository"
-        shutil.copytree(made, repository)
+        repository = folder / str(at) / "repository"
+        shutil.copytree(template, repository)
         with monkeypatch.context() as patch:
             interrupts = Interrupts(patch, at, after=after)
             try:
@@ -73,66 +73,68 @@ def outcomes(
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if interrupts.calls < at:
             return stopped
-    raise AssertionError("it never ends")
+    raise AssertionError("the calls do not end")
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_an_interrupt_at_any_call_undoes_all_or_comes_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
-    stopped = outcomes(tmp_path, monkeypatch, FIRST, {**FIRST, **SECOND}, lambda place: write_plan(place, SECOND), after=after)
+def test_an_interrupt_at_any_call_undoes_the_write_or_comes_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
+    stopped = outcomes(tmp_path, monkeypatch, FIRST, {**FIRST, **SECOND}, lambda repository: write_files(repository, SECOND), after=after)
     assert len(stopped) > 15
     assert True in stopped
-    assert stopped == sorted(stopped, reverse=True), "once too late, always too late"
+    assert stopped == sorted(stopped, reverse=True), "after the first late interrupt, all are late"
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_removal_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
+def test_an_interrupt_at_any_call_undoes_the_removal_or_comes_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
     old = FIRST | {"a/configs/x.pbtxt": b"x", "b/configs/x.pbtxt": b"x"}
-    act = lambda place: remove_files(place, ["a/configs/x.pbtxt", "b/configs/x.pbtxt"])  # noqa: E731
+    act = lambda repository: remove_files(repository, ["a/configs/x.pbtxt", "b/configs/x.pbtxt"])  # noqa: E731
     stopped = outcomes(tmp_path, monkeypatch, old, FIRST, act, after=after)
     assert True in stopped
     assert stopped == sorted(stopped, reverse=True)
 
 
-def test_a_program_s_own_handler_is_told_of_one_that_came_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
+def test_a_custom_handler_receives_a_late_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
-        told.append(number)
+        received.append(number)
 
     signal.signal(signal.SIGINT, handler)
-    removed = shutil.rmtree
+    remove = shutil.rmtree
 
     def interrupted(path: Path) -> None:
         signal.raise_signal(signal.SIGINT)
-        assert told == []
-        removed(path)
+        assert received == []
+        remove(path)
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
-    write_plan(tmp_path / "repository", FIRST)
-    assert told == [signal.SIGINT]
+    write_files(tmp_path / "repository", FIRST)
+    assert received == [signal.SIGINT]
 
 
-def test_what_holds_around_it_hears_of_one_that_came_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    removed = shutil.rmtree
-    said: list[str] = []
+def test_an_outer_defer_sigint_raises_a_late_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = shutil.rmtree
+    messages: list[str] = []
 
     def interrupted(path: Path) -> None:
         signal.raise_signal(signal.SIGINT)
-        removed(path)
+        remove(path)
 
     def build() -> None:
         with defer_sigint():
-            write_plan(tmp_path / "repository", FIRST)
-            said.append("written")
+            write_files(tmp_path / "repository", FIRST)
+            messages.append("written")
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build()
-    assert said == ["written"], "what took effect was said first"
+    assert messages == ["written"], "the committed work is reported first"
 
 
-def test_another_thread_is_not_interrupted_and_writes(tmp_path: Path) -> None:
-    thread = threading.Thread(target=write_plan, args=(tmp_path / "repository", FIRST))
+def test_other_threads_write_without_interrupts(tmp_path: Path) -> None:
+    thread = threading.Thread(target=write_files, args=(tmp_path / "repository", FIRST))
     thread.start()
     thread.join()
     assert content(tmp_path / "repository") == FIRST

@@ -1,4 +1,4 @@
-"""The attacks against others' answers: Foolbox, numpy, and what CW promises of its own."""
+"""The attacks compared with Foolbox, numpy, and the definition of CW."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ sources = pytest.mark.parametrize("make", [small_net, defective_resnet])
 
 def by_foolbox(method: Any, module: nn.Module, images: torch.Tensor, labels: torch.Tensor, epsilon: float) -> torch.Tensor:
     model = foolbox().PyTorchModel(module, bounds=(0, 1), device="cpu")
-    answer: torch.Tensor = method(model, images, labels, epsilons=epsilon)[0]
-    return answer
+    examples: torch.Tensor = method(model, images, labels, epsilons=epsilon)[0]
+    return examples
 
 
 @sources
 @pytest.mark.parametrize("epsilon", [1 / 255, 8 / 255, 0.3])
-def test_fgsm_is_foolboxs_bit_for_bit(make: Callable[[], nn.Module], epsilon: float) -> None:
+def test_fgsm_equals_foolbox_bit_for_bit(make: Callable[[], nn.Module], epsilon: float) -> None:
     module, (images, labels) = make(), batch()
     expected = by_foolbox(foolbox().attacks.LinfFastGradientAttack(random_start=False), module, images, labels, epsilon)
     assert torch.equal(fgsm(module, images, labels, epsilon), expected)
@@ -34,7 +34,7 @@ def test_fgsm_is_foolboxs_bit_for_bit(make: Callable[[], nn.Module], epsilon: fl
 
 @sources
 @pytest.mark.parametrize("name", ["table2-pgd", "table3-pgd", "pgd16", "pgd2,16", "pgd32", "mnist-pgd", "table12-pgd4"])
-def test_pgd_is_foolboxs_bit_for_bit(make: Callable[[], nn.Module], name: str) -> None:
+def test_pgd_equals_foolbox_bit_for_bit(make: Callable[[], nn.Module], name: str) -> None:
     module, (images, labels), preset = make(), batch(), ATTACKS[name]
     assert preset.epsilon is not None
     method = foolbox().attacks.LinfPGD(abs_stepsize=preset.step_size, steps=preset.steps, random_start=False)
@@ -43,7 +43,7 @@ def test_pgd_is_foolboxs_bit_for_bit(make: Callable[[], nn.Module], name: str) -
 
 @sources
 @pytest.mark.parametrize("name", ["mifgsm16", "mifgsm64-tiny-imagenet"])
-def test_mifgsm_is_foolboxs_once_that_divides_by_the_l1_norm(make: Callable[[], nn.Module], name: str) -> None:
+def test_mifgsm_equals_foolbox_with_l1_normalisation(make: Callable[[], nn.Module], name: str) -> None:
     module, (images, labels), preset = make(), batch(), ATTACKS[name]
     assert preset.epsilon is not None
 
@@ -51,14 +51,14 @@ def test_mifgsm_is_foolboxs_once_that_divides_by_the_l1_norm(make: Callable[[], 
         def normalize(self, gradients: Any, **_: Any) -> Any:
             return gradients / gradients.abs().sum(axis=(1, 2, 3), keepdims=True)
 
-    answers = {
+    expected = {
         method: by_foolbox(method(abs_stepsize=preset.step_size, steps=preset.steps, momentum=1.0), module, images, labels, preset.epsilon)
         for method in (Normalised, foolbox().attacks.LinfMomentumIterativeFastGradientMethod)
     }
     ours = attack(name, module, images, labels)
-    assert torch.equal(ours, answers.pop(Normalised))
-    (as_it_is,) = answers.values()
-    assert not torch.equal(ours, as_it_is), "Foolbox now divides by the l1 norm itself: compare with it directly"
+    assert torch.equal(ours, expected.pop(Normalised))
+    (unnormalised,) = expected.values()
+    assert not torch.equal(ours, unnormalised), "Foolbox now divides by the l1 norm: compare with it directly"
 
 
 def test_mifgsm_against_numpy() -> None:
@@ -88,8 +88,8 @@ def test_mifgsm_without_momentum_is_pgd() -> None:
     assert torch.equal(mifgsm(module, images, labels, 0.1, 0.02, 6, momentum=0), pgd(module, images, labels, 0.1, 0.02, 6))
 
 
-class SureBy(nn.Module):
-    """Two logits: of class 1 what a network says, ten times, and of class 0 a constant."""
+class FixedMargin(nn.Module):
+    """Two logits: a constant for class 0, and ten times the output of a network for class 1."""
 
     def __init__(self, margin: float) -> None:
         super().__init__()
@@ -100,15 +100,15 @@ class SureBy(nn.Module):
         return torch.cat([torch.full_like(logits, self.margin), logits], dim=1)
 
 
-def test_mifgsm_weighs_tiny_gradients_as_large_ones() -> None:
-    """The margin changes the gradient's length, e^-40 against 1, not its direction. (Foolbox's helper divides by at least 1e-12.)"""
+def test_mifgsm_weighs_small_and_large_gradients_equally() -> None:
+    """The margin changes the gradient's length (e^-40 or 1), not its direction. (Foolbox's helper divides by at least 1e-12.)"""
     images, _ = batch(40)
     labels = torch.zeros(40, dtype=torch.int64)
-    answers = [mifgsm(SureBy(margin), images, labels, 0.3, 0.05, 12) for margin in (0, 40)]
-    assert (answers[0] - answers[1]).abs().max() < 1e-6
+    examples = [mifgsm(FixedMargin(margin), images, labels, 0.3, 0.05, 12) for margin in (0, 40)]
+    assert (examples[0] - examples[1]).abs().max() < 1e-6
 
 
-def test_cw_is_wrong_by_the_margin_and_nearer_than_fgsm() -> None:
+def test_cw_reaches_the_margin_and_is_closer_than_fgsm() -> None:
     module, (images, _) = small_net(), batch()
     with torch.no_grad():
         labels = module(images).argmax(dim=1)
@@ -128,6 +128,6 @@ def test_cw_is_wrong_by_the_margin_and_nearer_than_fgsm() -> None:
     assert (ours < theirs).all()
 
 
-def test_cw_gives_back_images_for_which_it_finds_nothing() -> None:
+def test_cw_returns_images_unchanged_if_it_fails() -> None:
     module, (images, labels) = small_net(), batch()
     assert torch.equal(carlini_wagner(module, images, labels, confidence=1e6, search_steps=1, steps=3), images)

@@ -1,4 +1,4 @@
-"""The attacks: within their norm and range for any input, and without a trace in the module that they attack."""
+"""The attacks stay within their norm and range for any input, and leave the attacked module unchanged."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_fgsm_never_lowers_the_loss_of_a_linear_model(given_batch: Any, epsilon:
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "mifgsm"])
-def test_epsilon_0_gives_the_images(name: str) -> None:
+def test_epsilon_0_returns_the_images(name: str) -> None:
     module, (images, labels) = small_net(), batch()
     method: Any = EVERY_ATTACK[name]
     assert torch.equal(method(module, images, labels, epsilon=0), images)
 
 
 @every_attack
-def test_the_same_input_gives_the_same_bytes_and_is_not_changed(name: str) -> None:
+def test_attacks_are_deterministic_and_do_not_change_their_input(name: str) -> None:
     module, (images, labels) = small_net(), batch()
     before = images.clone(), labels.clone()
     first = EVERY_ATTACK[name](module, images, labels)
@@ -89,7 +89,7 @@ def test_the_same_input_gives_the_same_bytes_and_is_not_changed(name: str) -> No
 
 @every_attack
 @pytest.mark.parametrize("gradients_before", [False, True])
-def test_no_trace_in_the_module(name: str, gradients_before: bool) -> None:
+def test_attacks_leave_the_module_unchanged(name: str, gradients_before: bool) -> None:
     module, (images, labels) = small_net(), batch()
     module.train()
     module[1].eval()  # type: ignore[index]
@@ -98,11 +98,11 @@ def test_no_trace_in_the_module(name: str, gradients_before: bool) -> None:
         module(images).sum().backward()
     modes = [submodule.training for submodule in module.modules()]
     gradients = [parameter.grad if parameter.grad is None else parameter.grad.clone() for parameter in module.parameters()]
-    asking = [parameter.requires_grad for parameter in module.parameters()]
+    requires_grad = [parameter.requires_grad for parameter in module.parameters()]
     state = {key: value.clone() for key, value in module.state_dict().items()}
     EVERY_ATTACK[name](module, images, labels)
     assert [submodule.training for submodule in module.modules()] == modes
-    assert [parameter.requires_grad for parameter in module.parameters()] == asking
+    assert [parameter.requires_grad for parameter in module.parameters()] == requires_grad
     assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
     for parameter, gradient in zip(module.parameters(), gradients, strict=True):
         assert (parameter.grad is None) == (gradient is None)
@@ -111,7 +111,7 @@ def test_no_trace_in_the_module(name: str, gradients_before: bool) -> None:
 
 
 @every_attack
-def test_the_mode_of_the_module_does_not_matter(name: str) -> None:
+def test_result_does_not_depend_on_the_mode_of_the_module(name: str) -> None:
     module, (images, labels) = small_net(), batch()
     expected = EVERY_ATTACK[name](module, images, labels)
     assert torch.equal(EVERY_ATTACK[name](module.train(), images, labels), expected)
@@ -120,14 +120,14 @@ def test_the_mode_of_the_module_does_not_matter(name: str) -> None:
 
 @every_attack
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
-def test_callers_who_need_no_gradients(name: str, guard: Callable[[], Any]) -> None:
+def test_attacks_work_without_grad_mode(name: str, guard: Callable[[], Any]) -> None:
     module, (images, labels) = small_net(), batch()
     expected = EVERY_ATTACK[name](module, images, labels)
     with guard():
         assert torch.equal(EVERY_ATTACK[name](module, images.clone(), labels.clone()), expected)
 
 
-def test_a_random_start_is_the_generators_alone() -> None:
+def test_random_start_depends_only_on_the_generator() -> None:
     module, (images, labels) = small_net(), batch()
 
     def run(seed: int) -> torch.Tensor:
@@ -144,25 +144,25 @@ def test_a_random_start_is_the_generators_alone() -> None:
         attack("adversarial-training", module, images, labels)
 
 
-def test_a_random_start_is_uniform_in_the_ball() -> None:
+def test_random_start_is_uniform_in_the_ball() -> None:
     images = torch.full((400, 1, 8, 8), 0.5)
     labels = torch.zeros(400, dtype=torch.int64)
-    # Steps that are too small to move anything leave the start.
+    # Steps that are too small to change anything return the start.
     start = pgd(small_net(), images, labels, 0.2, 1e-12, 1, random_start=True, generator=torch.Generator().manual_seed(0))
     counts = np.histogram((start - images).numpy(), bins=10, range=(-0.2, 0.2))[0]
     assert counts.sum() == 25_600
     assert np.abs(counts - 2560).max() < 5 * 2560**0.5
 
 
-def test_attacks_raise_the_loss_more_by_more_steps() -> None:
+def test_more_steps_raise_the_loss_more() -> None:
     module, (images, labels) = small_net(), batch(40)
 
     def loss(moved: torch.Tensor) -> float:
         with torch.no_grad():
             return functional.cross_entropy(module(moved), labels).item()
 
-    clean, one, many = loss(images), loss(fgsm(module, images, labels, 0.1)), loss(pgd(module, images, labels, 0.1, 0.02, 20))
-    assert clean < one <= many + 1e-6
+    clean, one_step, many_steps = loss(images), loss(fgsm(module, images, labels, 0.1)), loss(pgd(module, images, labels, 0.1, 0.02, 20))
+    assert clean < one_step <= many_steps + 1e-6
 
 
 def test_presets_run_by_name() -> None:
@@ -200,7 +200,7 @@ def test_averaged_logits() -> None:
         AveragedLogits([])
 
 
-def test_the_memory_format_is_kept() -> None:
+def test_memory_format_is_kept() -> None:
     module, labels = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 3)), torch.tensor([0, 1])
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = pgd(module, images, labels, 0.1, 0.02, 3)
@@ -214,14 +214,14 @@ IMAGES, LABELS = batch(4)
 
 @every_attack
 @pytest.mark.parametrize(
-    ("images", "labels", "text"),
+    ("images", "labels", "facts"),
     [
         (IMAGES * 1.5, LABELS, "images | [0, 1] | 0 to 1.5"),
         (IMAGES - 0.25, LABELS, "images | [0, 1] | -0.25 to 0.75"),
         (IMAGES.masked_fill(IMAGES > 0.9, torch.nan), LABELS, "images | [0, 1] | nan to nan"),
         (IMAGES.double(), LABELS, "images | float32 (N, C, H, W) | torch.float64 (4, 1, 8, 8)"),
         (IMAGES[0], LABELS, "images | float32 | torch.float32 (1, 8, 8)"),
-        (IMAGES[:0], LABELS[:0], "images | at least one | torch.float32 (0, 1, 8, 8)"),
+        (IMAGES[:0], LABELS[:0], "images | at least 1 | torch.float32 (0, 1, 8, 8)"),
         (IMAGES, LABELS[:3], "labels | int64 (4,) | torch.int64 (3,)"),
         (IMAGES, LABELS[:, None], "labels | int64 (4,) | torch.int64 (4, 1)"),
         (IMAGES, LABELS.float(), "labels | int64 (4,) | torch.float32 (4,)"),
@@ -230,12 +230,12 @@ IMAGES, LABELS = batch(4)
         (IMAGES, torch.full((4,), 3), "labels | 0 to 2 | got 3"),
     ],
 )
-def test_bad_images_and_labels(name: str, images: torch.Tensor, labels: torch.Tensor, text: str) -> None:
-    with raises(SpecError, text):
+def test_invalid_images_and_labels_are_rejected(name: str, images: torch.Tensor, labels: torch.Tensor, facts: str) -> None:
+    with raises(SpecError, facts):
         EVERY_ATTACK[name](small_net(), images, labels)
 
 
-def test_bad_arguments() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     module = small_net()
     with raises(SpecError, "epsilon | [0, 1] | got 8"):
         fgsm(module, IMAGES, LABELS, 8)
@@ -254,7 +254,7 @@ class Constant(nn.Module):
         return torch.zeros(len(images), 3)
 
 
-def test_bad_modules() -> None:
+def test_invalid_modules_are_rejected() -> None:
     with pytest.raises(SpecError, match="differentiable"):
         fgsm(Constant(), IMAGES, LABELS, 0.1)
     with raises(SpecError, "4 images | (4, K) | (4, 8, 8, 8)"):
@@ -262,7 +262,7 @@ def test_bad_modules() -> None:
 
 
 @every_attack
-def test_a_module_with_a_weight_that_is_not_a_number(name: str) -> None:
+def test_module_with_nan_weight_is_rejected(name: str) -> None:
     module = small_net()
     with torch.no_grad():
         module[-1].weight[0, 0] = torch.nan  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""The presets are the paper's settings; the numbers here were typed from the paper's tables, not read from the code."""
+"""The presets equal the paper's settings. The numbers here were typed from the paper's tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from defensemble_training import ATTACKS, AttackPreset, SpecError
 from defensemble_training.attacks.presets import attack_preset
 from tests.support.facts import raises
 
-FGSM = {  # epsilon of 255
+FGSM = {  # epsilon in 1/255
     "table2-fgsm": 8,
     "fgsm8": 8,
     "fgsm16": 16,
@@ -23,7 +23,7 @@ FGSM = {  # epsilon of 255
     "table12-fgsm2": 2,
     "table12-fgsm4": 4,
 }
-PGD = {  # (step, steps, epsilon), step and epsilon of 255
+PGD = {  # (step, steps, epsilon), step and epsilon in 1/255
     "table2-pgd": (2, 7, 8),
     "table3-pgd": (2, 20, 8),
     "table4-pgd": (1, 20, 16),
@@ -45,7 +45,7 @@ MIFGSM = {
 CW = {"cw": 40, "cw-resnet18": 20}  # kappa
 
 
-def test_every_setting_is_the_papers() -> None:
+def test_presets_equal_the_paper() -> None:
     assert set(ATTACKS) == {*FGSM, *PGD, *MIFGSM, *CW}
     for name, preset in ATTACKS.items():
         assert preset.name == name
@@ -64,7 +64,7 @@ def test_every_setting_is_the_papers() -> None:
             assert preset.momentum == (1.0 if name in MIFGSM else None)
 
 
-def test_a_preset_changes_by_replace_and_is_checked_again() -> None:
+def test_replaced_preset_is_validated() -> None:
     shorter = dataclasses.replace(ATTACKS["cw"], steps=np.int64(50), confidence=np.float32(0.5))
     assert (shorter.steps, shorter.confidence) == (50, 0.5)
     assert type(shorter.confidence) is float
@@ -74,7 +74,7 @@ def test_a_preset_changes_by_replace_and_is_checked_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "text"),
+    ("changes", "facts"),
     [
         ({"epsilon": 8}, "epsilon | [0, 1] | 8 / 255 | got 8"),
         ({"epsilon": -0.1}, "epsilon | [0, 1] | -0.1"),
@@ -91,25 +91,25 @@ def test_a_preset_changes_by_replace_and_is_checked_again() -> None:
         ({"algorithm": "ifgsm"}, "algorithm | fgsm, pgd, mifgsm, cw | 'ifgsm'"),
     ],
 )
-def test_bad_settings(changes: dict[str, Any], text: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, Any], facts: str) -> None:
     values: dict[str, Any] = {"name": "mine", "algorithm": "mifgsm", "epsilon": 0.1, "step_size": 0.01, "steps": 3, "momentum": 1.0}
-    with raises(SpecError, text):
+    with raises(SpecError, facts):
         AttackPreset(**{**values, **changes})
 
 
 @pytest.mark.parametrize("confidence", [-1, float("inf"), float("nan")])
-def test_bad_confidence(confidence: float) -> None:
+def test_invalid_confidence_is_rejected(confidence: float) -> None:
     with raises(SpecError, "confidence | [0, inf)"):
         dataclasses.replace(ATTACKS["cw"], confidence=confidence)
 
 
 @pytest.mark.parametrize("name", ["pgd", "", None, 3])
-def test_an_unknown_name(name: Any) -> None:
+def test_unknown_preset_is_rejected(name: Any) -> None:
     with raises(SpecError, "AttackPreset | table2-fgsm, table2-pgd"):
         attack_preset(name)
 
 
-def test_presets_need_no_torch_and_cannot_be_changed() -> None:
+def test_presets_need_no_torch_and_are_read_only() -> None:
     code = "import sys; from defensemble_training import ATTACKS; ATTACKS['pgd16']; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout == "False\n"
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Every test has a cache of its own, and no dataset of the user's."""
+"""Each test has its own cache and does not use the user's datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from defensemble_training.data.registry import DATASET_INFOS
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of decoded datasets, empty."""
+    """Return the empty folder of decoded datasets."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("DEFENSEMBLE_DATA_DIR", raising=False)
     return tmp_path / "cache" / "defensemble" / "datasets"
@@ -20,6 +20,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def three_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every dataset that goes by a name has three classes, as the small stand-ins have."""
+    """Give all named datasets three classes, like the small test datasets."""
     for name, info in DATASET_INFOS.items():
         monkeypatch.setitem(DATASET_INFOS, name, replace(info, classes=3))

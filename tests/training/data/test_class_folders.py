@@ -1,4 +1,4 @@
-"""Class folders of images, and what can be wrong with them."""
+"""Class folders of images, valid and invalid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.facts import assert_each, raises
 from tests.support.written import CLASSES, by_class, pictures, write_class_folders, write_split
 
 
-def test_the_images_are_those_of_the_files(tmp_path: Path) -> None:
+def test_images_equal_the_files(tmp_path: Path) -> None:
     train, test = write_split(tmp_path)
     (tmp_path / "train/ant/._000.png").write_bytes(b"of macOS")
     (tmp_path / "train/.hidden").mkdir()
@@ -31,33 +31,33 @@ def test_the_images_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("test_split", ["val", "validation", "valid"])
-def test_the_test_part_may_have_other_names(tmp_path: Path, test_split: str) -> None:
+def test_test_part_may_have_other_names(tmp_path: Path, test_split: str) -> None:
     write_split(tmp_path)
     (tmp_path / "test").rename(tmp_path / test_split)
     assert len(load_dataset("folder", 8, data_dir=tmp_path).test) == 6
 
 
-def test_without_a_split_a_fifth_of_every_class_is_for_the_test_always_the_same(tmp_path: Path) -> None:
+def test_without_a_split_the_test_part_is_a_fixed_fifth_of_each_class(tmp_path: Path) -> None:
     images = pictures(45)
-    for place in ("one", "other"):
-        write_class_folders(tmp_path / place, images, [number % 3 for number in range(45)])
-    one, other = (load_dataset("folder", data_dir=tmp_path / place) for place in ("one", "other"))
-    assert np.bincount(one.train.labels).tolist() == [12] * 3
-    assert np.bincount(one.test.labels).tolist() == [3] * 3
-    assert one.digest == other.digest
-    together = np.concatenate([one.train.pixels, one.test.pixels])
+    for name in ("one", "other"):
+        write_class_folders(tmp_path / name, images, [number % 3 for number in range(45)])
+    first, second = (load_dataset("folder", data_dir=tmp_path / name) for name in ("one", "other"))
+    assert np.bincount(first.train.labels).tolist() == [12] * 3
+    assert np.bincount(first.test.labels).tolist() == [3] * 3
+    assert first.digest == second.digest
+    together = np.concatenate([first.train.pixels, first.test.pixels])
     assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in by_class(images))
-    assert "without a split" in one.source
+    assert "without a split" in first.source
 
 
 @pytest.mark.usefixtures("three_classes")
-def test_tiny_imagenet_as_its_authors_have_packed_it(tmp_path: Path) -> None:
+def test_tiny_imagenet_in_its_original_layout(tmp_path: Path) -> None:
     images = pictures(9, 64)
     for number, image in enumerate(images[:6]):
-        place = tmp_path / "train" / CLASSES[number % 3] / "images"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{number}.png")
-        (place.parent / "boxes.txt").write_text("0.png\t0\t0\t1\t1\n")
+        folder = tmp_path / "train" / CLASSES[number % 3] / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+        (folder.parent / "boxes.txt").write_text("0.png\t0\t0\t1\t1\n")
     (tmp_path / "val/images").mkdir(parents=True)
     for number, image in enumerate(images[6:]):
         Image.fromarray(image).save(tmp_path / f"val/images/val_{number}.png")
@@ -72,11 +72,11 @@ def test_tiny_imagenet_as_its_authors_have_packed_it(tmp_path: Path) -> None:
     with raises(DataError, "line 2 | val/images/val_9.png"):
         load_dataset("tiny-imagenet", data_dir=tmp_path)
     annotations.write_text("val_2.png\tdog\n")
-    with raises(DataError, "line 1 | 'dog' | train"):
+    with raises(DataError, "line 1 | 'dog' | training"):
         load_dataset("tiny-imagenet", data_dir=tmp_path)
 
 
-def test_a_damaged_image_is_named_and_left_out_only_if_asked(tmp_path: Path) -> None:
+def test_damaged_image_is_rejected_unless_skipped(tmp_path: Path) -> None:
     write_split(tmp_path)
     damaged = tmp_path / "train/bee/004.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -90,16 +90,16 @@ def test_a_damaged_image_is_named_and_left_out_only_if_asked(tmp_path: Path) -> 
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_class_that_is_left_with_damaged_images_alone_is_named(tmp_path: Path) -> None:
+def test_class_with_only_damaged_images_is_rejected(tmp_path: Path) -> None:
     write_split(tmp_path)
     for path in (tmp_path / "train/cow").iterdir():
         path.write_bytes(b"")
-    with raises(DataError, "4 damaged images | 1 of 3 classes | cow"):
+    with raises(DataError, "4 damaged images | 1 of the 3 classes | cow"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
+def test_empty_class_folder_is_rejected(tmp_path: Path, split: str) -> None:
     write_split(tmp_path)
     for path in (tmp_path / split / "bee").iterdir():
         path.unlink()
@@ -109,21 +109,21 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize(("split", "missing"), [("train", "test or validation or valid or val"), ("test", "train")])
-def test_a_missing_split_is_named(tmp_path: Path, split: str, missing: str) -> None:
+def test_missing_split_is_rejected(tmp_path: Path, split: str, missing: str) -> None:
     images, _ = write_split(tmp_path / "whole")
     write_class_folders(tmp_path / "half" / split, images, [0, 1, 2] * 4)
     with raises(DataError, f"{split}/ | {missing}"):
         load_dataset("folder", data_dir=tmp_path / "half")
 
 
-def test_a_class_of_the_test_that_training_lacks_is_named(tmp_path: Path) -> None:
+def test_test_class_without_training_images_is_rejected(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "test/cow").rename(tmp_path / "test/dog")
     with raises(DataError, "dog | ant, bee, cow"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_another_layout_is_shown_beside_those_that_are_known(tmp_path: Path) -> None:
+def test_error_shows_the_unknown_layout_and_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels.csv").write_text("a,b")
     with raises(DataError, "images/, labels.csv | train-*.parquet | TRAIN/CLASS/IMAGE"):
@@ -135,28 +135,28 @@ def test_another_layout_is_shown_beside_those_that_are_known(tmp_path: Path) -> 
         load_dataset("cifar10", data_dir=tmp_path)
 
 
-def test_a_folder_that_is_missing_or_a_file_is_named(tmp_path: Path) -> None:
+def test_missing_folder_or_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("words")
     for name in ("nothing", "file"):
         with raises(DataError, f"{tmp_path / name} | not a folder"):
             load_dataset("cifar10", data_dir=tmp_path / name)
 
 
-def test_a_file_that_is_not_there_any_more_is_named(tmp_path: Path) -> None:
+def test_broken_link_to_an_image_is_rejected(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "train/ant/link.png").symlink_to("nowhere")
     with raises(DataError, "train/ant/link.png | No such file or directory"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
-def test_a_class_whose_link_leads_nowhere_is_named(tmp_path: Path) -> None:
+def test_broken_link_to_a_class_is_rejected(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "train/emu").symlink_to("nowhere")
     with raises(DataError, "train/emu | No such file or directory | link"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
-def test_folders_deeper_than_the_stack_are_read_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_deeper_than_the_stack_are_read_in_name_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_split(tmp_path)
     (tmp_path / "test/ant/000.png").rename(tmp_path / "test/ant/z.png")
     monkeypatch.chdir(tmp_path / "test/ant")
@@ -166,14 +166,14 @@ def test_folders_deeper_than_the_stack_are_read_in_the_order_of_their_names(tmp_
     Image.new("RGB", (8, 8), (7, 7, 7)).save("a.png")
     try:
         test = load_dataset("folder", data_dir=tmp_path).test
-    finally:  # pytest cannot remove it
+    finally:  # pytest cannot remove this deep folder
         monkeypatch.chdir(tmp_path)
         subprocess.run(["rm", "-r", "test/ant/n"], check=True)
     assert len(test) == 7
     assert (test.pixels[1] == 7).all(), "after 003.png, before z.png"
 
 
-def test_an_image_above_the_memory_limit_is_named_before_it_is_decoded(tmp_path: Path) -> None:
+def test_image_above_the_memory_limit_is_rejected_before_decoding(tmp_path: Path) -> None:
     write_split(tmp_path)
     Image.new("L", (2000, 1000)).save(tmp_path / "train/bee/large.png")
     with raises(DataError, "train/bee/large.png | 20.0 MiB | --max-memory"):
@@ -182,7 +182,7 @@ def test_an_image_above_the_memory_limit_is_named_before_it_is_decoded(tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device", "a folder"])
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+def test_irregular_files_are_not_opened(tmp_path: Path, kind: str) -> None:
     write_split(tmp_path)
     path = tmp_path / "train/ant/004.png"
     if kind == "a FIFO":
@@ -201,20 +201,22 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize("layout", ["train", "test", "without a split"])
-@pytest.mark.parametrize(("name", "wrong"), [(b"d\xffg", "UTF-8"), (b"d\ng", "line break"), (b"d\tg", "control character")])
-def test_a_class_name_that_is_no_line_of_utf_8_is_shown(tmp_path: Path, layout: str, name: bytes, wrong: str) -> None:
+@pytest.mark.parametrize(("name", "fact"), [(b"d\xffg", "UTF-8"), (b"d\ng", "line break"), (b"d\tg", "control character")])
+def test_class_name_that_is_not_one_line_of_utf_8_is_rejected(tmp_path: Path, layout: str, name: bytes, fact: str) -> None:
     write_split(tmp_path)
-    place = tmp_path / ("train" if layout == "without a split" else layout)
-    (place / "cow").rename(place / os.fsdecode(name))
-    told: list[object] = []
-    with raises(DataError, f"{os.fsdecode(name)!r} | {wrong}") as raised:
-        load_dataset("folder", data_dir=place if layout == "without a split" else tmp_path, on_progress=lambda *what: told.append(what))
-    str(raised.value).encode()
-    assert told == []
+    folder = tmp_path / ("train" if layout == "without a split" else layout)
+    (folder / "cow").rename(folder / os.fsdecode(name))
+    progress: list[object] = []
+    with raises(DataError, f"{os.fsdecode(name)!r} | {fact}") as caught:
+        load_dataset(
+            "folder", data_dir=folder if layout == "without a split" else tmp_path, on_progress=lambda *step: progress.append(step)
+        )
+    str(caught.value).encode()
+    assert progress == []
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_an_image_beside_the_class_folders_is_named(tmp_path: Path, split: str) -> None:
+def test_image_next_to_the_class_folders_is_rejected(tmp_path: Path, split: str) -> None:
     write_split(tmp_path)
     (tmp_path / split / "notes.txt").write_text("words")
     (tmp_path / split / "._a.png").write_bytes(b"of macOS")
@@ -225,37 +227,37 @@ def test_an_image_beside_the_class_folders_is_named(tmp_path: Path, split: str) 
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
+def test_class_without_test_images_is_rejected(tmp_path: Path) -> None:
     write_split(tmp_path)
     shutil.rmtree(tmp_path / "test/bee")
-    with raises(DataError, f"no test images | bee | {tmp_path}"):
+    with raises(DataError, f"test images | bee | {tmp_path}"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_class_too_small_for_a_fifth_is_named(tmp_path: Path) -> None:
+def test_class_too_small_for_a_test_image_is_rejected(tmp_path: Path) -> None:
     write_class_folders(tmp_path, pictures(12), [0] * 5 + [1] * 5 + [2] * 2)
-    with raises(DataError, "no test images | cow"):
+    with raises(DataError, "test images | cow"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("place", ["", "train"])
-def test_one_class_is_named(tmp_path: Path, place: str) -> None:
-    write_class_folders(tmp_path / place, pictures(1), [0])
-    if place:
+@pytest.mark.parametrize("split", ["", "train"])
+def test_single_class_is_rejected(tmp_path: Path, split: str) -> None:
+    write_class_folders(tmp_path / split, pictures(1), [0])
+    if split:
         write_class_folders(tmp_path / "test", pictures(1), [0])
     with raises(DataError, f"{tmp_path} | ant | 2 class folders"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+def test_file_without_permission_is_rejected(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "train/ant/000.png").chmod(0)
     with raises(DataError, "train/ant/000.png | Permission denied"):
         load_dataset("folder", data_dir=tmp_path, skip_damaged=True)
 
 
-def test_what_is_skipped_is_counted_and_folders_below_a_class_are_read(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_and_subfolders_are_read(tmp_path: Path) -> None:
     images, _ = write_split(tmp_path)
     nested = tmp_path / "train/bee/more/still"
     nested.mkdir(parents=True)
@@ -268,7 +270,7 @@ def test_what_is_skipped_is_counted_and_folders_below_a_class_are_read(tmp_path:
     assert_each(data.notes, "4 hidden entries | 1 file")
 
 
-def test_an_animation_is_noted_also_when_it_comes_from_the_cache(tmp_path: Path) -> None:
+def test_animation_is_noted_also_from_the_cache(tmp_path: Path) -> None:
     images, _ = write_split(tmp_path)
     first, second = (Image.fromarray(image) for image in images[:2])
     first.save(tmp_path / "train/ant/film.png", save_all=True, append_images=[second])
@@ -278,7 +280,7 @@ def test_an_animation_is_noted_also_when_it_comes_from_the_cache(tmp_path: Path)
     np.testing.assert_array_equal(data.train.pixels[4], images[0].transpose(2, 0, 1))
 
 
-def test_names_in_another_normal_form_are_the_same_class(tmp_path: Path) -> None:
+def test_names_in_different_normal_forms_are_the_same_class(tmp_path: Path) -> None:
     write_split(tmp_path)
     (tmp_path / "train/cow").rename(tmp_path / "train/cafe\u0301")
     (tmp_path / "test/cow").rename(tmp_path / "test/caf\u00e9")
@@ -290,7 +292,7 @@ def test_names_in_another_normal_form_are_the_same_class(tmp_path: Path) -> None
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_the_orientation_of_exif_is_followed(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     images, _ = write_split(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -299,7 +301,7 @@ def test_the_orientation_of_exif_is_followed(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_dataset("folder", data_dir=tmp_path).train.pixels, by_class(images))
 
 
-def test_images_of_16_bits_keep_them(tmp_path: Path) -> None:
+def test_16_bit_images_keep_their_depth(tmp_path: Path) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (4, 8, 8), dtype=np.uint16)
     for split in ("train", "test"):
         write_class_folders(tmp_path / split, pictures(4, channels=1), [0, 1, 0, 1])

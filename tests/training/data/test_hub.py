@@ -1,4 +1,4 @@
-"""The Hugging Face hub, as a small real server on this machine; its client reads its settings when it is imported, hence processes."""
+"""Downloads from the Hugging Face hub, here a small local server. Its client reads its settings on import, so tests run in processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from threading import Thread
 
 import pytest
 
-from defensemble_training.data.hub import HubFile, wanted_files
+from defensemble_training.data.hub import HubFile, select_files
 from tests.support.facts import assert_facts
 from tests.support.written import write_tables
 
@@ -35,19 +35,19 @@ print(json.dumps([len(data.train), len(data.test), data.source, data.digest]))
 
 @dataclass
 class Hub:
-    """What is served, and what was asked for."""
+    """The files that the server offers, and the requests that it received."""
 
     folder: Path
     url: str = ""
-    stated: dict[str, str] = field(default_factory=dict)  # a checksum other than the file's own
+    checksums: dict[str, str] = field(default_factory=dict)  # checksums that replace the files' own
     gated: bool = False
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     def files(self) -> dict[str, Path]:
         return {path.relative_to(self.folder).as_posix(): path for path in sorted(self.folder.rglob("*")) if path.is_file()}
 
     def sha256(self, name: str) -> str:
-        return self.stated.get(name) or hashlib.sha256(self.files()[name].read_bytes()).hexdigest()
+        return self.checksums.get(name) or hashlib.sha256(self.files()[name].read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, format: str, *args: object) -> None:
-            served.asked.append(f"{self.command} {self.path.partition('?')[0]}")
+            served.requests.append(f"{self.command} {self.path.partition('?')[0]}")
 
         def do_HEAD(self) -> None:
             self.answer()
@@ -101,10 +101,10 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         thread.join()
 
 
-def load(tmp_path: Path, url: str, name: str = "cifar10", **more: str) -> subprocess.CompletedProcess[str]:
+def load(tmp_path: Path, url: str, name: str = "cifar10", **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGINGFACE")) and "proxy" not in key.lower()},
-        **{"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **more},
+        **{"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **variables},
     }
     return subprocess.run([sys.executable, "-c", LOAD, name], env=environment, capture_output=True, text=True, check=False, timeout=120)
 
@@ -115,46 +115,46 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_a_dataset_is_downloaded_once_and_needs_no_network_from_then_on(hub: Hub, tmp_path: Path) -> None:
+def test_dataset_is_downloaded_once_and_then_loads_offline(hub: Hub, tmp_path: Path) -> None:
     write_tables(hub.folder / "plain_text")
     (hub.folder / "README.md").write_text("not needed")
     first = load(tmp_path, hub.url)
     assert first.returncode == 0, first.stderr
     n_train, n_test, source, _ = json.loads(first.stdout)
     assert (n_train, n_test, source) == (12, 6, "uoft-cs/cifar10 (revision 0123456789ab) as parquet, PNG-coded")
-    got = [asked.rpartition("/")[2] for asked in hub.asked if asked.startswith("GET /datasets/")]
-    assert sorted(got) == ["test-00000-of-00001.parquet", "train-00000-of-00001.parquet"]
+    downloads = [request.rpartition("/")[2] for request in hub.requests if request.startswith("GET /datasets/")]
+    assert sorted(downloads) == ["test-00000-of-00001.parquet", "train-00000-of-00001.parquet"]
     second = load(tmp_path, closed_port())
     assert second.stdout == first.stdout
 
 
-def test_a_file_whose_checksum_is_another_is_refused_and_downloaded_again(hub: Hub, tmp_path: Path) -> None:
+def test_file_with_wrong_checksum_is_rejected_and_downloaded_again(hub: Hub, tmp_path: Path) -> None:
     write_tables(hub.folder / "data")
     name = "data/test-00000-of-00001.parquet"
-    hub.stated[name] = "0" * 64
+    hub.checksums[name] = "0" * 64
     done = load(tmp_path, hub.url)
     assert done.returncode == 1
     assert_facts(done.stderr, f"{name} | uoft-cs/cifar10 | {hashlib.sha256(hub.files()[name].read_bytes()).hexdigest()}")
     assert f"{'0' * 64}" in done.stderr
-    hub.stated.clear()
+    hub.checksums.clear()
     again = load(tmp_path, hub.url)
     assert again.returncode == 0, again.stderr
-    assert sum(asked.startswith("GET /datasets/") and name in asked for asked in hub.asked) == 2
+    assert sum(request.startswith("GET /datasets/") and name in request for request in hub.requests) == 2
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_without_a_network_both_ways_are_named_at_once(tmp_path: Path, offline: bool) -> None:
+def test_offline_error_names_both_fixes_without_retries(tmp_path: Path, offline: bool) -> None:
     url = closed_port()
     started = time.monotonic()
     done = load(tmp_path, url, **({"HF_HUB_OFFLINE": "1"} if offline else {}))
-    assert time.monotonic() - started < 60  # seconds where the machine is idle; the client would retry for minutes
+    assert time.monotonic() - started < 60  # seconds on an idle machine; with retries, the client needs minutes
     assert done.returncode == 1
     assert_facts(done.stderr, f"DataError | 'cifar10' | data_dir | $DEFENSEMBLE_DATA_DIR/cifar10 | {url}")
     assert_facts(done.stderr, "--dataset cifar10=FOLDER | data_dir= | train-*.parquet | test-*.parquet")
     assert "`hf download uoft-cs/cifar10 --repo-type dataset --local-dir cifar10`" in done.stderr
 
 
-def test_a_gated_dataset_says_how_to_log_in(hub: Hub, tmp_path: Path) -> None:
+def test_gated_dataset_error_explains_the_login(hub: Hub, tmp_path: Path) -> None:
     write_tables(hub.folder / "data")
     hub.gated = True
     done = load(tmp_path, hub.url)
@@ -163,7 +163,7 @@ def test_a_gated_dataset_says_how_to_log_in(hub: Hub, tmp_path: Path) -> None:
     assert_facts(done.stderr, f"{hub.url}/datasets/uoft-cs/cifar10 | `hf auth login` | HF_TOKEN")
 
 
-def test_a_repository_that_is_not_shown_and_one_without_parquet(hub: Hub, tmp_path: Path) -> None:
+def test_hidden_repository_and_one_without_parquet_are_rejected(hub: Hub, tmp_path: Path) -> None:
     done = load(tmp_path, hub.url, "mnist")
     assert_facts(done.stderr, f"{hub.url} | ylecun/mnist")
     (hub.folder).mkdir()
@@ -173,21 +173,21 @@ def test_a_repository_that_is_not_shown_and_one_without_parquet(hub: Hub, tmp_pa
     assert_facts(done.stderr, "train-* | test-* | data_dir | --dataset")
 
 
-def test_a_folder_of_the_environment_comes_before_the_hub(hub: Hub, tmp_path: Path) -> None:
+def test_environment_folder_has_precedence_over_the_hub(hub: Hub, tmp_path: Path) -> None:
     write_tables(tmp_path / "all/cifar10", n_test=10, names=tuple("abcdefghij"))
     done = load(tmp_path, hub.url, DEFENSEMBLE_DATA_DIR=str(tmp_path / "all"))
     assert json.loads(done.stdout)[2] == "cifar10 from a local folder as parquet, PNG-coded"
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 def test_stylized_imagenet_and_folders_are_not_on_the_hub(tmp_path: Path) -> None:
     done = load(tmp_path, closed_port(), "stylized-imagenet")
-    assert_facts(done.stderr, "'stylized-imagenet' | no copy | data_dir | --dataset")
+    assert_facts(done.stderr, "'stylized-imagenet' | not on the Hugging Face hub | data_dir | --dataset")
     assert "'folder'" in load(tmp_path, closed_port(), "folder").stderr
 
 
-def test_only_the_parts_that_are_needed_are_chosen() -> None:
+def test_only_the_needed_files_are_selected() -> None:
     names = ["README.md", "data/test-00000-of-00001.parquet", "data/validation-00000-of-00001.parquet"]
     names += [f"data/train-0000{number}-of-00003.parquet" for number in (2, 0, 1)]
-    chosen = [file.name for file in wanted_files([HubFile(name, 1, None) for name in names], ("validation", "test"))]
-    assert chosen == [*(f"data/train-0000{number}-of-00003.parquet" for number in range(3)), "data/validation-00000-of-00001.parquet"]
+    selected = [file.name for file in select_files([HubFile(name, 1, None) for name in names], ("validation", "test"))]
+    assert selected == [*(f"data/train-0000{number}-of-00003.parquet" for number in range(3)), "data/validation-00000-of-00001.parquet"]

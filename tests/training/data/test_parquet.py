@@ -1,4 +1,4 @@
-"""Parquet files as the Hugging Face hub has them."""
+"""Parquet files in the layout of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.support.facts import raises
 from tests.support.written import CIFAR10, CLASSES, WITHOUT_CIFAR10, pictures, png, write_split, write_table, write_tables
 
 
-@pytest.mark.parametrize("below", ["", "data", "plain_text", "anything"])
+@pytest.mark.parametrize("subfolder", ["", "data", "plain_text", "anything"])
 @pytest.mark.parametrize("test_split", ["test", "validation", "valid"])
-def test_the_images_are_those_of_the_rows(tmp_path: Path, below: str, test_split: str) -> None:
-    train, test = write_tables(tmp_path / "set" / below, test_split=test_split)
+def test_images_equal_the_rows(tmp_path: Path, subfolder: str, test_split: str) -> None:
+    train, test = write_tables(tmp_path / "set" / subfolder, test_split=test_split)
     (tmp_path / "set" / "README.md").write_text("words")
     data = load_dataset("folder", data_dir=tmp_path / "set")
     np.testing.assert_array_equal(data.train.pixels, train)
@@ -34,7 +34,7 @@ def test_the_images_are_those_of_the_rows(tmp_path: Path, below: str, test_split
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason=WITHOUT_CIFAR10)
-def test_cifar10_is_what_an_independent_decoder_gives() -> None:
+def test_cifar10_equals_an_independent_decoder() -> None:
     data = load_dataset("cifar10", data_dir=CIFAR10)
     assert repr(data) == "Dataset('cifar10', 3x32x32, 50000 train, 10000 test, 10 classes)"
     assert data.class_names == ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -50,7 +50,7 @@ def test_cifar10_is_what_an_independent_decoder_gives() -> None:
                 np.testing.assert_array_equal(part.pixels[row], np.asarray(image).transpose(2, 0, 1))
 
 
-def test_mean_and_std_are_those_of_the_training_images(tmp_path: Path) -> None:
+def test_mean_and_std_equal_the_training_images(tmp_path: Path) -> None:
     train, _ = write_tables(tmp_path, n_train=200)
     data = load_dataset("folder", data_dir=tmp_path)
     np.testing.assert_allclose(data.mean, (train / 255).mean(axis=(0, 2, 3)), atol=5.1e-5)
@@ -58,21 +58,21 @@ def test_mean_and_std_are_those_of_the_training_images(tmp_path: Path) -> None:
     assert all(value == round(value, 4) for value in (*data.mean, *data.std))
 
 
-def test_a_split_of_several_files_is_read_in_their_order(tmp_path: Path) -> None:
+def test_shards_are_read_in_order(tmp_path: Path) -> None:
     images = pictures(9)
     for shard in (2, 0, 1):
         rows = range(3 * shard, 3 * shard + 3)
         write_table(tmp_path / f"data/train-0000{shard}-of-00003-0f0f.parquet", [png(images[row]) for row in rows], [0, 1, 2])
-    write_table(tmp_path / "data/test-00000-of-00001.parquet", [png(one) for one in images[:3]], [0, 1, 2])
+    write_table(tmp_path / "data/test-00000-of-00001.parquet", [png(image) for image in images[:3]], [0, 1, 2])
     data = load_dataset("folder", data_dir=tmp_path)
     np.testing.assert_array_equal(data.train.pixels, images.transpose(0, 3, 1, 2))
     (tmp_path / "data/train-00001-of-00003-0f0f.parquet").unlink()
-    with raises(DataError, "1 of 3 files | 'train' | 00001"):
+    with raises(DataError, "1 of the 3 files | 'train' | 00001"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 @pytest.mark.usefixtures("three_classes")
-def test_imagenet_is_tested_on_the_validation_part_whose_classes_are_published(tmp_path: Path) -> None:
+def test_imagenet_uses_the_validation_part_as_test_part(tmp_path: Path) -> None:
     write_tables(tmp_path, test_split="validation")
     write_table(tmp_path / "test-00000-of-00002.parquet", [png(pictures(1)[0])], [-1])
     assert len(load_dataset("imagenet", 8, data_dir=tmp_path).test) == 6
@@ -82,35 +82,35 @@ def test_imagenet_is_tested_on_the_validation_part_whose_classes_are_published(t
 
 
 @pytest.mark.usefixtures("three_classes")
-def test_grey_images_stay_grey_in_mnist_and_where_all_are(tmp_path: Path) -> None:
+def test_grey_images_stay_grey_in_mnist_and_if_all_are_grey(tmp_path: Path) -> None:
     for split, count in (("train", 6), ("test", 3)):
-        rows = [png(one) for one in pictures(count, 28, channels=1)]
+        rows = [png(image) for image in pictures(count, 28, channels=1)]
         write_table(tmp_path / f"mnist/{split}-00000-of-00001.parquet", rows, [n % 3 for n in range(count)], image="image")
     mnist = load_dataset("mnist", data_dir=tmp_path)
     assert (mnist.input_shape, mnist.flip, len(mnist.mean)) == ((1, 28, 28), False, 1)
     np.testing.assert_array_equal(mnist.train.pixels[:, 0], pictures(6, 28, channels=1))
     assert load_dataset("folder", data_dir=tmp_path).input_shape == (1, 28, 28)
     assert load_dataset("cifar10", data_dir=tmp_path).input_shape == (3, 32, 32)
-    coloured = [png(one) for one in pictures(3, 28)]
+    coloured = [png(image) for image in pictures(3, 28)]
     write_table(tmp_path / "mnist/test-00000-of-00001.parquet", coloured, [0, 1, 2], image="image")
     assert load_dataset("folder", data_dir=tmp_path).input_shape == (3, 28, 28)
 
 
-def test_classes_without_names_are_named_by_their_numbers(tmp_path: Path) -> None:
+def test_classes_without_names_get_numbers(tmp_path: Path) -> None:
     for split in ("train", "test"):
-        write_table(tmp_path / f"{split}.parquet", [png(one) for one in pictures(3)], [0, 1, 2], names=None, label="fine_label")
+        write_table(tmp_path / f"{split}.parquet", [png(image) for image in pictures(3)], [0, 1, 2], names=None, label="fine_label")
     assert load_dataset("folder", data_dir=tmp_path).class_names == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("label", [100_000, 300_000_000])
-def test_a_label_that_would_make_very_many_classes_is_refused(tmp_path: Path, label: int) -> None:
+def test_label_that_implies_too_many_classes_is_rejected(tmp_path: Path, label: int) -> None:
     for split in ("train", "test"):
-        write_table(tmp_path / f"{split}.parquet", [png(one) for one in pictures(3)], [0, 1, label], names=None)
+        write_table(tmp_path / f"{split}.parquet", [png(image) for image in pictures(3)], [0, 1, label], names=None)
     with raises(DataError, f"train.parquet | {label} | row 2 | 0 to 99999"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_name_stands_for_its_number_of_classes(tmp_path: Path) -> None:
+def test_named_dataset_requires_its_number_of_classes(tmp_path: Path) -> None:
     write_tables(tmp_path)
     for name, count in (("cifar10", 10), ("mnist", 10), ("tiny-imagenet", 200), ("imagenet", 1000), ("stylized-imagenet", 1000)):
         with raises(DataError, f"(ant, bee, cow) | {count} | {name} | --dataset FOLDER"):
@@ -119,20 +119,20 @@ def test_a_name_stands_for_its_number_of_classes(tmp_path: Path) -> None:
     assert len(load_dataset("cifar10", 8, data_dir=tmp_path).class_names) == 10
 
 
-def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
+def test_class_without_test_images_is_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path)
     write_table(tmp_path / "test-00000-of-00001.parquet", [png(pictures(1)[0])], [1])
-    with raises(DataError, "no test images | 2 classes | ant, cow"):
+    with raises(DataError, "test images | 2 classes | ant, cow"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_one_class_is_refused(tmp_path: Path) -> None:
+def test_single_class_is_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path, names=["ant"])
     with raises(DataError, f"{tmp_path} | ant | 2 class folders"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+def test_fifo_does_not_block(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (tmp_path / "train-00000-of-00001.parquet").unlink()
     os.mkfifo(tmp_path / "train-00000-of-00001.parquet")
@@ -140,9 +140,9 @@ def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_row_that_holds_no_image_is_named(tmp_path: Path) -> None:
+def test_row_without_image_is_rejected_unless_skipped(tmp_path: Path) -> None:
     write_tables(tmp_path)
-    good = [png(one) for one in pictures(5)]
+    good = [png(image) for image in pictures(5)]
     write_table(tmp_path / "train-00000-of-00001.parquet", [good[0], good[1], good[2], good[3][:-60], None], [0, 1, 2, 0, 1])
     with raises(DataError, "train-00000-of-00001.parquet | row 3 | --skip-damaged"):
         load_dataset("folder", data_dir=tmp_path)
@@ -154,7 +154,7 @@ def test_a_row_that_holds_no_image_is_named(tmp_path: Path) -> None:
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_missing_split_is_named(tmp_path: Path) -> None:
+def test_missing_split_is_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (tmp_path / "test-00000-of-00001.parquet").unlink()
     expected = "parquet files of train | test-*.parquet | validation-*.parquet"
@@ -166,22 +166,22 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_class_of_the_test_that_training_lacks_is_named(tmp_path: Path) -> None:
+def test_test_class_without_training_images_is_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path)
-    write_table(tmp_path / "train-00000-of-00001.parquet", [png(one) for one in pictures(4)], [0, 1, 0, 1])
-    with raises(DataError, "1 of 3 classes | cow"):
+    write_table(tmp_path / "train-00000-of-00001.parquet", [png(image) for image in pictures(4)], [0, 1, 0, 1])
+    with raises(DataError, "1 of the 3 classes | cow"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("part", ["head", "tail", "middle", "nothing"])
-def test_a_file_that_is_cut_short_or_damaged_is_named(tmp_path: Path, part: str) -> None:
+def test_truncated_or_damaged_file_is_rejected(tmp_path: Path, part: str) -> None:
     write_tables(tmp_path, n_train=60, size=32)
     path = tmp_path / "train-00000-of-00001.parquet"
-    whole = path.read_bytes()
+    content = path.read_bytes()
     damaged = {
-        "head": whole[: len(whole) // 2],
-        "tail": whole[-len(whole) // 2 :] + b"x",
-        "middle": whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :],
+        "head": content[: len(content) // 2],
+        "tail": content[-len(content) // 2 :] + b"x",
+        "middle": content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :],
         "nothing": b"",
     }
     path.write_bytes(damaged[part])
@@ -189,14 +189,14 @@ def test_a_file_that_is_cut_short_or_damaged_is_named(tmp_path: Path, part: str)
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_pointer_of_git_lfs_is_recognised(tmp_path: Path) -> None:
+def test_git_lfs_pointer_is_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path)
     (tmp_path / "train-00000-of-00001.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with raises(DataError, "Git LFS | git lfs pull"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path)
     path = tmp_path / "train-00000-of-00001.parquet"
     path.unlink()
@@ -205,26 +205,26 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_other_columns_are_shown(tmp_path: Path) -> None:
+def test_error_shows_unknown_columns(tmp_path: Path) -> None:
     write_tables(tmp_path)
     write_table(tmp_path / "train-00000-of-00001.parquet", [png(pictures(1)[0])], [0], image="picture")
     with raises(DataError, "picture (struct<bytes: binary, path: string>) | label (int64) | img"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_files_that_name_other_classes_are_refused(tmp_path: Path) -> None:
+def test_files_with_different_class_names_are_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path)
     write_table(tmp_path / "test-00000-of-00001.parquet", [png(pictures(1)[0])], [0], names=("cow", "bee", "ant"))
     with raises(DataError, "train- | test-"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_parquet_and_class_folders_of_the_same_images_are_the_same(tmp_path: Path) -> None:
+def test_parquet_and_class_folders_give_equal_images(tmp_path: Path) -> None:
     write_tables(tmp_path / "table")
     write_split(tmp_path / "folders")
-    one, other = (load_dataset("folder", data_dir=tmp_path / name) for name in ("table", "folders"))
-    assert one.mean == other.mean
-    assert sorted(image.tobytes() for image in one.train.pixels) == sorted(image.tobytes() for image in other.train.pixels)
+    first, second = (load_dataset("folder", data_dir=tmp_path / name) for name in ("table", "folders"))
+    assert first.mean == second.mean
+    assert sorted(image.tobytes() for image in first.train.pixels) == sorted(image.tobytes() for image in second.train.pixels)
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
@@ -235,13 +235,13 @@ def test_labels_of_every_integer_type_are_read(tmp_path: Path, kind: str) -> Non
         table = parquet.read_table(path)
         index = table.schema.get_field_index("label")
         parquet.write_table(table.set_column(index, "label", table.column(index).cast(kind)), path)
-    found = load_dataset("folder", data_dir=tmp_path)
-    assert found.train.labels.tolist() == expected.train.labels.tolist()
-    assert found.digest == expected.digest
+    data = load_dataset("folder", data_dir=tmp_path)
+    assert data.train.labels.tolist() == expected.train.labels.tolist()
+    assert data.digest == expected.digest
 
 
 @pytest.mark.parametrize(("kind", "label"), [("uint8", None), ("uint64", 2**63), ("int8", -1)])
-def test_a_label_without_a_class_is_shown_as_it_is(tmp_path: Path, kind: str, label: int | None) -> None:
+def test_error_shows_a_label_without_a_class(tmp_path: Path, kind: str, label: int | None) -> None:
     write_tables(tmp_path)
     path = tmp_path / "train-00000-of-00001.parquet"
     table = parquet.read_table(path)
@@ -251,34 +251,34 @@ def test_a_label_without_a_class_is_shown_as_it_is(tmp_path: Path, kind: str, la
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_class_names_that_are_equal_are_refused(tmp_path: Path) -> None:
+def test_duplicate_class_names_are_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path, names=("ant", "caf\u00e9", "cafe\u0301"))
     with pytest.raises(DataError, match="caf\u00e9"):
         load_dataset("folder", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("names", "shown"), [("abc", "abc"), (5, "5"), (["a", None, "c"], "None"), (["a\nb", "c", "d"], r"a\nb"), (["", "c", "d"], "empty")]
+    ("names", "fact"), [("abc", "abc"), (5, "5"), (["a", None, "c"], "None"), (["a\nb", "c", "d"], r"a\nb"), (["", "c", "d"], "empty")]
 )
-def test_class_names_that_are_no_names_are_refused(tmp_path: Path, names: object, shown: str) -> None:
-    _with_names(tmp_path, {"info": {"features": {"label": {"names": names}}}})
-    with raises(DataError, f"train-00000-of-00001.parquet | {shown}"):
+def test_invalid_class_names_are_rejected(tmp_path: Path, names: object, fact: str) -> None:
+    _write_tables_with_metadata(tmp_path, {"info": {"features": {"label": {"names": names}}}})
+    with raises(DataError, f"train-00000-of-00001.parquet | {fact}"):
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_names_of_null_are_none(tmp_path: Path) -> None:
-    _with_names(tmp_path, {"info": {"features": {"label": {"names": None}}}})
+def test_null_class_names_are_ignored(tmp_path: Path) -> None:
+    _write_tables_with_metadata(tmp_path, {"info": {"features": {"label": {"names": None}}}})
     assert load_dataset("folder", data_dir=tmp_path).class_names == ("0", "1", "2")
 
 
-def _with_names(folder: Path, metadata: object) -> None:
+def _write_tables_with_metadata(folder: Path, metadata: object) -> None:
     write_tables(folder)
     for path in folder.glob("*.parquet"):
         table = parquet.read_table(path).replace_schema_metadata({b"huggingface": json.dumps(metadata).encode()})
         parquet.write_table(table, path)
 
 
-def test_a_column_that_is_there_twice_is_shown(tmp_path: Path) -> None:
+def test_error_shows_a_duplicate_column(tmp_path: Path) -> None:
     write_tables(tmp_path)
     for path in tmp_path.glob("*.parquet"):
         table = parquet.read_table(path)
@@ -287,7 +287,7 @@ def test_a_column_that_is_there_twice_is_shown(tmp_path: Path) -> None:
         load_dataset("folder", data_dir=tmp_path)
 
 
-def test_a_row_group_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+def test_row_group_above_the_memory_limit_is_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path)
     with raises(DataError, "row group 0 | train-00000-of-00001.parquet | --max-memory"):
         load_dataset("folder", data_dir=tmp_path, max_memory=100)

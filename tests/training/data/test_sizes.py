@@ -1,4 +1,4 @@
-"""To which size images of a folder are brought."""
+"""The size of images from a folder."""
 
 from __future__ import annotations
 

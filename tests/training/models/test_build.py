@@ -1,4 +1,4 @@
-"""Networks and their masks: ResNet-18 in detail (test_placements.py has the table of all), and what a mask does."""
+"""Networks and their masks: ResNet-18 in detail (test_placements.py covers all networks), and the defective layer."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_patterns_and_images_that_are_not_square(pattern: str, shape: tuple[int,
     assert module(torch.zeros(2, 1, 9, 12)).shape == (2, 3)
 
 
-def test_keep_one_is_the_standard_network() -> None:
+def test_keep_1_is_the_standard_network() -> None:
     module = build(tiny_spec(keep=1.0, blocks=(0, 1, 2, 3, 4)))
     assert not any(isinstance(layer, Defect) for layer in module.modules())
     assert defect_masks(module) == {}
 
 
-def test_masks_are_drawn_by_seed_and_module_path() -> None:
+def test_masks_depend_on_seed_and_module_path() -> None:
     module = build(tiny_spec(mask_seed=5))
     for path, layer in module.named_modules():
         if isinstance(layer, Defect):
@@ -43,26 +43,26 @@ def test_masks_are_drawn_by_seed_and_module_path() -> None:
     assert set(defect_masks(module)) <= set(module.state_dict())
 
 
-def test_masks_sit_between_batchnorm_and_the_residual_sum() -> None:
+def test_masks_are_between_batchnorm_and_the_residual_sum() -> None:
     module = build(tiny_spec(keep=0.5, blocks=(0, 1, 2), width=4)).eval()
-    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    tensors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for path, layer in module.named_modules():
-        layer.register_forward_hook(lambda layer, given, result, path=path: seen.__setitem__(path, (given[0], result)))
+        layer.register_forward_hook(lambda layer, inputs, output, path=path: tensors.__setitem__(path, (inputs[0], output)))
     module(torch.rand(2, 1, 8, 8))
     masks = defect_masks(module)
     assert len(masks) == 10
     for name in masks:
         path = name.removesuffix(".mask")
-        before, after = seen[path]
+        before, after = tensors[path]
         norm = path.replace("defect1", "bn1").replace("defect2", "bn2").replace(".defect", ".bn")
-        assert torch.equal(before, seen[norm][1])
+        assert torch.equal(before, tensors[norm][1])
         assert torch.equal(after, torch.where(torch.from_numpy(masks[name]), before, torch.zeros(())))
-    # The first unit of block 1 has an identity shortcut: what comes in passes whole, whatever the masks.
-    unit_in, unit_out = seen["block1.0"]
-    assert torch.equal(unit_out, (seen["block1.0.defect2"][1] + unit_in).relu())
-    # The first unit of block 2 has a projection: masked branch plus masked projection, the sum not masked.
-    _, unit_out = seen["block2.0"]
-    assert torch.equal(unit_out, (seen["block2.0.defect2"][1] + seen["block2.0.shortcut.defect"][1]).relu())
+    # The first unit of block 1 has an identity shortcut, which is not masked.
+    unit_in, unit_out = tensors["block1.0"]
+    assert torch.equal(unit_out, (tensors["block1.0.defect2"][1] + unit_in).relu())
+    # The first unit of block 2 has a projection: the sum of the masked branch and the masked projection is not masked.
+    _, unit_out = tensors["block2.0"]
+    assert torch.equal(unit_out, (tensors["block2.0.defect2"][1] + tensors["block2.0.shortcut.defect"][1]).relu())
 
 
 def test_normalisation_is_the_first_layer() -> None:
@@ -75,14 +75,14 @@ def test_normalisation_is_the_first_layer() -> None:
     torch.testing.assert_close(module(images), plain((images - mean) / std))
 
 
-def test_a_network_that_would_be_constant_is_refused() -> None:
+def test_constant_network_is_rejected() -> None:
     with raises(SpecError, "stem | keep | constant"):
         build(tiny_spec(keep=1e-9, blocks=(0,)))
     with raises(SpecError, "block3.0 | keep"):
         build(tiny_spec(keep=1e-9, blocks=(3,)))
 
 
-def test_empty_masks_beside_an_identity_shortcut_are_fine() -> None:
+def test_empty_masks_parallel_to_an_identity_shortcut_are_accepted() -> None:
     module = build(tiny_spec(keep=1e-9, blocks=(1,))).eval()
     logits = module(torch.rand(2, 1, 8, 8))
     assert not torch.equal(logits[0], logits[1])
@@ -93,7 +93,7 @@ def test_exact_sampling_never_makes_a_constant_network() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_defect_zeroes_exactly_and_keeps_the_rest(dtype: torch.dtype) -> None:
+def test_defect_zeroes_exactly_the_defective_neurons(dtype: torch.dtype) -> None:
     mask = defect_mask((3, 4, 5), 0.5, seed=1, name="layer")
     values = torch.randn(2, 3, 4, 5).to(dtype)
     result = Defect(mask)(values)
@@ -102,7 +102,7 @@ def test_defect_zeroes_exactly_and_keeps_the_rest(dtype: torch.dtype) -> None:
     assert (result[:, torch.from_numpy(~mask)] == 0).all()
 
 
-def test_defect_zeroes_what_is_not_finite() -> None:
+def test_defect_zeroes_non_finite_values() -> None:
     defect = Defect(np.array([[[True, False]]]))
     result = defect(torch.tensor([[[[float("inf"), float("nan")]]]]))
     assert result.flatten().tolist() == [float("inf"), 0.0]
@@ -115,7 +115,7 @@ def test_defect_stops_the_gradient_of_defective_neurons() -> None:
     assert values.grad.flatten().tolist() == [1.0, 0.0]
 
 
-def test_defect_keeps_its_own_mask() -> None:
+def test_defect_copies_its_mask() -> None:
     mask = np.array([[[True, False]]])
     defect = Defect(mask)
     mask[:] = False
@@ -124,11 +124,11 @@ def test_defect_keeps_its_own_mask() -> None:
     assert list(defect.parameters()) == []
 
 
-def test_defect_shows_its_mask() -> None:
+def test_defect_repr_shows_its_mask() -> None:
     assert repr(Defect(np.array([[[True, False], [False, False]]]))) == "Defect(1x2x2, kept=0.2500)"
 
 
 @pytest.mark.parametrize("mask", [np.ones((1, 1, 1), dtype=np.float32), np.ones((2, 2), dtype=np.bool_)])
-def test_defect_refuses_what_is_no_mask(mask: npt.NDArray[Any]) -> None:
+def test_defect_rejects_invalid_masks(mask: npt.NDArray[Any]) -> None:
     with raises(SpecError, "bool | (C, H, W)"):
         Defect(mask)

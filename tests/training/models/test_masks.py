@@ -1,4 +1,4 @@
-"""Masks: the same bytes everywhere, the right shapes, the right share, layers independent of each other."""
+"""Masks: equal bytes everywhere, correct shapes and fractions, independent layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ shapes = st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
 patterns = st.sampled_from(PATTERNS)
 samplings = st.sampled_from(SAMPLINGS)
 
-# Computed once, and equal on Python 3.10 to 3.13 with numpy 1.26 to 2.5: a difference breaks every checkpoint that exists.
+# Equal on Python 3.10 to 3.13 with numpy 1.26 to 2.5. A different digest would break every existing checkpoint.
 GOLDEN = {
     ("neuron", "bernoulli"): "5f1bf7f08c69b1b10a6d3578a28f39124f377a1ae9a128bf58fe20542144516d",
     ("neuron", "exact"): "67e34d283657ccc42874abdce99f13e82d2c252b90d7c161dd4d6b4f0bd3ed6e",
@@ -28,8 +28,8 @@ GOLDEN = {
 }
 
 
-def by_the_text(shape: tuple[int, int, int], keep: float, sampling: str, seed: int, name: str) -> BoolArray:
-    """The algorithm of masks.py for the pattern `neuron`, written again with Python integers."""
+def mask_by_python(shape: tuple[int, int, int], keep: float, sampling: str, seed: int, name: str) -> BoolArray:
+    """The documented algorithm for the pattern `neuron`, with Python integers."""
     count = shape[0] * shape[1] * shape[2]
     stream = hashlib.shake_256(f"defensemble-mask-v1:{seed}:{name}".encode()).digest(8 * count)
     keys = [int.from_bytes(stream[8 * index : 8 * index + 8], "little") for index in range(count)]
@@ -42,7 +42,7 @@ def by_the_text(shape: tuple[int, int, int], keep: float, sampling: str, seed: i
 
 
 @pytest.mark.parametrize(("pattern", "sampling"), list(GOLDEN))
-def test_same_seed_same_bytes(pattern: str, sampling: str) -> None:
+def test_same_seed_gives_the_same_bytes(pattern: str, sampling: str) -> None:
     masks = {
         f"{name}.mask": defect_mask(shape, 0.3, pattern, sampling, seed=7, name=name)
         for name, shape in {"stem.defect": (64, 32, 32), "block2.0.shortcut.defect": (128, 16, 16)}.items()
@@ -53,7 +53,7 @@ def test_same_seed_same_bytes(pattern: str, sampling: str) -> None:
 @given(shapes, keeps, samplings, st.integers(0, 2**64), st.text(min_size=1).filter(lambda text: text.isprintable()))
 def test_masks_follow_the_documented_algorithm(shape: tuple[int, int, int], keep: float, sampling: str, seed: int, name: str) -> None:
     np.testing.assert_array_equal(
-        defect_mask(shape, keep, "neuron", sampling, seed=seed, name=name), by_the_text(shape, keep, sampling, seed, name)
+        defect_mask(shape, keep, "neuron", sampling, seed=seed, name=name), mask_by_python(shape, keep, sampling, seed, name)
     )
 
 
@@ -75,12 +75,12 @@ def test_exact_keeps_the_rounded_count(shape: tuple[int, int, int], keep: float,
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.3, 0.5, 0.9])
-def test_bernoulli_keeps_the_expected_share(keep: float) -> None:
+def test_bernoulli_keeps_the_expected_fraction(keep: float) -> None:
     mask = defect_mask((64, 32, 32), keep, seed=1, name="layer")
     assert abs(mask.mean() - keep) < 5 * np.sqrt(keep * (1 - keep) / mask.size)
 
 
-def test_keep_one_keeps_everything() -> None:
+def test_keep_1_keeps_everything() -> None:
     for sampling in SAMPLINGS:
         assert defect_mask((4, 8, 8), 1.0, "neuron", sampling, seed=1, name="layer").all()
 
@@ -94,10 +94,10 @@ def test_layers_and_seeds_are_independent() -> None:
 
 
 @given(shapes, st.integers(0, 1000), st.floats(0.001, 1.0), st.floats(0.001, 1.0), samplings)
-def test_a_larger_keep_only_adds_neurons(shape: tuple[int, int, int], seed: int, one: float, other: float, sampling: str) -> None:
-    less = defect_mask(shape, min(one, other), "neuron", sampling, seed=seed, name="layer")
-    more = defect_mask(shape, max(one, other), "neuron", sampling, seed=seed, name="layer")
-    assert not (less & ~more).any()
+def test_larger_keep_only_adds_neurons(shape: tuple[int, int, int], seed: int, one: float, other: float, sampling: str) -> None:
+    smaller = defect_mask(shape, min(one, other), "neuron", sampling, seed=seed, name="layer")
+    larger = defect_mask(shape, max(one, other), "neuron", sampling, seed=seed, name="layer")
+    assert not (smaller & ~larger).any()
 
 
 def test_digest_encoding_is_as_documented() -> None:
@@ -107,12 +107,12 @@ def test_digest_encoding_is_as_documented() -> None:
     assert mask_digest({}) == hashlib.sha256().hexdigest()
 
 
-def test_digest_is_of_values_not_of_memory() -> None:
+def test_digest_does_not_depend_on_the_memory_layout() -> None:
     mask = defect_mask((3, 4, 5), 0.5, seed=1, name="layer")
     assert mask_digest({"layer.mask": np.asfortranarray(mask)}) == mask_digest({"layer.mask": mask})
 
 
-def test_digest_tells_name_shape_and_value_apart() -> None:
+def test_digest_depends_on_name_shape_and_value() -> None:
     mask = defect_mask((2, 4, 4), 0.5, seed=1, name="layer")
     flipped = mask.copy()
     flipped[0, 0, 0] ^= True
@@ -125,13 +125,13 @@ def test_digest_tells_name_shape_and_value_apart() -> None:
     assert len(digests) == 4
 
 
-def test_digest_refuses_masks_that_are_not_bool() -> None:
+def test_digest_rejects_masks_that_are_not_bool() -> None:
     with raises(SpecError, "'a.mask' | bool | float32"):
         mask_digest({"a.mask": np.ones((1, 1, 1), dtype=np.float32)})
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
         ({"keep": 0.0}, "keep | (0, 1] | 0.0"),
         ({"keep": 1.5}, "keep | (0, 1] | 1.5"),
@@ -150,7 +150,7 @@ def test_digest_refuses_masks_that_are_not_bool() -> None:
         ({"shape": (8, 0, 8)}, "(C, H, W) | at least 1 | 0"),
     ],
 )
-def test_bad_values_are_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_values_are_rejected(changes: dict[str, object], facts: str) -> None:
     values: dict[str, object] = {"shape": (2, 3, 4), "keep": 0.5, "pattern": "neuron", "sampling": "exact", "seed": 1, "name": "a"}
-    with raises(SpecError, message):
+    with raises(SpecError, facts):
         defect_mask(**{**values, **changes})  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 def table(first_column: str) -> list[list[str]]:
-    """The cells of the rows of the table whose header begins with a column's name."""
+    """Return the cells of the table whose header starts with a column name."""
     _, rows = PAGE.split(f"| {first_column} |", 1)
     lines = rows.split("\n\n", 1)[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -31,7 +31,7 @@ def outline(spec: ModelSpec) -> torch.nn.Module:
         return build(spec)
 
 
-def test_the_table_of_networks() -> None:
+def test_table_of_networks() -> None:
     rows = table("`arch` | what it is")
     assert [row[0].strip("`") for row in rows] == list(ARCHITECTURES)
     for arch, _, parameters, _, width in rows:
@@ -44,17 +44,17 @@ def test_the_table_of_networks() -> None:
                 ModelSpec(arch.strip("`"), 0.5, (0, 1), width=factor // 2)
 
 
-def test_the_table_of_masks() -> None:
-    told = {(row[0].strip("`"), int(row[1])): (int(row[2]), row[3]) for row in table("`arch` | block")}
-    found = {}
-    for arch, blocks in PLACEMENTS.items():  # which test_placements.py compares with the networks
+def test_table_of_masks() -> None:
+    documented = {(row[0].strip("`"), int(row[1])): (int(row[2]), row[3]) for row in table("`arch` | block")}
+    expected = {}
+    for arch, blocks in PLACEMENTS.items():  # test_placements.py compares these with the networks
         for block, masks in blocks.items():
             different = ["x".join(map(str, shape)) for shape in dict.fromkeys(masks.values())]
-            found[arch, block] = len(masks), ", ".join(different) if len(different) < 3 else f"{different[0]} to {different[-1]}"
-    assert told == found
+            expected[arch, block] = len(masks), ", ".join(different) if len(different) < 3 else f"{different[0]} to {different[-1]}"
+    assert documented == expected
 
 
-def test_the_papers_settings() -> None:
+def test_settings_of_the_paper() -> None:
     text = " ".join(PAGE.split("The paper's settings are", 1)[1].split("`blocks` takes any set", 1)[0].split())
     counts = {"ResNet-18": "resnet18", "ResNet-50": "resnet50", "SENet-18": "senet18", "DenseNet-121": "densenet121"}
     counts |= {"VGG-19": "vgg19", "WRN-32-4": "wrn32_4"}
@@ -63,14 +63,14 @@ def test_the_papers_settings() -> None:
     assert "`(3, 4)` (10)" in text
 
 
-def test_the_table_of_baselines() -> None:
+def test_table_of_baselines() -> None:
     assert [row[0].strip("`") for row in table("`kind`")] == list(DROPS)
     assert Drop("drop_block", keep=0.9, blocks=(3, 4), block_size=3) == Drop("drop_block")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
-@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of its own parts
-def test_the_blocks_run(block: str) -> None:
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own code
+def test_code_blocks_run(block: str) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(block, "docs/reference/networks.md", "exec"), {"__name__": "networks_page"})
@@ -82,5 +82,5 @@ def test_the_blocks_run(block: str) -> None:
         ]
 
 
-def test_the_page_has_three_blocks() -> None:
+def test_page_has_three_code_blocks() -> None:
     assert len(BLOCKS) == 3

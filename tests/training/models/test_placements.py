@@ -1,4 +1,4 @@
-"""Every architecture against the paper's table: which tensors have a mask, of which size, between which layers."""
+"""The masks of every architecture compared with the paper's table: tensors, sizes, and adjacent layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = [(3, 32, 32), (3, 64, 64), (1, 28, 28), (1, 16, 16), (1, 8, 8), (1, 9, 
 
 
 def outline(spec: ModelSpec) -> nn.Module:
-    """The network without numbers in its weights: every tensor has its shape and no values."""
+    """Build a network whose tensors have shapes but no values."""
     with torch.device("meta"):
         return build(spec)
 
@@ -47,15 +47,15 @@ def last_block(arch: str) -> int:
     return max(PLACEMENTS[arch])
 
 
-def test_the_table_has_every_architecture() -> None:
+def test_table_has_every_architecture() -> None:
     assert set(PLACEMENTS) == set(PARAMETERS) == set(NARROW) == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(("arch", "blocks", "count"), SETTINGS)
 def test_masks_of_the_papers_settings(arch: str, blocks: tuple[int, ...], count: int) -> None:
-    found = shapes_of(outline(ModelSpec(arch, 0.1, blocks)))
-    assert found == placed(arch, blocks)
-    assert len(found) == count
+    shapes = shapes_of(outline(ModelSpec(arch, 0.1, blocks)))
+    assert shapes == placed(arch, blocks)
+    assert len(shapes) == count
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -101,15 +101,15 @@ def test_masks_at_64x64(arch: str) -> None:
 def test_masks_with_the_stem_for_imagenet(arch: str) -> None:
     blocks = tuple(PLACEMENTS[arch])
     spec = ModelSpec(arch, 0.1, blocks, width=2, stem="imagenet", input_shape=(3, 224, 224), num_classes=1000)
-    # The stem at 112x112, then 56x56 where CIFAR has 32x32.
+    # The stem at 112x112, then 56x56 in place of 32x32 for CIFAR.
     sizes = {path: (channels // 32, height * 7 // 4, width * 7 // 4) for path, (channels, height, width) in placed(arch, blocks).items()}
     module = build(spec).eval()
     assert shapes_of(module) == sizes | {"stem.defect": (2, 112, 112)}
-    seen = watched(module, torch.rand(1, 3, 224, 224))
+    tensors = record_tensors(module, torch.rand(1, 3, 224, 224))
     assert module.get_submodule("stem.conv").kernel_size == (7, 7)
-    (pooled,), _ = seen["pool"]
-    assert torch.equal(pooled, seen["stem.defect"][1].relu())
-    assert seen["block1.0"][0][0].shape == (1, 2, 56, 56)
+    (pooled,), _ = tensors["pool"]
+    assert torch.equal(pooled, tensors["stem.defect"][1].relu())
+    assert tensors["block1.0"][0][0].shape == (1, 2, 56, 56)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -128,28 +128,28 @@ def test_images_of_many_shapes(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_keep_one_is_the_standard_network(arch: str) -> None:
+def test_keep_1_is_the_standard_network(arch: str) -> None:
     blocks = tuple(PLACEMENTS[arch])
     module, masked = outline(narrow(arch, keep=1.0, blocks=blocks)), outline(narrow(arch, keep=0.5, blocks=blocks))
     assert shapes_of(module) == {}
     assert list(module.state_dict()) == [name for name in masked.state_dict() if not name.endswith(".mask")]
 
 
-def watched(module: nn.Module, images: torch.Tensor) -> dict[str, tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-    """What each layer was given and returned."""
-    seen: dict[str, tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
+def record_tensors(module: nn.Module, images: torch.Tensor) -> dict[str, tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
+    """Return the inputs and the output of each layer."""
+    tensors: dict[str, tuple[tuple[torch.Tensor, ...], torch.Tensor]] = {}
     handles = [
-        layer.register_forward_hook(lambda _layer, given, result, path=path: seen.__setitem__(path, (given, result)))
+        layer.register_forward_hook(lambda _layer, inputs, output, path=path: tensors.__setitem__(path, (inputs, output)))
         for path, layer in module.named_modules()
     ]
     with torch.no_grad():
         module(images)
     for handle in handles:
         handle.remove()
-    return seen
+    return tensors
 
 
-# For each kind of site, by the end of its path: the BatchNorm that the mask follows, and the layer that reads its ReLU (none: a sum does).
+# For each suffix of a mask's path: the BatchNorm before the mask, and the layer after its ReLU (None for a sum).
 _STEM: dict[str, tuple[str, str | None]] = {"stem.defect": ("stem.bn", "block1.0")}
 _BASIC: dict[str, tuple[str, str | None]] = {
     "defect1": ("bn1", "conv2"),
@@ -167,44 +167,44 @@ NEIGHBOURS: dict[str, dict[str, tuple[str, str | None]]] = {
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_masks_sit_between_batchnorm_and_relu(arch: str) -> None:
+def test_masks_are_between_batchnorm_and_relu(arch: str) -> None:
     torch.manual_seed(1)
     module = build(narrow(arch, keep=0.5, blocks=tuple(PLACEMENTS[arch]), width=16, input_shape=(1, 16, 16)))
-    module(torch.rand(8, 1, 16, 16))  # BatchNorm's statistics are then not those of its start
-    seen = watched(module.eval(), torch.rand(4, 1, 16, 16))
+    module(torch.rand(8, 1, 16, 16))  # so that BatchNorm's statistics differ from their initial values
+    tensors = record_tensors(module.eval(), torch.rand(4, 1, 16, 16))
     assert shapes_of(module)
     for path in shapes_of(module):
-        end, (norm, reader) = next((end, found) for end, found in NEIGHBOURS[arch].items() if path.endswith(end))
+        end, (norm, reader) = next((end, layers) for end, layers in NEIGHBOURS[arch].items() if path.endswith(end))
         unit = path.removesuffix(end)
         norm = "bn" if path.startswith("transition") else norm
         reader = "conv" if path.startswith("transition") else reader
         mask = module.get_submodule(path).get_buffer("mask")
-        (before,), after = seen[path]
-        assert torch.equal(before, seen[unit + norm][1])
+        (before,), after = tensors[path]
+        assert torch.equal(before, tensors[unit + norm][1])
         assert torch.equal(after, torch.where(mask, before, torch.zeros(())))
-        assert after.min() < 0  # not behind the ReLU
+        assert after.min() < 0  # the mask is before the ReLU
         if reader is not None:
-            assert torch.equal(seen[unit + reader][0][0], after.relu())
+            assert torch.equal(tensors[unit + reader][0][0], after.relu())
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50", "wrn32_4", "senet18", "densenet121"])
 def test_sums_shortcuts_and_concatenations_are_not_masked(arch: str) -> None:
     torch.manual_seed(1)
     module = build(narrow(arch, keep=0.01, blocks=(1, 2, 3), width=16, input_shape=(1, 16, 16))).eval()
-    seen = watched(module, torch.rand(4, 1, 16, 16))
-    (given,), result = seen["block1.1"]
+    tensors = record_tensors(module, torch.rand(4, 1, 16, 16))
+    (inputs,), result = tensors["block1.1"]
     if arch == "densenet121":
-        assert torch.equal(result[:, : given.shape[1]], given)
+        assert torch.equal(result[:, : inputs.shape[1]], inputs)
     elif arch == "senet18":
-        assert torch.equal(result, seen["block1.1.scale"][1] + given)
+        assert torch.equal(result, tensors["block1.1.scale"][1] + inputs)
     else:
-        branch = seen["block1.1.bn3" if arch == "resnet50" else "block1.1.defect2"][1]
-        assert torch.equal(result, (branch + given).relu())
-    assert (given != 0).float().mean() > 0.2  # the masks keep 0.01
+        branch = tensors["block1.1.bn3" if arch == "resnet50" else "block1.1.defect2"][1]
+        assert torch.equal(result, (branch + inputs).relu())
+    assert (inputs != 0).float().mean() > 0.2  # the masks keep 0.01
     assert (result != 0).float().mean() > 0.2  # the masks keep 0.01
 
 
-def test_the_projection_is_masked_in_resnet18_alone() -> None:
+def test_only_resnet18_has_masked_projections() -> None:
     for arch in ("resnet50", "wrn32_4"):
         module = outline(narrow(arch, blocks=tuple(PLACEMENTS[arch])))
         assert isinstance(module.get_submodule("block2.0.shortcut.conv"), nn.Conv2d)
@@ -212,11 +212,11 @@ def test_the_projection_is_masked_in_resnet18_alone() -> None:
     assert isinstance(outline(narrow("resnet18", blocks=(2,))).get_submodule("block2.0.shortcut.defect"), Defect)
 
 
-def test_vgg_pools_what_is_masked() -> None:
+def test_vgg_pools_masked_activations() -> None:
     module = build(narrow("vgg19", blocks=(0, 1), input_shape=(1, 16, 16))).eval()
-    seen = watched(module, torch.rand(2, 1, 16, 16))
-    assert torch.equal(seen["block0.1.conv"][0][0], seen["block0.0.defect"][1].relu())
-    assert torch.equal(seen["block1"][0][0], functional.max_pool2d(seen["block0.1.defect"][1].relu(), 2))
+    tensors = record_tensors(module, torch.rand(2, 1, 16, 16))
+    assert torch.equal(tensors["block0.1.conv"][0][0], tensors["block0.0.defect"][1].relu())
+    assert torch.equal(tensors["block1"][0][0], functional.max_pool2d(tensors["block0.1.defect"][1].relu(), 2))
 
 
 @pytest.mark.parametrize(
@@ -229,13 +229,13 @@ def test_vgg_pools_what_is_masked() -> None:
         ("vgg19", 3, "block3.0"),
     ],
 )
-def test_networks_that_would_be_constant_are_refused(arch: str, block: int, path: str) -> None:
+def test_constant_networks_are_rejected(arch: str, block: int, path: str) -> None:
     with raises(SpecError, f"{path} | keep | constant"):
         build(narrow(arch, keep=1e-9, blocks=(block,), sampling="bernoulli"))
 
 
 @pytest.mark.parametrize(("arch", "blocks"), [("resnet50", (1, 2, 3, 4)), ("wrn32_4", (1, 2, 3)), ("senet18", (1,)), ("densenet121", (4,))])
-def test_empty_masks_beside_an_open_path_are_fine(arch: str, blocks: tuple[int, ...]) -> None:
+def test_empty_masks_parallel_to_an_open_path_are_accepted(arch: str, blocks: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     module = build(narrow(arch, keep=1e-9, blocks=blocks, sampling="bernoulli")).eval()
     logits = module(torch.rand(2, 1, 8, 8))
@@ -243,7 +243,7 @@ def test_empty_masks_beside_an_open_path_are_fine(arch: str, blocks: tuple[int, 
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_multiplier_widens_the_defective_blocks_alone(arch: str) -> None:
+def test_multiplier_widens_only_the_defective_blocks(arch: str) -> None:
     spec = narrow(arch, blocks=(0, 1), input_shape=(1, 16, 16))
     once, twice = outline(spec), build(tiny_spec(**{**vars(spec), "channel_multiplier": 2})).eval()
     assert twice(torch.rand(2, 1, 16, 16)).shape == (2, 3)
@@ -259,22 +259,22 @@ def test_the_multiplier_widens_the_defective_blocks_alone(arch: str) -> None:
     assert [shape[0] for shape in shapes_of(twice).values()] == [2 * shape[0] for shape in shapes_of(once).values()]
 
 
-def test_the_multiplier_in_densenet_is_one_of_the_growth() -> None:
+def test_multiplier_in_densenet_multiplies_the_growth() -> None:
     module = outline(ModelSpec("densenet121", 0.5, (1,), channel_multiplier=2))
     assert [shape[0] for shape in shapes_of(module).values()] == [64 + 64 * layer for layer in range(7)]
     assert module.get_submodule("transition1.conv").out_channels == 224
     assert module.get_submodule("block2.0.conv2").out_channels == 32
 
 
-def test_a_widened_block_has_a_masked_projection_and_the_next_block_its_stride() -> None:
+def test_widened_block_has_a_masked_projection_and_the_next_block_keeps_its_stride() -> None:
     module = outline(ModelSpec("resnet18", 0.5, (1,), channel_multiplier=2))
     masks = shapes_of(module)
     assert masks.pop("block1.0.shortcut.defect") == (128, 32, 32)
     assert masks == {path: (128, 32, 32) for path in PLACEMENTS["resnet18"][1]}
-    assert module.get_submodule("block2.0.conv1").stride == (2, 2)  # 128 channels go in and come out, at half the size
+    assert module.get_submodule("block2.0.conv1").stride == (2, 2)  # 128 channels in and out, at half the size
 
 
-def test_the_multiplier_needs_no_mask() -> None:
+def test_multiplier_works_without_masks() -> None:
     wide = outline(ModelSpec("resnet18", 1.0, (0, 1, 2), channel_multiplier=2))
     assert wide.get_submodule("stem.conv").out_channels == 128
     assert shapes_of(wide) == {}
@@ -282,7 +282,7 @@ def test_the_multiplier_needs_no_mask() -> None:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["spatial_dropout", "drop_block"])
-def test_drops_stand_where_masks_would(arch: str, kind: str) -> None:
+def test_drops_are_at_the_positions_of_masks(arch: str, kind: str) -> None:
     blocks = (2, 3)
     drop = Drop(kind, keep=0.8, blocks=blocks, block_size=2)
     module = outline(narrow(arch, blocks=(0, 1), drop=drop))
@@ -297,18 +297,18 @@ def test_drops_stand_where_masks_would(arch: str, kind: str) -> None:
             assert layer.p == pytest.approx(0.2)
 
 
-def test_a_mask_and_a_drop_at_one_site() -> None:
-    alone, both = narrow("resnet18", blocks=(3,)), narrow("resnet18", blocks=(3,), drop=Drop("drop_block"))
+def test_mask_and_drop_at_one_position() -> None:
+    mask_only, both = narrow("resnet18", blocks=(3,)), narrow("resnet18", blocks=(3,), drop=Drop("drop_block"))
     module = build(both)
     masks = defect_masks(module)
     assert {name: mask.tobytes() for name, mask in masks.items()} == {
-        name: mask.tobytes() for name, mask in defect_masks(build(alone)).items()
+        name: mask.tobytes() for name, mask in defect_masks(build(mask_only)).items()
     }
-    assert set(module.state_dict()) == set(build(alone).state_dict())
+    assert set(module.state_dict()) == set(build(mask_only).state_dict())
     assert all(isinstance(module.get_submodule(path), DefectThenDrop) for path in PLACEMENTS["resnet18"][3])
     assert sum(isinstance(layer, DropBlock) for layer in module.modules()) == 10
 
 
-def test_a_drop_that_keeps_all_is_none() -> None:
+def test_drop_with_keep_1_is_omitted() -> None:
     module = outline(narrow("resnet18", drop=Drop("drop_block", keep=1.0)))
     assert not any(isinstance(layer, DropBlock) for layer in module.modules())

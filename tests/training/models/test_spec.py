@@ -1,4 +1,4 @@
-"""ModelSpec: its fields, what it refuses, and its JSON."""
+"""`ModelSpec`: fields, validation, JSON."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def test_json_round_trip(spec: ModelSpec) -> None:
     assert list(json.loads(spec.to_json())) == [field.name for field in dataclasses.fields(ModelSpec)]
 
 
-def test_json_may_leave_out_what_has_a_default() -> None:
+def test_json_may_omit_fields_with_a_default() -> None:
     assert ModelSpec.from_json('{"arch": "resnet18", "keep": 1, "blocks": [2, 0]}') == ModelSpec("resnet18", 1.0, (0, 2))
 
 
-def test_values_are_brought_to_one_form() -> None:
+def test_values_are_converted_to_standard_types() -> None:
     spec = tiny_spec(blocks=[2, 0, 1], mean=[0], std=[np.float32(0.5)], width=np.int64(4))
     assert spec == tiny_spec(mean=(0.0,), std=(0.5,), width=4)
     assert type(spec.width) is int
@@ -93,7 +93,7 @@ def test_specs_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("field", "value", "facts"),
     [
         ("arch", "resnet19", "arch | resnet18, resnet50, densenet121, senet18, vgg19, wrn32_4 | 'resnet19'"),
         ("keep", 0.0, "keep | (0, 1] | 0.0"),
@@ -103,7 +103,7 @@ def test_specs_are_frozen() -> None:
         ("keep", None, "keep | (0, 1] | None"),
         ("keep", 10**400, "keep | (0, 1]"),
         ("blocks", (0, 5), "blocks | 4 | (0, 5)"),
-        ("blocks", (1, 1), "blocks | twice"),
+        ("blocks", (1, 1), "blocks | duplicates"),
         ("blocks", (-1,), "blocks | (-1,)"),
         ("blocks", (0.0,), "blocks | (0.0,)"),
         ("blocks", (True,), "blocks | (True,)"),
@@ -136,13 +136,13 @@ def test_specs_are_frozen() -> None:
         ("input_shape", (1, 8, 4), "width | input_shape | 8 | 4"),
     ],
 )
-def test_bad_values_are_refused(field: str, value: object, message: str) -> None:
-    with raises(SpecError, message):
+def test_invalid_values_are_rejected(field: str, value: object, facts: str) -> None:
+    with raises(SpecError, facts):
         tiny_spec(**{field: value})
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
         ({"arch": "wrn32_4", "blocks": (4,), "width": 4}, "3 | (4,)"),
         ({"arch": "wrn32_4", "width": 6}, "width | wrn32_4 | multiple of 4 | 6"),
@@ -158,13 +158,13 @@ def test_bad_values_are_refused(field: str, value: object, message: str) -> None
         ),
     ],
 )
-def test_what_an_architecture_cannot_have(changes: dict[str, Any], message: str) -> None:
-    with raises(SpecError, message):
+def test_values_an_architecture_does_not_support_are_rejected(changes: dict[str, Any], facts: str) -> None:
+    with raises(SpecError, facts):
         tiny_spec(**changes)
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "facts"),
     [
         ({"kind": "dropout"}, "kind | drop | spatial_dropout, drop_block | 'dropout'"),
         ({"keep": 0}, "keep | (0, 1] | got 0"),
@@ -172,12 +172,12 @@ def test_what_an_architecture_cannot_have(changes: dict[str, Any], message: str)
         ({"block_size": 0}, "block_size | drop | at least 1 | 0"),
     ],
 )
-def test_bad_drops_are_refused(values: dict[str, Any], message: str) -> None:
-    with raises(SpecError, message):
+def test_invalid_drops_are_rejected(values: dict[str, Any], facts: str) -> None:
+    with raises(SpecError, facts):
         Drop(**{"kind": "drop_block", **values})
 
 
-def test_drops_have_the_papers_defaults_and_one_form() -> None:
+def test_drop_defaults_equal_the_paper() -> None:
     assert Drop("drop_block") == Drop("drop_block", 0.9, (3, 4), 3)
     drop = Drop("drop_block", 1, [4, 3])  # type: ignore[arg-type]
     assert (drop.keep, type(drop.keep), drop.blocks) == (1.0, float, (3, 4))
@@ -188,7 +188,7 @@ def with_json(**changes: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "facts"),
     [
         (with_json(p=0.3), "p | arch, keep, blocks, pattern"),
         (with_json(keep=2), "keep | (0, 1] | got 2"),
@@ -203,6 +203,6 @@ def with_json(**changes: Any) -> str:
         ("[" * 100_000, "JSON object"),
     ],
 )
-def test_bad_json_is_refused(text: str, message: str) -> None:
-    with raises(SpecError, message):
+def test_invalid_json_is_rejected(text: str, facts: str) -> None:
+    with raises(SpecError, facts):
         ModelSpec.from_json(text)

@@ -1,4 +1,4 @@
-"""`defective`: masks in a network of the user's own."""
+"""`defective`: masks in any network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def wrapped(network: nn.Module | None = None, **changes: Any) -> nn.Module:
 
 @pytest.mark.parametrize(("pattern", "axes"), [("neuron", (0, 1, 2)), ("channel", (0,)), ("shared", (1, 2))])
 @pytest.mark.parametrize("sampling", ["bernoulli", "exact"])
-def test_each_named_layer_is_followed_by_its_mask(pattern: str, axes: tuple[int, ...], sampling: str) -> None:
+def test_each_named_layer_has_its_mask(pattern: str, axes: tuple[int, ...], sampling: str) -> None:
     module = wrapped(pattern=pattern, sampling=sampling, mask_seed=4)
     masks = defect_masks(module)
     assert list(masks) == [f"{path}.defect.mask" for path in LAYERS]
@@ -39,7 +39,7 @@ def test_each_named_layer_is_followed_by_its_mask(pattern: str, axes: tuple[int,
         np.testing.assert_array_equal(mask, defect_mask(size, 0.5, pattern, sampling, seed=4, name=f"{path}.defect"))
 
 
-def test_the_masks_act_and_the_users_network_stays() -> None:
+def test_masks_are_applied_and_the_original_network_is_unchanged() -> None:
     network = UsersNetwork().eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     images = torch.rand(3, *SHAPE)
@@ -56,14 +56,14 @@ def test_the_masks_act_and_the_users_network_stays() -> None:
     assert torch.equal(module(images), network.head(hidden.amax(dim=(2, 3))))
 
 
-def test_keep_one_is_a_copy() -> None:
+def test_keep_1_returns_a_copy() -> None:
     network = UsersNetwork()
     module = wrapped(network, keep=1.0)
     assert module is not network
     assert list(module.state_dict()) == list(network.state_dict())
 
 
-def test_it_trains_and_is_saved(tmp_path: Path) -> None:
+def test_result_trains_and_can_be_saved(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = wrapped().train()
     masks = defect_masks(module)
@@ -85,22 +85,22 @@ def test_it_trains_and_is_saved(tmp_path: Path) -> None:
     assert torch.equal(copy.deepcopy(module)(images), module(images))
 
 
-def test_it_is_compiled_as_one_graph() -> None:
+def test_result_compiles_to_one_graph() -> None:
     module = wrapped().eval()
     images = torch.rand(2, *SHAPE)
     assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(images), module(images))
 
 
-def test_a_layer_in_another_layer_has_the_same_mask_as_alone() -> None:
+def test_nested_layer_has_the_same_mask_as_without_the_outer_layer() -> None:
     module = wrapped(layers=["features", "features.0"])
-    alone = wrapped(layers=["features.0"])
+    inner_only = wrapped(layers=["features.0"])
     masks = defect_masks(module)
     assert sorted(masks) == ["features.defect.mask", "features.layer.0.defect.mask"]
-    np.testing.assert_array_equal(masks["features.layer.0.defect.mask"], defect_masks(alone)["features.0.defect.mask"])
+    np.testing.assert_array_equal(masks["features.layer.0.defect.mask"], defect_masks(inner_only)["features.0.defect.mask"])
     assert masks["features.defect.mask"].shape == (12, 7, 4)
 
 
-def test_modes_devices_and_types_are_the_networks_own() -> None:
+def test_modes_devices_and_dtypes_are_kept() -> None:
     network = UsersNetwork().double().train()
     network.features[1].eval()
     random = torch.random.get_rng_state()
@@ -112,7 +112,7 @@ def test_modes_devices_and_types_are_the_networks_own() -> None:
 
 
 class Odd(nn.Module):
-    """A network with everything that cannot have a mask."""
+    """A network with layers that cannot have a mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,14 +133,14 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
         ({"layers": ["conf"]}, "'conf' | conv"),
         ({"layers": ["xyz"]}, "'xyz' | conv, twice, never"),
         ({"layers": [""]}, "layer | ''"),
         ({"layers": "conv"}, "layers | 'conv'"),
         ({"layers": []}, "layers | []"),
-        ({"layers": ["conv", "conv"]}, "layers | twice"),
+        ({"layers": ["conv", "conv"]}, "layers | duplicates"),
         ({"layers": ["twice"]}, "'twice' | 2"),
         ({"layers": ["never"]}, "'never' | 0"),
         ({"layers": ["hidden"]}, "'hidden' | 0"),
@@ -156,13 +156,13 @@ class Odd(nn.Module):
         ({"mask_seed": -1}, "mask_seed | 0"),
     ],
 )
-def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_rejected(changes: dict[str, Any], facts: str) -> None:
     values: dict[str, Any] = {"example_shape": (3, 8, 8), "layers": ["conv"], "keep": 0.5, **changes}
-    with raises(SpecError, message):
+    with raises(SpecError, facts):
         defective(Odd(), **values)
 
 
 @pytest.mark.parametrize("path", ["norm", "norm.layer", "norm.defect"])
-def test_one_mask_a_layer(path: str) -> None:
+def test_layer_with_a_mask_is_rejected(path: str) -> None:
     with raises(SpecError, f"'{path}' | already"):
         wrapped(wrapped(), layers=[path])

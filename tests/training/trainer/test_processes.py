@@ -1,4 +1,4 @@
-"""Several processes train as one: two on a processor, by gloo, started by Fabric and by torchrun."""
+"""Training with two processes on the CPU equals training with one, started by Fabric and by torchrun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from defensemble_training.trainer.train import _check_batches
 from tests.support.checkout import ROOT
 from tests.support.facts import assert_facts
 
-# A network without BatchNorm, whose statistics are each process's own on a processor.
+# A network without BatchNorm, because its statistics are not synchronised on CPUs.
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -25,18 +25,18 @@ from torch import nn
 from defensemble_training import Compute, RunFolder, recipe_from_preset, train_module
 from tests.support.bars import bars_dataset
 
-def make():
+def build_module():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 
 recipe = recipe_from_preset("fast", epochs=5, batch_size=16, held_out=9)
 compute = Compute("cpu", int(sys.argv[2]), threads=1)
-run = RunFolder(Path(sys.argv[1]), anew=True, save_every_s=0.0)
-module, record = train_module(make, bars_dataset(), recipe=recipe, compute=compute, run=run)
+run = RunFolder(Path(sys.argv[1]), overwrite=True, save_every_s=0.0)
+module, record = train_module(build_module, bars_dataset(), recipe=recipe, compute=compute, run=run)
 torch.distributed.is_initialized() and torch.distributed.destroy_process_group()
 """
 
 
-def trained(folder: Path, processes: int, *, torchrun: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def train_in_processes(folder: Path, processes: int, *, torchrun: bool = False) -> tuple[np.ndarray, np.ndarray]:
     script = folder.parent / f"{folder.name}.py"
     script.write_text(SCRIPT)
     python = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if torchrun else [sys.executable]
@@ -51,22 +51,22 @@ def trained(folder: Path, processes: int, *, torchrun: bool = False) -> tuple[np
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
-    loss, accuracies = trained(tmp_path / "one", 1)
-    losses, accuracies_of_two = trained(tmp_path / "two", 2)
+def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
+    loss, accuracies = train_in_processes(tmp_path / "one", 1)
+    losses, accuracies_of_two = train_in_processes(tmp_path / "two", 2)
     assert losses == pytest.approx(loss, rel=1e-4)
     assert accuracies_of_two == pytest.approx(accuracies, abs=1e-9)
-    assert loss[-1] < 0.7 * loss[0], "nothing was learnt, and equal curves would say little"
+    assert loss[-1] < 0.7 * loss[0], "without learning, equal curves would prove little"
 
 
-def test_each_process_needs_two_images_a_step() -> None:
+def test_each_process_needs_two_images_per_step() -> None:
     _check_batches(1438, 5, 2)
-    with pytest.raises(SpecError, match=r"each of 2 processes must see at least 2 images .* batches of 2 of the 1438 "):
+    with pytest.raises(SpecError, match=r"each of 2 processes must have at least 2 images .* batches of 2 of the 1438 "):
         _check_batches(1438, 2, 2)
 
 
 @pytest.mark.slow
-def test_more_processes_than_a_batch_has_pairs_of_images_are_refused(tmp_path: Path) -> None:
+def test_too_many_processes_for_the_batch_size_are_rejected(tmp_path: Path) -> None:
     options = ["--processes", "2", "--batch-size", "2", "--width", "1", "--threads", "1"]
     command = [sys.executable, "-m", "defensemble", "train", *options, "a.safetensors"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
@@ -76,7 +76,7 @@ def test_more_processes_than_a_batch_has_pairs_of_images_are_refused(tmp_path: P
 
 
 @pytest.mark.slow
-def test_torchrun_brings_its_own_number_of_processes(tmp_path: Path) -> None:
-    loss, _ = trained(tmp_path / "one", 1)
-    losses, _ = trained(tmp_path / "two", 2, torchrun=True)
+def test_torchrun_sets_the_number_of_processes(tmp_path: Path) -> None:
+    loss, _ = train_in_processes(tmp_path / "one", 1)
+    losses, _ = train_in_processes(tmp_path / "two", 2, torchrun=True)
     assert losses == pytest.approx(loss, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Recipes: the presets say what the paper says, values are checked, and the learning rate does what its schedule says."""
+"""Recipes: presets, validation, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from defensemble_training.trainer.recipe import one_cycle
 from tests.support.facts import raises
 
 
-def test_paper_is_the_authors_recipe() -> None:
+def test_paper_preset_equals_the_authors_recipe() -> None:
     paper = PRESETS["paper"]
     assert (paper.learning_rate, paper.momentum, paper.nesterov, paper.weight_decay) == (0.1, 0.9, False, 5e-4)
     assert (paper.epochs, paper.batch_size, paper.milestones, paper.label_smoothing) == (350, 128, (150, 250), 0.0)
@@ -25,21 +25,21 @@ def test_paper_is_the_authors_recipe() -> None:
     assert paper.learning_rate_at(150 * per_epoch - 1, per_epoch) == pytest.approx(0.1)
 
 
-def test_milestones_move_with_the_epochs_and_leave_with_the_schedule() -> None:
+def test_milestones_scale_with_the_epochs_and_need_the_schedule_steps() -> None:
     assert recipe_from_preset("paper", epochs=35).milestones == (15, 25)
     assert recipe_from_preset("paper", epochs=35, milestones=(1, 2)).milestones == (1, 2)
     assert recipe_from_preset("paper", schedule="one-cycle").milestones == ()
     assert recipe_from_preset("paper", epochs=1).milestones == ()
 
 
-def test_numbers_of_numpy_become_python_s() -> None:
+def test_numpy_numbers_become_python_numbers() -> None:
     recipe = recipe_from_preset("fast", epochs=np.int64(3), learning_rate=np.float32(0.5))
     assert json.loads(json.dumps(recipe.to_values()))["epochs"] == 3
     assert type(recipe.learning_rate) is float
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_a_recipe_survives_json(preset: str) -> None:
+def test_recipe_json_round_trip(preset: str) -> None:
     recipe = recipe_from_preset(preset, label_smoothing=0.1, choose="best", held_out=5)
     assert Recipe(**json.loads(json.dumps(recipe.to_values()))) == recipe
 
@@ -55,7 +55,7 @@ def test_one_cycle_rises_then_falls(steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
         ({"epochs": 0}, "epochs | at least 1 | 0"),
         ({"batch_size": 1}, "batch_size | 2 | 1"),
@@ -65,7 +65,7 @@ def test_one_cycle_rises_then_falls(steps: int) -> None:
         ({"schedule": "cosine"}, "schedule | one-cycle, steps | 'cosine'"),
         ({"milestones": (1,)}, "milestones | schedule | 'steps'"),
         ({"schedule": "steps", "milestones": (2, 1)}, "milestones | (2, 1)"),
-        ({"schedule": "steps", "milestones": (8,)}, "milestones | 8 epochs | (8,)"),
+        ({"schedule": "steps", "milestones": (8,)}, "milestones | number of epochs, 8 | (8,)"),
         ({"flip": "no"}, "flip | True | False | 'no'"),
         ({"momentum": 1.0}, "momentum | below 1 | 1.0"),
         ({"momentum": 0.0}, "nesterov | momentum | above 0"),
@@ -80,11 +80,11 @@ def test_one_cycle_rises_then_falls(steps: int) -> None:
         ({"colour": 1}, "colour | epochs"),
     ],
 )
-def test_bad_values_are_refused(changes: dict[str, Any], message: str) -> None:
-    with raises(SpecError, message):
+def test_invalid_values_are_rejected(changes: dict[str, Any], facts: str) -> None:
+    with raises(SpecError, facts):
         recipe_from_preset("fast", **changes)
 
 
-def test_an_unknown_preset_is_refused() -> None:
+def test_unknown_preset_is_rejected() -> None:
     with raises(SpecError, "preset | fast, paper | 'slow'"):
         recipe_from_preset("slow")

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or ended by an error go on as if nothing had been."""
+"""Killed, interrupted and failed runs resume with the same result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bars() -> Dataset:
 
 
 class Killed(Exception):  # noqa: N818
-    """What ends a run in the middle of a step's callback, as a kill would."""
+    """Ends a run in the callback of a step, like a kill."""
 
 
 def run(bars: Dataset, folder: Path, *, kill_at: int | None = None, spec: dict[str, Any] | None = None, **changes: Any) -> bytes:
@@ -61,9 +61,9 @@ def run(bars: Dataset, folder: Path, *, kill_at: int | None = None, spec: dict[s
 
 
 def history(folder: Path) -> list[dict[str, Any]]:
-    found = load_state(folder)
-    assert found is not None
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found.history]
+    state = load_state(folder)
+    assert state is not None
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in state.history]
 
 
 @pytest.mark.parametrize(
@@ -77,22 +77,22 @@ def history(folder: Path) -> list[dict[str, Any]]:
     ],
     ids=["masks", "DropBlock and label smoothing", "masks, adversarial", "masks and SpatialDropout", "standard, adversarial"],
 )
-def test_a_run_that_ends_anywhere_goes_on_bit_for_bit(bars: Dataset, tmp_path: Path, spec: dict[str, Any], changes: dict[str, Any]) -> None:
-    whole = run(bars, tmp_path / "whole", spec=spec, **changes)
+def test_interrupted_run_resumes_bit_for_bit(bars: Dataset, tmp_path: Path, spec: dict[str, Any], changes: dict[str, Any]) -> None:
+    expected = run(bars, tmp_path / "whole", spec=spec, **changes)
     steps = len(history(tmp_path / "whole")) * 4
     assert steps == EPOCHS * 4
     for kill_at in (1, 4, 6, 11, steps):
         with pytest.raises(Killed):
             run(bars, tmp_path / "ended", kill_at=kill_at, spec=spec, **changes)
-    assert run(bars, tmp_path / "ended", spec=spec, **changes) == whole
+    assert run(bars, tmp_path / "ended", spec=spec, **changes) == expected
     assert history(tmp_path / "ended") == history(tmp_path / "whole")
     events = [json.loads(line)["event"] for line in (tmp_path / "ended/log.jsonl").read_text().splitlines()]
-    assert (events.count("start"), events.count("resume")) == (2, 4), "killed at step 1, before any state was saved"
+    assert (events.count("start"), events.count("resume")) == (2, 4), "the first kill, at step 1, is before a state was saved"
     assert events[-1] == "end"
     assert (tmp_path / "ended/learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def call(folder: Path, *options: str) -> subprocess.Popen[str]:
+def start_training(folder: Path, *options: str) -> subprocess.Popen[str]:
     arguments = ["--width", "2", "--epochs", "12", "--batch-size", "64", "--threads", "1", "--resume", *options, "a.safetensors"]
     command = [sys.executable, "-m", "defensemble", "train", *arguments]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -104,33 +104,33 @@ def tensors(path: Path) -> dict[str, bytes]:
         return {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}
 
 
-def until_state(folder: Path, epochs: int) -> None:
-    """Wait until a run has saved so many epochs."""
+def wait_for_state(folder: Path, epochs: int) -> None:
+    """Wait until a run has saved a number of epochs."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = load_state(folder)
-        if found is not None and len(found.history) >= epochs:
+        state = load_state(folder)
+        if state is not None and len(state.history) >= epochs:
             return
         time.sleep(0.01)
     raise AssertionError("no state was saved in time")
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_resumed_bit_for_bit_and_sigint_says_how(tmp_path: Path) -> None:
+def test_killed_run_resumes_bit_for_bit_and_sigint_prints_the_command(tmp_path: Path) -> None:
     whole, ended = tmp_path / "whole", tmp_path / "ended"
     whole.mkdir()
     ended.mkdir()
-    with call(whole) as process:
+    with start_training(whole) as process:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
 
-    with call(ended) as process:
-        until_state(ended / "a.run", 2)
+    with start_training(ended) as process:
+        wait_for_state(ended / "a.run", 2)
         process.send_signal(signal.SIGKILL)
         assert process.wait(timeout=30) == -signal.SIGKILL
     assert not (ended / "a.safetensors").exists()
-    with call(ended) as process:
-        until_state(ended / "a.run", 5)
+    with start_training(ended) as process:
+        wait_for_state(ended / "a.run", 5)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
@@ -139,33 +139,33 @@ def test_a_killed_run_is_resumed_bit_for_bit_and_sigint_says_how(tmp_path: Path)
     assert "interrupted" in errors
     assert "train --width 2 --epochs 12" in line
     assert "--resume" in line
-    with call(ended) as process:
+    with start_training(ended) as process:
         printed, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert "wrote a.safetensors" in printed
     assert tensors(ended / "a.safetensors") == tensors(whole / "a.safetensors")
-    assert not (ended / "a.run" / STATE_FILE).exists(), "what it was kept for is done"
+    assert not (ended / "a.run" / STATE_FILE).exists(), "the state of a completed run is removed"
     events = [json.loads(line) for line in (ended / "a.run/log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events if event["event"] != "epoch"] == ["start", "resume", "interrupted", "resume", "end"]
     epochs = [event["epoch"] for event in events if event["event"] == "epoch"]
     assert sorted(set(epochs)) == list(range(1, 13))
-    with call(ended) as process:
+    with start_training(ended) as process:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0
     assert_facts(errors, "a.safetensors | resume")
-    with call(ended, "--seed", "5") as process:
+    with start_training(ended, "--seed", "5") as process:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 1
     assert_facts(errors, "a.safetensors | seed | 0 | 5")
 
 
-def test_another_run_s_folder_is_refused_and_kept(bars: Dataset, tmp_path: Path) -> None:
+def test_folder_of_another_run_is_rejected_and_unchanged(bars: Dataset, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(bars, tmp_path, kill_at=9)
     before = (tmp_path / STATE_FILE).read_bytes()
     with raises(TrainingError, "spec.keep | 0.3 | 0.5"):
         run(bars, tmp_path, spec={"keep": 0.5})
-    with pytest.raises(TrainingError, match=r"recipe.epochs: the run has 4, asked for was 7"):
+    with pytest.raises(TrainingError, match=r"recipe.epochs was 4, now 7"):
         run(bars, tmp_path, epochs=7)
     with pytest.raises(TrainingError, match=r"interrupted .*step \d+\b.*--resume"):
         train(tiny_spec(), bars, run=RunFolder(tmp_path), compute=Compute("cpu"))
@@ -173,10 +173,10 @@ def test_another_run_s_folder_is_refused_and_kept(bars: Dataset, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_folder_are_refused_and_the_first_goes_on(tmp_path: Path) -> None:
-    with call(tmp_path, "--epochs", "200") as process:
-        until_state(tmp_path / "a.run", 1)
-        with call(tmp_path, "--force") as other:
+def test_second_process_in_a_run_folder_is_rejected_and_the_first_continues(tmp_path: Path) -> None:
+    with start_training(tmp_path, "--epochs", "200") as process:
+        wait_for_state(tmp_path / "a.run", 1)
+        with start_training(tmp_path, "--force") as other:
             _, errors = other.communicate(timeout=60)
         assert other.returncode == 1
         assert_facts(errors, "a.run | --run")
@@ -187,29 +187,29 @@ def test_two_runs_in_one_folder_are_refused_and_the_first_goes_on(tmp_path: Path
     assert load_state(tmp_path / "a.run") is not None
 
 
-def test_a_second_run_in_a_folder_is_refused_while_the_first_is_at_work(bars: Dataset, tmp_path: Path) -> None:
-    refused = []
+def test_second_run_in_a_locked_folder_is_rejected(bars: Dataset, tmp_path: Path) -> None:
+    messages = []
 
     def on_progress(progress: TrainingProgress) -> None:
         if progress.step == 1:
             with pytest.raises(TrainingError, match=re.escape(str(tmp_path))) as caught:
                 run(bars, tmp_path)
-            refused.append(str(caught.value))
+            messages.append(str(caught.value))
 
     recipe = recipe_from_preset("fast", epochs=1, batch_size=16)
     train(tiny_spec(), bars, recipe=recipe, compute=Compute("cpu", threads=1), run=RunFolder(tmp_path), on_progress=on_progress)
-    (text,) = refused
-    assert "another run is at work" in text
+    (message,) = messages
+    assert "another run" in message
 
 
-def test_a_finished_run_s_log_stays_unless_it_is_forced(bars: Dataset, tmp_path: Path) -> None:
+def test_log_of_a_finished_run_is_appended_to(bars: Dataset, tmp_path: Path) -> None:
     for seed in (1, 2):
         recipe = recipe_from_preset("fast", epochs=1, batch_size=16)
         run_folder = RunFolder(tmp_path)
         train(tiny_spec(), bars, recipe=recipe, seed=seed, compute=Compute("cpu", threads=1), run=run_folder)
         run_folder.finish()
-    told = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["seed"] for row in told if row["event"] == "start"] == [1, 2]
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["seed"] for row in events if row["event"] == "start"] == [1, 2]
 
 
 def some_state(folder: Path) -> Path:
@@ -220,23 +220,23 @@ def some_state(folder: Path) -> Path:
     return folder / STATE_FILE
 
 
-@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_in_a_state_is_found(tmp_path: Path, share: float, bit: int) -> None:
+@given(fraction=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_flipped_bit_in_a_state_is_detected(tmp_path: Path, fraction: float, bit: int) -> None:
     path = some_state(tmp_path)
     content = bytearray(path.read_bytes())
-    content[int(share * len(content))] ^= 1 << bit
+    content[int(fraction * len(content))] ^= 1 << bit
     path.write_bytes(content)
     with pytest.raises(TrainingError, match=re.escape(str(path))):
         load_state(tmp_path)
 
 
-def test_a_state_of_before_the_digest_is_read(tmp_path: Path) -> None:
+def test_state_without_digest_is_read_with_a_warning(tmp_path: Path) -> None:
     path = some_state(tmp_path)
     with safe_open(path, framework="pt") as file:
-        described = json.loads(file.metadata()["defensemble.run"])
-    del described["content_digest"]
+        metadata = json.loads(file.metadata()["defensemble.run"])
+    del metadata["content_digest"]
     new = load_state(tmp_path)
-    save_file(load_file(path), path, {"defensemble.run": json.dumps({**described, "format": 1})})
+    save_file(load_file(path), path, {"defensemble.run": json.dumps({**metadata, "format": 1})})
     with pytest.warns(UncheckedContentWarning, match=STATE_FILE):
         old = load_state(tmp_path)
     assert old is not None
@@ -246,7 +246,7 @@ def test_a_state_of_before_the_digest_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "another file"])
-def test_a_damaged_state_is_told(bars: Dataset, tmp_path: Path, damage: str) -> None:
+def test_damaged_state_is_rejected(bars: Dataset, tmp_path: Path, damage: str) -> None:
     with pytest.raises(Killed):
         run(bars, tmp_path, kill_at=9)
     state = tmp_path / STATE_FILE
@@ -256,7 +256,7 @@ def test_a_damaged_state_is_told(bars: Dataset, tmp_path: Path, damage: str) -> 
         run(bars, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(bars: Dataset, tmp_path: Path) -> None:
+def test_diverged_run_saves_the_last_good_checkpoint(bars: Dataset, tmp_path: Path) -> None:
     def poison(progress: TrainingProgress) -> None:
         if progress.epoch == 3:
             bars_poisoned.train.pixels[:] = float("nan")
@@ -267,9 +267,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(bars: Dataset,
     from defensemble_training.trainer.device_data import DeviceDataset
 
     class Poisoned(DeviceDataset):
-        def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            _, labels = super().__getitem__(chosen)
-            return torch.from_numpy(bars_poisoned.train.pixels)[chosen], labels
+        def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            _, labels = super().__getitem__(indices)
+            return torch.from_numpy(bars_poisoned.train.pixels)[indices], labels
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("defensemble_training.trainer.loop.DeviceDataset", Poisoned)

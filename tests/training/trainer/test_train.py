@@ -1,4 +1,4 @@
-"""Training: the same seed gives the same weights, the state of torch is left alone, and it learns."""
+"""Training is deterministic, restores torch's state, and learns."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from defensemble_training import (
     train,
     train_module,
 )
-from defensemble_training.data.dataset import held_out
-from defensemble_training.evaluation import count_right, predicted
-from defensemble_training.seeding import stream
-from defensemble_training.trainer.augmentation import augmented, epoch_order
+from defensemble_training.data.dataset import split_held_out
+from defensemble_training.evaluation import count_correct, predict_classes
+from defensemble_training.seeding import make_generator
+from defensemble_training.trainer.augmentation import augment, epoch_order
 from tests.support.bars import bars_dataset
 from tests.support.facts import raises
 from tests.support.untrained import tiny_spec
@@ -46,7 +46,7 @@ def bars() -> Dataset:
 
 
 def run(spec: ModelSpec, dataset: Dataset, *, seed: int = 0, threads: int = 1, **changes: Any) -> tuple[nn.Module, TrainingRecord]:
-    """Train with small batches for an epoch; other values of the recipe by name."""
+    """Train with small batches for an epoch. `changes` are other values of the recipe."""
     on_progress = changes.pop("on_progress", None)
     recipe = recipe_from_preset("fast", **{"epochs": 1, "batch_size": 16, **changes})
     return train(spec, dataset, recipe=recipe, seed=seed, compute=Compute("cpu", threads=threads), on_progress=on_progress)
@@ -56,11 +56,11 @@ def weights_of(module: nn.Module) -> bytes:
     return b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())
 
 
-def test_a_run_learns_and_is_written_down(bars: Dataset) -> None:
-    seen: list[TrainingProgress] = []
-    module, record = run(tiny_spec(keep=0.7, width=4), bars, epochs=15, seed=1, on_progress=seen.append)
+def test_run_learns_and_is_recorded(bars: Dataset) -> None:
+    steps: list[TrainingProgress] = []
+    module, record = run(tiny_spec(keep=0.7, width=4), bars, epochs=15, seed=1, on_progress=steps.append)
     assert not module.training
-    assert record.accuracy == (predicted(module, bars.test.images()) == bars.test.labels).mean()
+    assert record.accuracy == (predict_classes(module, bars.test.images()) == bars.test.labels).mean()
     assert record.accuracy >= 0.9
     assert (record.data, record.data_source, record.data_digest, record.class_names) == ("bars", "drawn", bars.digest, bars.class_names)
     assert record.recipe == recipe_from_preset("fast", epochs=15, batch_size=16).to_values()
@@ -69,27 +69,27 @@ def test_a_run_learns_and_is_written_down(bars: Dataset) -> None:
     assert record.device
     assert record.seconds > 0
     assert record.versions["torch"] == torch.__version__
-    assert [progress.step for progress in seen] == list(range(1, 61))
-    assert {progress.steps for progress in seen} == {60}
-    assert [progress.epoch for progress in seen] == [epoch for epoch in range(1, 16) for _ in range(4)]
-    assert seen[-1].loss == record.loss
-    assert seen[-1].train_accuracy > seen[3].train_accuracy
+    assert [progress.step for progress in steps] == list(range(1, 61))
+    assert {progress.steps for progress in steps} == {60}
+    assert [progress.epoch for progress in steps] == [epoch for epoch in range(1, 16) for _ in range(4)]
+    assert steps[-1].loss == record.loss
+    assert steps[-1].train_accuracy > steps[3].train_accuracy
 
 
-def test_how_images_were_brought_to_size_is_in_the_record(bars: Dataset) -> None:
+def test_record_has_the_preprocessing(bars: Dataset) -> None:
     assert run(tiny_spec(), bars)[1].preprocessing is None
     rule = Preprocessing("squash")
     assert run(tiny_spec(), replace(bars, preprocessing=rule))[1].preprocessing == rule.to_values()
 
 
-def test_the_same_seed_gives_the_same_weights(bars: Dataset) -> None:
+def test_same_seed_gives_the_same_weights(bars: Dataset) -> None:
     first = weights_of(run(tiny_spec(), bars, seed=4)[0])
     torch.rand(7)
     assert weights_of(run(tiny_spec(), bars, seed=4)[0]) == first
     assert weights_of(run(tiny_spec(), bars, seed=5)[0]) != first
 
 
-def test_torchs_state_is_as_before(bars: Dataset) -> None:
+def test_torch_state_is_restored(bars: Dataset) -> None:
     threads = torch.get_num_threads()
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -100,27 +100,27 @@ def test_torchs_state_is_as_before(bars: Dataset) -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_test_images_change_nothing_but_the_accuracy(bars: Dataset) -> None:
+def test_test_images_only_affect_the_accuracy(bars: Dataset) -> None:
     blank = replace(bars, test=Part(np.zeros_like(bars.test.pixels), bars.test.labels))
     assert weights_of(run(tiny_spec(), bars, epochs=2)[0]) == weights_of(run(tiny_spec(), blank, epochs=2)[0])
 
 
-def test_no_batch_is_left_with_one_image(bars: Dataset) -> None:
+def test_no_batch_has_one_image(bars: Dataset) -> None:
     module, _ = run(tiny_spec(), bars, batch_size=66)  # 67 images
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
 
 
-def test_masks_are_those_of_the_spec_after_training(bars: Dataset) -> None:
+def test_training_does_not_change_the_masks(bars: Dataset) -> None:
     module, _ = run(tiny_spec(mask_seed=8), bars)
     assert mask_digest(defect_masks(module)) == mask_digest(defect_masks(build(tiny_spec(mask_seed=8))))
 
 
-def test_a_loss_that_is_not_finite_is_an_error(bars: Dataset) -> None:
+def test_non_finite_loss_is_an_error(bars: Dataset) -> None:
     with pytest.raises(DivergedError, match=r"(nan|inf)\b.* epoch \d\b.* step \d+ of \d+\b.* learning_rate=1e\+30\b"):
         run(tiny_spec(keep=1.0), bars, epochs=3, learning_rate=1e30)
 
 
-def test_an_interruption_passes_on_and_leaves_torch_as_before(bars: Dataset) -> None:
+def test_interruption_is_raised_and_restores_torch_state(bars: Dataset) -> None:
     threads = torch.get_num_threads()
 
     def interrupt(progress: TrainingProgress) -> None:
@@ -132,7 +132,7 @@ def test_an_interruption_passes_on_and_leaves_torch_as_before(bars: Dataset) -> 
 
 
 @pytest.mark.parametrize(
-    ("argument", "value", "message"),
+    ("argument", "value", "facts"),
     [
         ("seed", -1, "seed | 0 | -1"),
         ("seed", 2**63, "seed | 9223372036854775807 | 9223372036854775808"),
@@ -141,24 +141,24 @@ def test_an_interruption_passes_on_and_leaves_torch_as_before(bars: Dataset) -> 
         ("held_out", 67, "held_out | 'bars' | 67 training images"),
     ],
 )
-def test_bad_arguments_are_refused(bars: Dataset, argument: str, value: int, message: str) -> None:
-    with raises(SpecError, message):
+def test_invalid_arguments_are_rejected(bars: Dataset, argument: str, value: int, facts: str) -> None:
+    with raises(SpecError, facts):
         run(tiny_spec(), bars, **{argument: value})
 
 
-def test_more_gpus_than_there_are_are_refused(bars: Dataset) -> None:
+def test_missing_gpu_is_rejected(bars: Dataset) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with raises(SpecError, "device='cpu' | --device cpu"):
         train(tiny_spec(), bars, compute=Compute("gpu"))
 
 
-def test_channels_last_is_refused_on_a_processor() -> None:
+def test_channels_last_is_rejected_on_cpus() -> None:
     with raises(SpecError, "channels_last=True | torch 2.13"):
         Compute("cpu", channels_last=True)
 
 
-def test_bf16_is_autocast_and_weights_stay_float32(bars: Dataset) -> None:
+def test_bf16_uses_autocast_and_keeps_float32_weights(bars: Dataset) -> None:
     spec = tiny_spec(keep=0.7, width=4)
     recipe = recipe_from_preset("fast", epochs=15, batch_size=16)
     module, record = train(spec, bars, recipe=recipe, seed=1, compute=Compute("cpu", threads=1, precision="bf16"))
@@ -170,44 +170,44 @@ def test_bf16_is_autocast_and_weights_stay_float32(bars: Dataset) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of torch.jit
-def test_a_compiled_network_trains_as_another_does(bars: Dataset) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from torch.jit
+def test_compiled_network_trains(bars: Dataset) -> None:
     if shutil.which("c++") is None and shutil.which("g++") is None:
-        pytest.skip("there is no C++ compiler, which torch.compile needs on a processor")
+        pytest.skip("torch.compile needs a C++ compiler on CPUs")
     recipe = recipe_from_preset("fast", epochs=15, batch_size=16)
     module, record = train(tiny_spec(keep=0.7, width=4), bars, recipe=recipe, seed=1, compute=Compute("cpu", threads=1, compile=True))
     assert record.accuracy >= 0.9
     assert list(module.state_dict()) == list(build(tiny_spec(keep=0.7, width=4)).state_dict())
 
 
-def test_the_end_of_memory_says_what_lowers_the_need(bars: Dataset) -> None:
-    def make() -> nn.Module:
+def test_out_of_memory_error_names_the_options_that_need_less(bars: Dataset) -> None:
+    def build_module() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 2**43))  # 2 petabytes
 
     with raises(TrainingError, "64 | batch_size | --batch-size"):
-        train_module(make, bars, compute=Compute("cpu"))
+        train_module(build_module, bars, compute=Compute("cpu"))
 
 
-def test_other_runtime_errors_keep_their_traceback(bars: Dataset) -> None:
+def test_other_runtime_errors_are_not_translated(bars: Dataset) -> None:
     with pytest.raises(RuntimeError, match="multiplied"):
         train_module(lambda: nn.Sequential(nn.Flatten(), nn.Linear(63, 3)), bars, compute=Compute("cpu"))
 
 
-def test_a_network_of_the_user_s_own_is_trained(bars: Dataset) -> None:
-    def make() -> nn.Module:
+def test_train_module_trains_any_network(bars: Dataset) -> None:
+    def build_module() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 
     recipe = recipe_from_preset("fast", epochs=20, batch_size=16)
-    module, record = train_module(make, bars, recipe=recipe, compute=Compute("cpu", threads=1))
+    module, record = train_module(build_module, bars, recipe=recipe, compute=Compute("cpu", threads=1))
     assert isinstance(module, nn.Sequential)
-    assert record.accuracy == (predicted(module, bars.test.images()) == bars.test.labels).mean() >= 0.9
+    assert record.accuracy == (predict_classes(module, bars.test.images()) == bars.test.labels).mean() >= 0.9
 
 
-def test_the_best_epoch_is_chosen_by_held_out_images(bars: Dataset) -> None:
+def test_best_epoch_is_selected_by_held_out_images(bars: Dataset) -> None:
     module, record = run(tiny_spec(keep=0.7, width=4), bars, epochs=5, choose="best", held_out=20)
     assert (record.n_train, record.n_held_out) == (47, 20)
-    _, chosen_by = held_out(bars.train, 20, "defensemble-held-out-v1:bars")
-    assert record.held_out_accuracy == count_right(module, chosen_by) / 20
+    _, held_out_part = split_held_out(bars.train, 20, "defensemble-held-out-v1:bars")
+    assert record.held_out_accuracy == count_correct(module, held_out_part) / 20
     _, last = run(tiny_spec(keep=0.7, width=4), bars, epochs=5, held_out=20)
     assert last.held_out_accuracy is not None
     assert record.held_out_accuracy >= last.held_out_accuracy
@@ -227,7 +227,7 @@ def test_each_value_of_the_recipe_changes_the_weights(bars: Dataset, changes: di
     assert weights_of(run(tiny_spec(), bars, **changes)[0]) != weights_of(run(tiny_spec(), bars)[0])
 
 
-def test_images_are_mirrored_only_where_the_data_allow_it(bars: Dataset) -> None:
+def test_images_are_mirrored_only_if_the_dataset_allows_it(bars: Dataset) -> None:
     allowed = replace(bars, flip=True)
     plain = weights_of(run(tiny_spec(), bars)[0])
     assert weights_of(run(tiny_spec(), bars, flip=False)[0]) == plain
@@ -235,14 +235,14 @@ def test_images_are_mirrored_only_where_the_data_allow_it(bars: Dataset) -> None
     assert weights_of(run(tiny_spec(), allowed)[0]) != plain
 
 
-def test_a_spec_that_does_not_fit_the_data_is_refused(bars: Dataset) -> None:
+def test_spec_that_does_not_match_the_dataset_is_rejected(bars: Dataset) -> None:
     with raises(SpecError, "input_shape | (1, 16, 16) | 'bars' | (1, 8, 8)"):
         train(tiny_spec(input_shape=(1, 16, 16)), bars)
     with raises(SpecError, "num_classes | 4 | 'bars' | 3"):
         train(tiny_spec(num_classes=4), bars)
 
 
-def test_an_epoch_sees_every_image_once_in_another_order() -> None:
+def test_each_epoch_has_every_image_once_in_a_new_order() -> None:
     first, second = (torch.cat(epoch_order(3, epoch, 97, 16)) for epoch in (1, 2))
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(97))
     assert first.tolist() != second.tolist()
@@ -250,30 +250,30 @@ def test_an_epoch_sees_every_image_once_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
-def test_shifts_are_whole_pixels_with_zeros_coming_in_and_some_images_are_mirrored(kind: torch.dtype) -> None:
+def test_images_shift_by_whole_pixels_with_zero_padding_and_some_are_mirrored(kind: torch.dtype) -> None:
     images = torch.randint(1, 255, (256, 2, 16, 20)).to(kind)
-    moved = augmented(images, stream(0, "a"), largest_shift=1 / 16, flip=True, whole=256, share=slice(None))
-    assert (moved.shape, moved.dtype) == (images.shape, kind)
-    places = {}
+    augmented = augment(images, make_generator(0, "a"), largest_shift=1 / 16, flip=True, batch_size=256, rows=slice(None))
+    assert (augmented.shape, augmented.dtype) == (images.shape, kind)
+    shifts = {}
     for mirrored in (False, True):
         padded = nn.functional.pad(images.flip(3) if mirrored else images, (1, 1, 1, 1))
         for row in range(3):
             for column in range(3):
-                places[mirrored, row, column] = padded[:, :, row : row + 16, column : column + 20]
-    used = [next(place for place, whole in places.items() if torch.equal(whole[index], moved[index])) for index in range(256)]
-    assert set(used) == set(places)
+                shifts[mirrored, row, column] = padded[:, :, row : row + 16, column : column + 20]
+    used = [next(shift for shift, shifted in shifts.items() if torch.equal(shifted[index], augmented[index])) for index in range(256)]
+    assert set(used) == set(shifts)
 
 
-def test_a_share_of_a_batch_moves_as_it_does_in_the_whole() -> None:
+def test_rows_of_a_batch_are_augmented_like_the_whole_batch() -> None:
     images = torch.rand(10, 1, 8, 8)
-    whole = augmented(images, stream(0, "a"), largest_shift=1 / 8, flip=True, whole=10, share=slice(None))
-    part = augmented(images[5:], stream(0, "a"), largest_shift=1 / 8, flip=True, whole=10, share=slice(5, 10))
+    whole = augment(images, make_generator(0, "a"), largest_shift=1 / 8, flip=True, batch_size=10, rows=slice(None))
+    part = augment(images[5:], make_generator(0, "a"), largest_shift=1 / 8, flip=True, batch_size=10, rows=slice(5, 10))
     assert torch.equal(whole[5:], part)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [1.0, 0.3])
-def test_digits_reach_the_promised_accuracy(keep: float) -> None:
+def test_digits_reach_the_documented_accuracy(keep: float) -> None:
     digits = load_dataset("digits")
     accuracies = []
     for seed in range(3):

@@ -1,1 +1,1 @@
-"""Gradient attacks on a network, and transfer of their images to others."""
+"""Gradient attacks on networks, and transfer of adversarial examples."""

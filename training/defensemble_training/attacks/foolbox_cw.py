@@ -1,4 +1,4 @@
-"""The one place that knows Foolbox, which is imported where an attack of its own is asked for."""
+"""Carlini-Wagner attack by Foolbox, the only module that uses it. Foolbox is imported on first use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .presets import AttackPreset
 
 
 def l2_carlini_wagner(module: nn.Module, images: torch.Tensor, labels: torch.Tensor, preset: AttackPreset) -> torch.Tensor:
-    """Run Foolbox's CW on a module in eval mode; an image for which nothing is found is returned black."""
+    """Run Foolbox's CW attack on a module in eval mode. Images for which it finds no adversarial example are returned black."""
     foolbox = _foolbox()
     method = foolbox.attacks.L2CarliniWagnerAttack(
         binary_search_steps=preset.search_steps,
@@ -25,8 +25,8 @@ def l2_carlini_wagner(module: nn.Module, images: torch.Tensor, labels: torch.Ten
         abort_early=True,
     )
     model = foolbox.PyTorchModel(module, bounds=(0, 1), device=images.device)
-    found: torch.Tensor = method(model, images, labels, epsilons=None)[0]
-    return found
+    examples: torch.Tensor = method(model, images, labels, epsilons=None)[0]
+    return examples
 
 
 def _foolbox() -> Any:
@@ -38,6 +38,6 @@ def _foolbox() -> Any:
     except ImportError as error:
         cause = (str(error).strip() or "no reason given").splitlines()[0]
         raise TrainingError(
-            f"the attack cw needs Foolbox, which cannot be imported ({cause}); install it with: pip install 'foolbox>=3.3.4' "
-            "(it needs the program git beside it)"
+            f"the attack cw needs Foolbox, which cannot be imported ({cause}). Install it with: pip install 'foolbox>=3.3.4' "
+            "(Foolbox also needs the program git)."
         ) from error

@@ -1,11 +1,11 @@
-"""Which attacks the paper runs, by name: every setting as a value; no torch is needed to read them.
+"""Named settings of the paper's attacks. This module does not import torch.
 
-All l_inf attacks start at the image itself and take the sign of the gradient of the cross-entropy, as the authors' code does; only
-adversarial training starts at random, as Madry et al. (arXiv 1706.06083) do, from whom the paper takes it (it does not say otherwise).
+All l_inf attacks start at the image itself and step along the sign of the gradient of the cross-entropy, as the authors' code does. Only
+adversarial training has a random start, like its source, Madry et al. (arXiv 1706.06083); the paper does not state a difference.
 
-Of CW the paper says kappa and the 30 search steps for c. The 1,000 steps of Adam within each are the default of the authors' code, the
-first c of 0.001 is theirs and Foolbox's, Adam's step of 0.01 is Carlini's and Foolbox's. (The authors' script takes 0.0005, but carries the
-perturbation from one c to the next and works on normalised images; Foolbox starts anew.)
+For CW the paper states kappa and the 30 search steps for c. The 1,000 steps of Adam per search step are the default of the authors' code;
+the initial c of 0.001 is theirs and Foolbox's; Adam's step size of 0.01 is Carlini's and Foolbox's. (The authors' script uses 0.0005, but
+keeps the perturbation from one c to the next and works on normalised images, whereas Foolbox restarts for each c.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..errors import SpecError
-from ..validation import checked_choice, checked_integer, checked_number
+from ..validation import check_choice, checked_integer, checked_number
 
 ALGORITHMS = ("fgsm", "pgd", "mifgsm", "cw")
 _FIELDS = {
@@ -28,29 +28,32 @@ _FIELDS = {
 _NUMBERS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "epsilon": ("[0, 1] (of images in [0, 1]: 8 grey levels of 255 are 8 / 255)", lambda value: 0 <= value <= 1),
     "step_size": ("(0, 1] (of images in [0, 1]: 2 grey levels of 255 are 2 / 255)", lambda value: 0 < value <= 1),
-    "momentum": ("[0, 2] (the paper's is 1)", lambda value: 0 <= value <= 2),  # as far as Dong et al. looked
-    "confidence": ("[0, inf) (the paper's is 40, or 20 where the source is ResNet-18)", lambda value: 0 <= value < math.inf),
+    "momentum": ("[0, 2] (1 in the paper)", lambda value: 0 <= value <= 2),  # the range that Dong et al. tested
+    "confidence": ("[0, inf) (40 in the paper, or 20 if the source is ResNet-18)", lambda value: 0 <= value < math.inf),
 }
 
 
 @dataclass(frozen=True)
 class AttackPreset:
-    """An untargeted attack with all of its settings; what an algorithm does not have is None.
+    """An untargeted attack and its settings. Settings that an algorithm does not have are None.
 
     Attributes:
-        name: how the preset is called.
-        algorithm: `fgsm`, `pgd`, `mifgsm` (these in l_inf) or `cw` (in l2).
-        epsilon: l_inf radius in [0, 1], images being in [0, 1]; `cw` has none.
-        step_size: of one step, in (0, 1]; `fgsm` takes epsilon. For `cw` Adam's, in the space of its tangent.
-        steps: gradients an image, at least 1; for `cw` the most within one search step.
-        momentum: weight in [0, 2] of the gradients before; `mifgsm` only.
-        random_start: whether it starts at a uniform point of the epsilon ball; `pgd` only.
-        confidence: kappa, at least 0, the margin of logits by which the class must be wrong; `cw` only.
-        search_steps: how many values of c are tried; `cw` only.
-        paper: where the setting comes from.
+        name: Name of the preset.
+        algorithm: `fgsm`, `pgd` or `mifgsm` (in l_inf), or `cw` (in l2).
+        epsilon: l_inf radius in [0, 1], for images in [0, 1]; not for `cw`.
+        step_size: Size of one step in (0, 1]; `fgsm` uses epsilon. For `cw`, Adam's step size in tanh space.
+        steps: Gradients per image, at least 1; for `cw`, the maximum per search step.
+        momentum: Weight of the previous gradients in [0, 2]; only for `mifgsm`.
+        random_start: Whether to start at a uniform point of the epsilon ball; only for `pgd`.
+        confidence: Kappa, at least 0: the required margin of the wrong class's logit; only for `cw`.
+        search_steps: Number of values of c to try; only for `cw`.
+        paper: Where the setting comes from.
 
     Raises:
-        SpecError: a value is outside of its range, is missing, or does not belong to the algorithm.
+        SpecError: A value is out of range, missing, or does not belong to the algorithm.
+
+    Example:
+        >>> AttackPreset("pgd4", "pgd", epsilon=4 / 255, step_size=1 / 255, steps=10)
     """
 
     name: str
@@ -65,24 +68,28 @@ class AttackPreset:
     paper: str = ""
 
     def __post_init__(self) -> None:
-        checked_choice("algorithm", self.algorithm, ALGORITHMS)
+        check_choice("algorithm", self.algorithm, ALGORITHMS)
         for field in ("epsilon", "step_size", "steps", "momentum", "confidence", "search_steps"):
-            value, needed = getattr(self, field), field in _FIELDS[self.algorithm]
-            if (value is not None) != needed:
-                needs = ", ".join(_FIELDS[self.algorithm])
-                raise SpecError(f"{self.algorithm} is described by {needs}; got {field}={value!r} in the preset {self.name!r}")
+            value, is_required = getattr(self, field), field in _FIELDS[self.algorithm]
+            if (value is not None) != is_required:
+                fields = ", ".join(_FIELDS[self.algorithm])
+                raise SpecError(f"{self.algorithm} has exactly the settings {fields}; got {field}={value!r} in the preset {self.name!r}")
         if self.random_start and self.algorithm != "pgd":
-            raise SpecError(f"random_start must be False for {self.algorithm} (pgd alone has it), got True in the preset {self.name!r}")
-        for field, (expected, holds) in _NUMBERS.items():
+            raise SpecError(f"random_start must be False for {self.algorithm} (only pgd has it), got True in the preset {self.name!r}")
+        for field, (expected, is_valid) in _NUMBERS.items():
             if (value := getattr(self, field)) is not None:
-                object.__setattr__(self, field, checked_number(field, value, f"in {expected}", holds))
+                object.__setattr__(self, field, checked_number(field, value, f"in {expected}", is_valid))
         for field in ("steps", "search_steps"):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, checked_integer(field, getattr(self, field), minimum=1))
 
 
 def attack_preset(name: str | AttackPreset) -> AttackPreset:
-    """Return the preset of a name, or a preset as it is; raise a `SpecError` where there is none of that name."""
+    """Return the preset with a name, or a preset unchanged.
+
+    Raises:
+        SpecError: The name is unknown.
+    """
     if isinstance(name, AttackPreset):
         return name
     if not isinstance(name, str) or name not in ATTACKS:
@@ -133,6 +140,6 @@ _PRESETS = (
     _mifgsm("mifgsm32", 40, 32, "MIFGSM, CIFAR-10"),
     _mifgsm("mifgsm32-tiny-imagenet", 80, 32, "MIFGSM, Tiny-ImageNet"),
     _mifgsm("mifgsm64-tiny-imagenet", 80, 64, "MIFGSM, Tiny-ImageNet"),
-    _pgd("adversarial-training", 2, 7, 8, "adversarial training's inner attack; the random start is Madry et al.'s", random_start=True),
+    _pgd("adversarial-training", 2, 7, 8, "inner attack of adversarial training; random start by Madry et al.", random_start=True),
 )
 ATTACKS: Mapping[str, AttackPreset] = MappingProxyType({preset.name: preset for preset in _PRESETS})

@@ -1,1 +1,1 @@
-"""Datasets: where they are found, how they are decoded, and the cache of decoded images."""
+"""Datasets: find, download and decode images, and cache them decoded."""

@@ -1,4 +1,4 @@
-"""One part of a dataset, decoded and written as .npy files image by image, so that it never has to fit into memory."""
+"""Decode one part of a dataset to `.npy` files in chunks, so that it need not fit into memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images.decoding import Decoded, decode_images
+from defensemble_images.decoding import DecodedBatch, decode_images
 from defensemble_images.errors import DamagedImageError
 from defensemble_images.memory import check_memory, default_limit
 from defensemble_images.preprocessing import Preprocessing
@@ -25,19 +25,19 @@ OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodeOptions:
     """How the images of a part are decoded."""
 
-    preprocessing: Preprocessing | None  # how they are brought to their size; None: all must have it
-    skip_damaged: bool = False  # leave out what cannot be decoded
-    max_memory: int | None = None  # bytes that images may take while they are decoded; None: half of the free memory
+    preprocessing: Preprocessing | None  # how they are resized; None: all must have the size
+    skip_damaged: bool = False  # whether to leave out images that cannot be decoded
+    max_memory: int | None = None  # memory limit for decoding in bytes; None: half of the free memory
 
     def memory_check(self) -> Callable[[str, int], None]:
-        """Return what `decode_images` calls with where an image is and how many bytes it takes; it raises where these are too many."""
-        allowed = default_limit() if self.max_memory is None else self.max_memory  # once: asking the system takes longer than an image
+        """Return the `check` argument of `decode_images`, which raises for images that need too much memory."""
+        limit = default_limit() if self.max_memory is None else self.max_memory  # once: it takes longer than decoding an image
 
         def check(where: str, needed: int) -> None:
-            if needed > allowed:
+            if needed > limit:
                 check_memory(f"decoding {where}", needed, self.max_memory)
 
         return check
@@ -45,43 +45,51 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class WrittenPart:
-    """One part, as it was written."""
+    """Summary of a part that was written."""
 
     shape: tuple[int, int, int, int]  # (n, C, H, W) of the pixels
     labels: npt.NDArray[np.int64]  # (n,)
-    mean: tuple[float, ...]  # of the images in [0, 1], one value a channel, rounded to 4 decimals
-    std: tuple[float, ...]  # as mean
+    mean: tuple[float, ...]  # of the images in [0, 1], one value per channel, rounded to 4 decimals
+    std: tuple[float, ...]  # like mean
     digest: bytes  # SHA-256 over pixels and labels
-    damage: tuple[DamagedImageError, ...]  # the images that were left out
+    damage: tuple[DamagedImageError, ...]  # one error for each image that was left out
     formats: frozenset[str]  # such as {"JPEG"}
-    animations: tuple[str, ...]  # where the images are of which only the first frame was read
+    animations: tuple[str, ...]  # images of which only the first frame was read
 
 
 def write_part(
-    folder: Path, split: str, part: EncodedPart, image_shape: tuple[int, int, int], reading: Reading, on_progress: OnProgress
+    folder: Path, split: str, part: EncodedPart, image_shape: tuple[int, int, int], options: DecodeOptions, on_progress: OnProgress
 ) -> WrittenPart:
-    """Decode one part into `<split>.npy` and `<split>_labels.npy`: as uint8, or as float32 in [0, 1] where an image has 16 bits a pixel.
+    """Decode one part to `<split>.npy` and `<split>_labels.npy`, as uint8, or as float32 in [0, 1] if an image has 16 bits per pixel.
+
+    Args:
+        folder: Folder of the files.
+        split: `train` or `test`.
+        part: Encoded images and labels.
+        image_shape: (C, H, W) of each image.
+        options: How to decode the images.
+        on_progress: Called with what is being done, the number of images done, and their total.
 
     Raises:
-        defensemble_images.DamagedImageError: an image is damaged and not to be left out.
-        DataError: a file cannot be read.
+        defensemble_images.DamagedImageError: An image is damaged, and damaged images are not skipped.
+        DataError: A file cannot be read.
     """
     try:
-        return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.uint8))
-    except _MoreBitsError:
-        return _written(folder, split, part, image_shape, reading, on_progress, np.dtype(np.float32))
+        return _write_split(folder, split, part, image_shape, options, on_progress, np.dtype(np.uint8))
+    except _SixteenBitImageError:
+        return _write_split(folder, split, part, image_shape, options, on_progress, np.dtype(np.float32))
 
 
-class _MoreBitsError(Exception):
-    """An image has 16 bits a pixel, and what was written so far has 8."""
+class _SixteenBitImageError(Exception):
+    """An image has 16 bits per pixel, but the file is being written as uint8."""
 
 
-def _written(
+def _write_split(
     folder: Path,
     split: str,
     part: EncodedPart,
     image_shape: tuple[int, int, int],
-    reading: Reading,
+    options: DecodeOptions,
     on_progress: OnProgress,
     dtype: np.dtype[np.uint8] | np.dtype[np.float32],
 ) -> WrittenPart:
@@ -89,62 +97,62 @@ def _written(
     levels = 256 if dtype == np.uint8 else 65536
     total, seen, written = len(part.labels), 0, 0
     kept = np.zeros(total, dtype=np.bool_)
-    counts = np.zeros((channels, levels), dtype=np.int64)  # of every pixel value: exact sums, the same on every platform
+    counts = np.zeros((channels, levels), dtype=np.int64)  # histogram of pixel values: exact, so equal on every platform
     digest = hashlib.sha256()
     damage: list[DamagedImageError] = []
     formats: Counter[str] = Counter()
     animations: list[str] = []
     with (folder / f"{split}.npy").open("wb") as file:
         _write_header(file, dtype, (total, *image_shape))
-        for some in _decoded(part, channels, size, reading):
-            if seen + len(some.kept) > total:
-                raise DataError(f"the {split} part has more images than labels ({total}); was it changed while it was read? try again")
-            pixels = some.pixels
+        for batch in _decode(part, channels, size, options):
+            if seen + len(batch.kept) > total:
+                raise DataError(f"the {split} part has more images than labels ({total}); it may have changed during the read. Try again.")
+            pixels = batch.pixels
             if pixels.dtype != dtype:
                 if dtype == np.uint8:
-                    raise _MoreBitsError
-                pixels = some.floats
+                    raise _SixteenBitImageError
+                pixels = batch.floats
             file.write(pixels.data)
             digest.update(pixels.data)
             for channel in range(channels):
                 values = pixels[:, channel].ravel()
-                whole = values if values.dtype == np.uint8 else np.rint(values * np.float32(levels - 1)).astype(np.int64)
-                counts[channel] += np.bincount(whole, minlength=levels)
-            damage += some.damage
-            formats += some.formats
-            animations += some.animations
-            kept[seen : seen + len(some.kept)] = some.kept
-            seen += len(some.kept)
+                integers = values if values.dtype == np.uint8 else np.rint(values * np.float32(levels - 1)).astype(np.int64)
+                counts[channel] += np.bincount(integers, minlength=levels)
+            damage += batch.damage
+            formats += batch.formats
+            animations += batch.animations
+            kept[seen : seen + len(batch.kept)] = batch.kept
+            seen += len(batch.kept)
             written += len(pixels)
             on_progress(f"decoding {split} images", seen, total)
         if seen != total:
-            raise DataError(f"the {split} part has {seen} images and {total} labels; was it changed while it was read? try again")
+            raise DataError(f"the {split} part has {seen} images and {total} labels; it may have changed during the read. Try again.")
         if written != total:
-            # In place: numpy leaves room for the largest number in the first axis, so the length stays.
+            # In place: numpy pads the header for the largest first axis, so its length does not change.
             file.seek(0)
             _write_header(file, dtype, (written, *image_shape))
-        _to_disk(file)
+        _flush(file)
     labels = part.labels[kept]
     with (folder / f"{split}_labels.npy").open("wb") as file:
         np.save(file, labels, allow_pickle=False)
-        _to_disk(file)
+        _flush(file)
     digest.update(labels.astype("<i8").tobytes())
     mean, std = mean_and_std(counts)
     shape = (written, *image_shape)
     return WrittenPart(shape, labels, mean, std, digest.digest(), tuple(damage), frozenset(formats), tuple(animations))
 
 
-def _decoded(part: EncodedPart, channels: int, size: int, reading: Reading) -> Iterator[Decoded]:
+def _decode(part: EncodedPart, channels: int, size: int, options: DecodeOptions) -> Iterator[DecodedBatch]:
     try:
         yield from decode_images(
-            part.images(), channels, (size, size), reading.preprocessing, skip_damaged=reading.skip_damaged, check=reading.memory_check()
+            part.images(), channels, (size, size), options.preprocessing, skip_damaged=options.skip_damaged, check=options.memory_check()
         )
     except OSError as error:
-        raise DataError(f"{error.filename} cannot be read: {error.strerror}; fix its permissions, or remove it") from error
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}. Fix its permissions, or remove it.") from error
 
 
 def mean_and_std(counts: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of values in [0, 1] from how often each of L levels occurs, (C, L), rounded to 4 decimals."""
+    """Return mean and standard deviation per channel, in [0, 1], from histograms (C, L) of L levels, rounded to 4 decimals."""
     values = np.arange(counts.shape[1]) / (counts.shape[1] - 1)
     totals = np.maximum(counts.sum(axis=1), 1)
     means = (counts * values).sum(axis=1) / totals
@@ -156,7 +164,7 @@ def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) 
     np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
 
 
-def _to_disk(file: BinaryIO) -> None:
-    # Before the folder is renamed, or a crash of the machine could leave an entry whose files hold zeros.
+def _flush(file: BinaryIO) -> None:
+    # Flush before the folder is renamed: after a crash of the machine, the files of the entry could otherwise hold zeros.
     file.flush()
     os.fsync(file.fileno())

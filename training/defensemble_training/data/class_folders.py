@@ -1,4 +1,4 @@
-"""A dataset as image files: a folder for each class, below a folder for each split or, without any, with a fifth for the test."""
+"""Datasets as image files: SPLIT/CLASS/IMAGE, or CLASS/IMAGE, of which a fifth becomes the test part."""
 
 from __future__ import annotations
 
@@ -8,51 +8,55 @@ from pathlib import Path
 
 import numpy as np
 
-from defensemble_images.class_names import listed, normalised
-from defensemble_images.folders import FileState, LabelledFiles, Skipped, class_folders, contents, images_in, labelled_files
-from defensemble_images.reader import SUFFIXES, Encoded
-from defensemble_images.regular_files import irregular
+from defensemble_images.class_names import format_names, normalised
+from defensemble_images.folders import FileState, LabelledFiles, SkippedFiles, class_folders, find_images, format_contents, labelled_files
+from defensemble_images.reader import SUFFIXES, EncodedImage
+from defensemble_images.regular_files import irregular_file_kind
 
 from ..errors import DataError
 from .source import EXPECTED, EncodedPart, Source
 from .splits import stratified_test_part
 
 SPLIT_SEED = "defensemble-split-v1:folder"
-ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's own layout: the classes of val/images/, a line each
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's own layout: the class of each image in val/images/, one per line
 
 
-def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
-    """Recognise class folders of images; None where there are none.
+def source_from_class_folders(folder: Path, test_splits: Sequence[str]) -> Source | None:
+    """Return the dataset in class folders of images, or None if there are no images.
+
+    Args:
+        folder: The dataset's folder.
+        test_splits: Names of the test part, the preferred one first.
 
     Raises:
-        DataError: a split is missing, a class folder is empty, an image is of no class, the test part has other classes, or a folder is
-            unreadable.
-        defensemble_images.ImagesError: a class folder has a name that cannot be kept, or an image is next to the class folders.
+        DataError: A split is missing, a class folder is empty, an image has no class, the test part has other classes, or a folder is
+            not readable.
+        defensemble_images.ImagesError: A folder name cannot be a class name, or an image is next to the class folders.
     """
     try:
-        below = class_folders(folder)
-        test_split = next((split for split in test_splits if split in below), None)
-        if "train" not in below and test_split is None:
-            return _without_split(folder, below)
-        if "train" not in below or test_split is None:
-            missing = " or ".join(test_splits) if "train" in below else "train"
-            raise DataError(f"{folder} lacks a split: it holds {contents(folder)}, expected a folder {missing} too")
+        names = class_folders(folder)
+        test_split = next((split for split in test_splits if split in names), None)
+        if "train" not in names and test_split is None:
+            return _split_class_folders(folder, names)
+        if "train" not in names or test_split is None:
+            missing = " or ".join(test_splits) if "train" in names else "train"
+            raise DataError(f"{folder} lacks a split: it holds {format_contents(folder)}; expected a folder {missing} too")
         train = labelled_files(folder, "train")
         if not train.class_names:
-            raise DataError(f"{folder / 'train'} holds no class folders, but {contents(folder / 'train')}; {EXPECTED}")
+            raise DataError(f"{folder / 'train'} holds no class folders but {format_contents(folder / 'train')}; {EXPECTED}")
         if (folder / test_split / ANNOTATIONS).is_file():
-            test = _annotated(folder, test_split, train.class_names)
+            test = _annotated_files(folder, test_split, train.class_names)
         else:
             test = labelled_files(folder, test_split)
     except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}; fix its permissions, or remove it") from error
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}. Fix its permissions, or remove it.") from error
     for part in (train, test) if test.folders else (train,):
-        _check_filled(part)
+        _check_no_empty_class(part)
     unknown = [name for name in test.class_names if name not in train.class_names]
     if unknown:
         raise DataError(
-            f"{folder / test_split} holds folders of {len(unknown)} classes that the training part does not have: {listed(unknown)}; "
-            f"expected some of {listed(train.class_names)}"
+            f"{folder / test_split} has {len(unknown)} classes that the training part lacks: {format_names(unknown)}; "
+            f"expected some of {format_names(train.class_names)}"
         )
     labels = np.array([train.class_names.index(test.class_names[label]) for label in test.labels], np.int64)
     return Source(
@@ -65,49 +69,52 @@ def folders_source(folder: Path, test_splits: Sequence[str]) -> Source | None:
     )
 
 
-def _without_split(folder: Path, names: Sequence[str]) -> Source | None:
-    if not any(images_in(folder, name, Skipped()) for name in names):
+def _split_class_folders(folder: Path, names: Sequence[str]) -> Source | None:
+    """Return the dataset in class folders without a split, with a fifth of each class as the test part."""
+    if not any(find_images(folder, name, SkippedFiles()) for name in names):
         return None
-    found = labelled_files(folder)
-    _check_filled(found)
-    labels = found.indices
-    test = stratified_test_part(labels, SPLIT_SEED)
+    images = labelled_files(folder)
+    _check_no_empty_class(images)
+    labels = images.indices
+    is_test = stratified_test_part(labels, SPLIT_SEED)
     parts = []
-    for chosen in (~test, test):
-        files = [found.files[index] for index in np.flatnonzero(chosen)]
-        parts.append(EncodedPart(labels[chosen], partial(_encoded, folder, files)))
-    layout = "class folders without a split (of every class a fifth, chosen by a fixed seed, is the test part)"
-    return Source(layout, found.class_names, parts[0], parts[1], tuple(found.files), found.skipped)
+    for selection in (~is_test, is_test):
+        files = [images.files[index] for index in np.flatnonzero(selection)]
+        parts.append(EncodedPart(labels[selection], partial(_encoded, folder, files)))
+    layout = "class folders without a split (the test part is a fifth of each class, chosen by a fixed seed)"
+    return Source(layout, images.class_names, parts[0], parts[1], tuple(images.files), images.skipped)
 
 
-def _check_filled(part: LabelledFiles) -> None:
-    if part.empty:
-        place = part.place / part.folders[part.class_names.index(part.empty[0])]
+def _check_no_empty_class(part: LabelledFiles) -> None:
+    if part.empty_classes:
+        path = part.classes_folder / part.folders[part.class_names.index(part.empty_classes[0])]
         raise DataError(
-            f"the class folder {place} holds no image, but {contents(place)}; expected {', '.join(SUFFIXES)}; fill or remove it"
+            f"the class folder {path} holds no image but {format_contents(path)}; expected {', '.join(SUFFIXES)}. Add images, or remove it."
         )
 
 
-def _annotated(folder: Path, split: str, class_names: tuple[str, ...]) -> LabelledFiles:
-    found = LabelledFiles(folder, split, class_names)
-    there = {file.name: file for file in images_in(folder, split, found.skipped)}
+def _annotated_files(folder: Path, split: str, class_names: tuple[str, ...]) -> LabelledFiles:
+    result = LabelledFiles(folder, split, class_names)
+    files = {file.name: file for file in find_images(folder, split, result.skipped)}
     path = folder / split / ANNOTATIONS
-    if (kind := irregular(path.stat().st_mode)) is not None:
-        raise DataError(f"{path} is {kind}, expected a text file; unpack the archive again")
-    found.skipped.others -= 1  # the annotations themselves
-    for count, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    if (kind := irregular_file_kind(path.stat().st_mode)) is not None:
+        raise DataError(f"{path} is {kind}; expected a text file. Unpack the archive again.")
+    result.skipped.others -= 1  # the annotations file itself
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         name, _, rest = line.partition("\t")
         class_name = normalised(rest.partition("\t")[0])
-        file = there.get(f"{split}/images/{name}")
+        file = files.get(f"{split}/images/{name}")
         if file is None or class_name not in class_names:
-            what = (
-                f"the image {split}/images/{name}, which is not there" if file is None else f"the class {class_name!r}, which train lacks"
+            problem = (
+                f"the image {split}/images/{name}, which does not exist"
+                if file is None
+                else f"the class {class_name!r}, which the training part lacks"
             )
-            raise DataError(f"{path} names in line {count} {what}; expected image, tabulator, class; unpack the archive again")
-        found.files.append(file)
-        found.labels.append(class_names.index(class_name))
-    return found
+            raise DataError(f"line {number} of {path} names {problem}; expected IMAGE<tab>CLASS. Unpack the archive again.")
+        result.files.append(file)
+        result.labels.append(class_names.index(class_name))
+    return result
 
 
-def _encoded(folder: Path, files: Sequence[FileState]) -> Iterator[Encoded]:
-    return (Encoded(str(folder / file.name), folder / file.name) for file in files)
+def _encoded(folder: Path, files: Sequence[FileState]) -> Iterator[EncodedImage]:
+    return (EncodedImage(str(folder / file.name), folder / file.name) for file in files)

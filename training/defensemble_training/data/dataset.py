@@ -1,4 +1,4 @@
-"""Which images a network is trained and judged on: datasets by name, from a folder or the hub, with a split that never changes."""
+"""Load datasets by name, from a folder or the Hugging Face hub, with a fixed split into training and test images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from defensemble_images import ClassNamesError, ImagesError, Preprocessing, matched_classes, range_fault, reading_notes
+from defensemble_images import ClassNamesError, ImagesError, Preprocessing, match_classes, range_problem, reading_notes
 
 from ..errors import DataError, SpecError
 from ..validation import INTEGRAL
@@ -20,8 +20,8 @@ from .registry import DATASET_INFOS, LARGEST_SIZE, SMALLEST_SIZE
 from .splits import stratified_choice, stratified_test_part
 
 DATASETS = ("digits", *DATASET_INFOS)
-LARGEST_COPY = 2**31  # bytes that a split may take of memory
-CHECKED_AT_ONCE = 1024  # images
+MAX_COPY_BYTES = 2**31  # larger parts are not copied when they are split
+CHECK_CHUNK = 1024  # images per range check
 CROP = Preprocessing()
 
 Images = npt.NDArray[np.float32]
@@ -33,14 +33,18 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Images with labels, as they are stored: one part of a dataset.
+    """The training or test part of a dataset: images with labels.
 
     Attributes:
-        pixels: (n, C, H, W), uint8 in 0 to 255 or float32 in [0, 1]; it may be a read-only memory map.
+        pixels: (n, C, H, W), uint8 in 0 to 255 or float32 in [0, 1]. It may be a read-only memory map.
         labels: int64 (n,).
 
     Raises:
-        DataError: they are of another type or shape, not equally many, or none. The values of pixels are not looked at.
+        DataError: The dtype or shape is wrong, the lengths differ, or there are no images. Pixel values are not checked.
+
+    Example:
+        >>> dataset = load_dataset("digits")
+        >>> images, labels = dataset.test.images(slice(0, 10)), dataset.test.labels[:10]
     """
 
     pixels: Pixels
@@ -49,12 +53,12 @@ class Part:
     def __post_init__(self) -> None:
         pixels: object = self.pixels
         if not isinstance(pixels, np.ndarray) or pixels.ndim != 4 or pixels.dtype not in (np.uint8, np.float32) or 0 in pixels.shape[1:]:
-            raise DataError(f"pixels must be an array (n, C, H, W) of uint8 or float32, got {_described(pixels)}")
+            raise DataError(f"pixels must be an array (n, C, H, W) of uint8 or float32, got {_describe(pixels)}")
         labels: object = self.labels
         if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype != np.int64:
-            raise DataError(f"labels must be an array (n,) of int64, got {_described(labels)}")
+            raise DataError(f"labels must be an array (n,) of int64, got {_describe(labels)}")
         if len(pixels) != len(labels):
-            raise DataError(f"pixels and labels must be equally many, got {len(pixels)} images and {len(labels)} labels")
+            raise DataError(f"pixels and labels must have the same length, got {len(pixels)} images and {len(labels)} labels")
         if not len(labels):
             raise DataError("a part must hold at least one image, got none")
 
@@ -63,24 +67,24 @@ class Part:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pixels as they are stored."""
+        """Size of all pixels in bytes, in their stored dtype."""
         return self.pixels.nbytes
 
-    def stored(self, selection: Selection = slice(None)) -> Pixels:
-        """Return some of the images as they are stored, (n', C, H, W), uint8 in 0 to 255 or float32 in [0, 1]; it may be a view."""
+    def raw_pixels(self, selection: Selection = slice(None)) -> Pixels:
+        """Return the pixels of some images in their stored dtype, (n', C, H, W). The result may be a view."""
         return self.pixels[selection]
 
     def images(self, selection: Selection = slice(None)) -> Images:
-        """Return some of the images, a copy, float32 (n', C, H, W) in [0, 1]; uint8 is divided by 255."""
-        chosen = self.stored(selection)
-        images = chosen.astype(np.float32)
-        if chosen.dtype == np.uint8:
+        """Return a copy of some images as float32 (n', C, H, W) in [0, 1]. uint8 pixels are divided by 255."""
+        pixels = self.raw_pixels(selection)
+        images = pixels.astype(np.float32)
+        if pixels.dtype == np.uint8:
             images /= np.float32(255)
         return images
 
 
-class Rows(Part):
-    """Some of the images of a part that is too large to be copied; that part was checked, so this one is not."""
+class PartSubset(Part):
+    """Some rows of a part that is too large to copy. The part was checked, so the subset is not."""
 
     _base: Part
     _rows: npt.NDArray[np.intp]
@@ -94,39 +98,43 @@ class Rows(Part):
 
     @property
     def pixels(self) -> Pixels:
-        """All of them, gathered at every access."""
-        return self.stored()
+        """All pixels, copied at every access."""
+        return self.raw_pixels()
 
     @property
     def nbytes(self) -> int:
-        """As in `Part`."""
+        """See `Part.nbytes`."""
         return self._base.nbytes // max(1, len(self._base)) * len(self)
 
-    def stored(self, selection: Selection = slice(None)) -> Pixels:
-        """As in `Part`, and a copy."""
-        return self._base.stored(self._rows[selection])
+    def raw_pixels(self, selection: Selection = slice(None)) -> Pixels:
+        """See `Part.raw_pixels`; the result is a copy."""
+        return self._base.raw_pixels(self._rows[selection])
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with labels, in a training part and a test part that share no image.
+    """Training and test images with labels.
 
     Attributes:
-        name: what `load_dataset` calls it.
-        class_names: label i is class_names[i].
-        train: the training part.
-        test: the test part, which never chooses anything.
-        mean: of the training images, one value a channel, rounded to 4 decimals.
-        std: as mean.
-        flip: whether a mirrored image is still an image of its class.
-        source: one line, where the images came from and in which state.
+        name: Name for `load_dataset`.
+        class_names: Label i is class_names[i].
+        train: The training part.
+        test: The test part. Nothing is selected by its accuracy.
+        mean: Mean of the training images, one value per channel, rounded to 4 decimals.
+        std: Standard deviation, like `mean`.
+        flip: Whether a mirrored image keeps its class.
+        source: Where the images came from, and their version; one line.
         digest: 16 hexadecimal digits over pixels and labels of both parts.
-        preprocessing: how image files were brought to this size; None where the images came as arrays.
-        notes: what a user should know of how the images were read, such as files that were skipped; one line each.
+        preprocessing: How image files were resized. None if the images came as arrays.
+        notes: Notes for the user on how the images were read, such as skipped files; one line each.
 
     Raises:
-        DataError: the parts differ in the shape of their images, fewer than 2 classes, a label of no class, another number of means
-            or deviations than of channels, or float32 pixels outside of [0, 1].
+        DataError: The parts have different image shapes, there are fewer than 2 classes, a label has no class, `mean` or `std` does not
+            match the channels, or float32 pixels are outside [0, 1].
+
+    Example:
+        >>> dataset = load_dataset("digits")
+        >>> dataset.input_shape, len(dataset.train), dataset.class_names
     """
 
     name: str
@@ -142,14 +150,14 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        shapes = [part.stored(slice(0, 1)).shape[1:] for part in (self.train, self.test)]
+        shapes = [part.raw_pixels(slice(0, 1)).shape[1:] for part in (self.train, self.test)]
         if shapes[0] != shapes[1]:
-            raise DataError(f"both parts of {self.name!r} must have images of one shape (C, H, W), got {shapes[0]} and {shapes[1]}")
-        for what, values in (("mean", self.mean), ("std", self.std)):
+            raise DataError(f"both parts of {self.name!r} must have the same image shape (C, H, W), got {shapes[0]} and {shapes[1]}")
+        for statistic, values in (("mean", self.mean), ("std", self.std)):
             if np.shape(values) != shapes[0][:1]:
-                raise DataError(f"{what} of {self.name!r} must be one value for each of {shapes[0][0]} channels, got {values}")
+                raise DataError(f"{statistic} of {self.name!r} must hold one value for each of {shapes[0][0]} channels, got {values}")
         if len(self.class_names) < 2:
-            raise DataError(f"class_names of {self.name!r} must be at least 2, got {self.class_names}")
+            raise DataError(f"class_names of {self.name!r} must hold at least 2 names, got {self.class_names}")
         for split, part in (("training", self.train), ("test", self.test)):
             low, high = int(part.labels.min()), int(part.labels.max())
             if low < 0 or high >= len(self.class_names):
@@ -161,25 +169,27 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        _, channels, height, width = self.train.stored(slice(0, 1)).shape
+        """Shape (C, H, W) of one image."""
+        _, channels, height, width = self.train.raw_pixels(slice(0, 1)).shape
         return channels, height, width
 
-    def numbered_as(self, class_names: Sequence[str], model: str) -> Dataset:
-        """Return this dataset with the class numbers of a model; classes are matched by name, after Unicode NFC.
+    def align_classes(self, class_names: Sequence[str], model: str) -> Dataset:
+        """Return this dataset with the class indices of a model. Classes are matched by name, in Unicode NFC.
 
-        `class_names` are those of the model, in the order of its outputs; `model` is its name, for errors.
+        Args:
+            class_names: Class names of the model, in the order of its outputs.
+            model: Name of the model, for errors.
 
         Raises:
-            DataError: a class of the dataset is none of the model's.
+            DataError: The model lacks a class of the dataset.
         """
         if self.class_names == tuple(class_names):
             return self
         try:
-            numbers = matched_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
+            indices = match_classes(self.class_names, class_names, f"the dataset {self.name!r} ({self.source})", model)
         except ClassNamesError as error:
             raise DataError(str(error)) from error
-        train, test = (Part(part.pixels, numbers[part.labels]) for part in (self.train, self.test))
+        train, test = (Part(part.pixels, indices[part.labels]) for part in (self.train, self.test))
         return replace(self, class_names=tuple(class_names), train=train, test=test)
 
     def __repr__(self) -> str:
@@ -198,40 +208,45 @@ def load_dataset(
     max_memory: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Dataset:
-    """Load a dataset: the digits that are installed, or images from a folder or the Hugging Face hub, decoded once.
+    """Load a dataset: the digits of scikit-learn, or images from a folder or the Hugging Face hub.
 
-    Images are looked for in `data_dir`; in `$DEFENSEMBLE_DATA_DIR/<name>` where that is a folder; among what was downloaded and decoded
-    before; and on the hub. What is read is decoded into the user's cache, and memory-mapped from there from then on.
-    The layouts, the sources and the cache are described in docs/data.md.
+    Images are searched in `data_dir`, then in `$DEFENSEMBLE_DATA_DIR/<name>` if that folder exists, then in the cache of decoded and
+    downloaded images, then on the hub. They are decoded once into the user's cache and memory-mapped from there. The page "Data" of the
+    documentation describes layouts, sources and the cache.
 
     Args:
-        name: `digits`, `mnist`, `cifar10`, `tiny-imagenet`, `imagenet`, `stylized-imagenet`, or `folder` for any images in `data_dir`.
-        size: height and width of the images, 8 to 1024 (digits: to 128); None: 16 for digits, for the others what they usually have, and
-            for `folder` that of the images, if all have the same.
-        data_dir: the folder that holds the dataset, as parquet files or class folders.
-        preprocessing: how images of another size are brought to `size`; None: all images must have it. Digits are not files.
-        skip_damaged: leave out images that cannot be decoded, and say so in `source` and `notes`.
-        max_memory: bytes that a row group of a parquet file, and images while they are decoded, may take; None: half of the free memory.
-        on_progress: called with what is being done, how many images are done, and of how many.
+        name: `digits`, `mnist`, `cifar10`, `tiny-imagenet`, `imagenet`, `stylized-imagenet`, or `folder` for the images in `data_dir`.
+        size: Height and width of the images, 8 to 1024 (`digits`: 8 to 128). None: 16 for `digits`, the images' own size for `folder` (all
+            must have the same), and the usual size for the others.
+        data_dir: Folder with the dataset, as parquet files or class folders.
+        preprocessing: How images are resized to `size`. None requires that all have this size. Not used for `digits`.
+        skip_damaged: Whether to leave out images that cannot be decoded. `source` and `notes` then mention them.
+        max_memory: Memory limit in bytes for a row group of a parquet file and for decoding. None: half of the free memory.
+        on_progress: Called with what is being done, the number of images done, and their total.
 
     Raises:
-        DataError: no such dataset, a size that it cannot have, another layout, damaged or missing files, no room, or no network.
+        DataError: The dataset is unknown, has another layout or size, has damaged or missing files, or there is no disk space or no
+            network.
+
+    Example:
+        >>> dataset = load_dataset("cifar10", data_dir="data/cifar10")
+        >>> photos = load_dataset("folder", 64, data_dir="photos")  # photos/CLASS/IMAGE
     """
     if name not in DATASETS:
-        raise DataError(f"unknown dataset {name!r}; there is {', '.join(DATASETS)}")
+        raise DataError(f"unknown dataset {name!r}; expected one of {', '.join(DATASETS)}")
     if name == "digits":
         if data_dir is not None:
-            raise DataError(f"the dataset 'digits' comes with scikit-learn, got data_dir {str(data_dir)!r}; leave it out, or take 'folder'")
-        return _digits(USUAL_SIZE if size is None else size)
+            raise DataError(f"the dataset 'digits' comes with scikit-learn, got data_dir={str(data_dir)!r}; omit it, or use 'folder'")
+        return _load_digits(USUAL_SIZE if size is None else size)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or not SMALLEST_SIZE <= size <= LARGEST_SIZE):
         raise DataError(f"size must be an integer from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
-    # Pillow, pyarrow and the hub's client are not needed for digits.
-    from .cache_writer import Reading
+    # Imported here because `digits` needs neither Pillow nor pyarrow nor the hub's client.
+    from .cache_writer import DecodeOptions
     from .locate import find_entry
 
-    reading = Reading(preprocessing, skip_damaged, max_memory)
+    options = DecodeOptions(preprocessing, skip_damaged, max_memory)
     try:
-        entry, skipped = find_entry(name, size, data_dir, reading, on_progress or (lambda what, done, total: None))
+        entry, skipped = find_entry(name, size, data_dir, options, on_progress or (lambda task, done, total: None))
     except ImagesError as error:
         raise DataError(str(error)) from error
     return Dataset(
@@ -255,56 +270,60 @@ def load_dataset(
     )
 
 
-def held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
-    """Split a part in two: the rest, and exactly `count` images as evenly over the classes as can be, chosen by a text alone.
+def split_held_out(part: Part, count: int, seed_text: str) -> tuple[Part, Part]:
+    """Split a part into the rest and exactly `count` held-out images, balanced over the classes.
 
-    Both keep the order of the images. Of more than 2 GiB of pixels no copies are made: these parts read what they are asked for.
+    Both keep the order of the images. Parts of more than 2 GiB are not copied: the results read their rows from `part`.
 
     Args:
-        part: what to split.
-        count: 1 to n - 1.
-        seed_text: the same text gives the same split on every platform.
+        part: The part to split.
+        count: Number of held-out images, 1 to n - 1.
+        seed_text: Seed of the split. The same text gives the same split on every platform.
+
+    Returns:
+        The rest and the held-out images.
 
     Raises:
-        SpecError: `count` is out of its range.
+        SpecError: `count` is out of range.
     """
-    what = "the number of images to hold out"
+    number = "the number of held-out images"
     if len(part) < 2:
-        raise SpecError(f"{what} must leave at least one image, got a part of {len(part)}; expected 2 or more")
+        raise SpecError(f"{number} must leave at least one image, got a part of {len(part)}; expected 2 or more")
     if isinstance(count, bool) or not isinstance(count, INTEGRAL) or not 1 <= int(count) < len(part):
-        raise SpecError(f"{what} must be an integer from 1 to {len(part) - 1}, got {count!r}; both parts need at least one image")
+        raise SpecError(f"{number} must be an integer from 1 to {len(part) - 1}, got {count!r}; both parts need at least one image")
     count = int(count)
-    chosen = stratified_choice(part.labels, count, seed_text)
-    if part.nbytes > LARGEST_COPY:
-        return Rows(part, np.flatnonzero(~chosen)), Rows(part, np.flatnonzero(chosen))
-    return Part(part.pixels[~chosen], part.labels[~chosen]), Part(part.pixels[chosen], part.labels[chosen])
+    is_held_out = stratified_choice(part.labels, count, seed_text)
+    if part.nbytes > MAX_COPY_BYTES:
+        return PartSubset(part, np.flatnonzero(~is_held_out)), PartSubset(part, np.flatnonzero(is_held_out))
+    rest = Part(part.pixels[~is_held_out], part.labels[~is_held_out])
+    return rest, Part(part.pixels[is_held_out], part.labels[is_held_out])
 
 
-def _described(value: object) -> str:
+def _describe(value: object) -> str:
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"the {type(value).__name__} {value!r:.60}"
 
 
-def _check_range(what: str, part: Part) -> None:
-    if part.stored(slice(0, 1)).dtype == np.uint8:
+def _check_range(name: str, part: Part) -> None:
+    if part.raw_pixels(slice(0, 1)).dtype == np.uint8:
         return
-    for start in range(0, len(part), CHECKED_AT_ONCE):
-        some = part.stored(slice(start, start + CHECKED_AT_ONCE))
-        fault = range_fault(some, f"the {what}, images {start} to {start + len(some) - 1},")
-        if fault is not None:
-            raise DataError(fault)
+    for start in range(0, len(part), CHECK_CHUNK):
+        pixels = part.raw_pixels(slice(start, start + CHECK_CHUNK))
+        problem = range_problem(pixels, f"the {name}, images {start} to {start + len(pixels) - 1},")
+        if problem is not None:
+            raise DataError(problem)
 
 
-def _digits(size: int) -> Dataset:
+def _load_digits(size: int) -> Dataset:
     images, labels = digits_of_size(size)
-    test = stratified_test_part(labels, seed_text="defensemble-split-v1:digits")
-    parts = Part(images[~test], labels[~test]), Part(images[test], labels[test])
+    is_test = stratified_test_part(labels, seed_text="defensemble-split-v1:digits")
+    parts = Part(images[~is_test], labels[~is_test]), Part(images[is_test], labels[is_test])
     digest = hashlib.sha256(b"".join(array.tobytes() for part in parts for array in (part.pixels, part.labels)))
     return Dataset(
         name="digits",
         class_names=tuple(str(digit) for digit in range(10)),
         train=parts[0],
         test=parts[1],
-        # Rounded, since the order of a sum, and with it the last bits, depends on the processor; the spec must not.
+        # Rounded, because the order of a sum, and so its last bits, depends on the CPU. The spec must not.
         mean=(round(float(parts[0].pixels.mean(dtype=np.float64)), 4),),
         std=(round(float(parts[0].pixels.std(dtype=np.float64)), 4),),
         flip=False,

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, downloaded once by its own client, and checked against the checksums that it states."""
+"""Download datasets from the Hugging Face hub with its own client, and verify the hub's checksums."""
 
 from __future__ import annotations
 
@@ -14,45 +14,53 @@ from ..errors import DataError
 from .parquet import split_files
 from .source import EXPECTED
 
-TIMEOUT_S = 10.0  # for an answer; a download that makes progress may take longer
+TIMEOUT_S = 10.0  # for a response; a download that makes progress may take longer
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file as the hub lists it; `sha256` is None for the small ones, which git holds itself."""
+    """A file in the hub's listing."""
 
     name: str
-    size: int
-    sha256: str | None
+    size: int  # bytes
+    sha256: str | None  # None for small files, which are stored in git itself
 
 
-def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progress: Callable[[str, int, int], None]) -> tuple[Path, str]:
-    """Download the parquet files of the training part and of a test part; return the folder that holds them, and their revision.
+def download_dataset(
+    name: str, repository: str, test_splits: Sequence[str], on_progress: Callable[[str, int, int], None]
+) -> tuple[Path, str]:
+    """Download the parquet files of the training part and of a test part.
 
-    `name` is what `load_dataset` calls the dataset, `repository` what the hub does; of `test_splits` the first is preferred. `on_progress`
-    is called with what is done, how many files are done, and of how many.
+    Args:
+        name: The dataset's name for `load_dataset`.
+        repository: Its name on the hub.
+        test_splits: Names of the test part, the preferred one first.
+        on_progress: Called with what is being done, the number of files done, and their total.
+
+    Returns:
+        The folder with the files, and their revision.
 
     Raises:
-        DataError: no network, no permission, no room, or a file that is not what the hub states.
+        DataError: There is no network, no permission or no disk space, or a file does not match the hub's checksum.
     """
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        _refuse(
-            name, repository, f"downloading it needs huggingface-hub ({error}); install it with: pip install 'defensemble[train]'", error
+        _raise_unavailable(
+            name, repository, f"a download needs huggingface-hub ({error}; install it with: pip install 'defensemble[train]')", error
         )
-    # All errors of the client's HTTP library, which is httpx with huggingface-hub 1 and httpx2 with 2.
+    # Base class of the HTTP library's errors: httpx with huggingface-hub 1, httpx2 with 2.
     http_error = cast("type[Exception]", HfHubHTTPError.__bases__[0])
     api = HfApi(library_name="defensemble")
     try:
         info = api.dataset_info(repository, files_metadata=True, timeout=TIMEOUT_S)
-        listed = [HubFile(one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs else None) for one in info.siblings or ()]
-        files = wanted_files(listed, test_splits)
+        listing = [HubFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None) for file in info.siblings or ()]
+        files = select_files(listing, test_splits)
         if not files or info.sha is None:
             raise DataError(
-                f"{repository} on {api.endpoint} holds no parquet files train-* and {test_splits[0]}-*; "
-                "pass data_dir (--dataset NAME=FOLDER)"
+                f"{repository} on {api.endpoint} has no parquet files train-* and {test_splits[0]}-*. "
+                f"Pass a local folder: data_dir=FOLDER (--dataset {name}=FOLDER)."
             )
         _check_space(repository, info.sha, files)
         paths: list[Path] = []
@@ -67,10 +75,10 @@ def downloaded(name: str, repository: str, test_splits: Sequence[str], on_progre
     return paths[0].parent, info.sha
 
 
-def wanted_files(listed: Sequence[HubFile], test_splits: Sequence[str]) -> list[HubFile]:
-    """Choose the files of the training part and of the preferred test part, of the first folder that has both; none where none has."""
+def select_files(listing: Sequence[HubFile], test_splits: Sequence[str]) -> list[HubFile]:
+    """Select the files of the training part and the preferred test part, from the first folder that has both; empty if none has."""
     by_folder: dict[str, dict[str, HubFile]] = {}
-    for file in listed:
+    for file in listing:
         path = PurePosixPath(file.name)
         by_folder.setdefault(str(path.parent), {})[path.name] = file
     for folder in sorted(by_folder):
@@ -82,7 +90,11 @@ def wanted_files(listed: Sequence[HubFile], test_splits: Sequence[str]) -> list[
 
 
 def check_sha256(path: Path, file: HubFile, repository: str) -> None:
-    """Raise a `DataError` unless a downloaded file has the checksum that the hub states; else it is removed, to be downloaded again."""
+    """Verify the checksum of a downloaded file. If it does not match, remove the file, so that it is downloaded again.
+
+    Raises:
+        DataError: The checksum does not match.
+    """
     if file.sha256 is None:
         return
     digest = hashlib.sha256()
@@ -90,26 +102,26 @@ def check_sha256(path: Path, file: HubFile, repository: str) -> None:
         while block := opened.read(2**20):
             digest.update(block)
     if digest.hexdigest() != file.sha256:
-        path.resolve().unlink()  # the hub's cache holds the file itself elsewhere, and a link here
+        path.resolve().unlink()  # in the hub's cache, `path` is a link to the file
         path.unlink(missing_ok=True)
         raise DataError(
-            f"{file.name} of {repository} has the SHA-256 {digest.hexdigest()}, the hub states {file.sha256}; "
-            "the download is removed; try again, and if it stays so, a proxy in between changes it"
+            f"{file.name} of {repository} has the SHA-256 {digest.hexdigest()}; the hub states {file.sha256}. "
+            "The download was removed. Try again; if the error persists, a proxy may change the file."
         )
 
 
 def _check_space(repository: str, revision: str, files: Sequence[HubFile]) -> None:
     from huggingface_hub import constants, try_to_load_from_cache
 
-    there = [isinstance(try_to_load_from_cache(repository, file.name, revision=revision, repo_type="dataset"), str) for file in files]
-    needed = sum(file.size for file, have in zip(files, there, strict=True) if not have)
+    is_cached = [isinstance(try_to_load_from_cache(repository, file.name, revision=revision, repo_type="dataset"), str) for file in files]
+    needed = sum(file.size for file, cached in zip(files, is_cached, strict=True) if not cached)
     cache = Path(constants.HF_HUB_CACHE)
-    existing = next(place for place in (cache, *cache.parents) if place.exists())
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise DataError(
-            f"downloading {repository} needs {needed:,} bytes in {cache}, of which {free:,} are free; "
-            "make room, or let HF_HOME name a folder on a larger disk"
+            f"downloading {repository} needs {needed:,} bytes in {cache}, but only {free:,} are free. "
+            "Free space, or set HF_HOME to a folder on a larger disk."
         )
 
 
@@ -119,35 +131,35 @@ def _translate(name: str, repository: str, endpoint: str, error: Exception) -> N
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     if isinstance(error, GatedRepoError):
         raise DataError(
-            f"{repository} is gated: {endpoint} gives it only to those who accepted its terms; accept them at "
-            f"{endpoint}/datasets/{repository}, then log in with `hf auth login` or set HF_TOKEN; {_by_hand(name, repository)}"
+            f"{repository} is gated: {endpoint} requires that you accept its terms. Accept them at "
+            f"{endpoint}/datasets/{repository}, then log in with `hf auth login` or set HF_TOKEN. Or {_manual_fix(name, repository)}"
         ) from error
     if isinstance(error, RepositoryNotFoundError):
-        _refuse(
+        _raise_unavailable(
             name,
             repository,
-            f"{endpoint} does not show {repository} ({reason}); a token that is set may have expired: `hf auth login`",
+            f"{endpoint} has no public {repository} ({reason}; if you set a token, it may have expired: `hf auth login`)",
             error,
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DataError(
-            f"the disk was full while {repository} was downloaded ({error}); make room, or let HF_HOME name a folder on a larger disk; "
-            "the download goes on where it stopped"
+            f"the disk was full during the download of {repository} ({error}). Free space, or set HF_HOME to a folder on a larger disk; "
+            "the download then resumes."
         ) from error
     if isinstance(error, OSError) and error.filename is not None:
-        raise error  # the file system's own
-    _refuse(name, repository, f"the hub at {endpoint} cannot be reached, or sends no dataset: {reason}", error)
+        raise error  # an error of the file system
+    _raise_unavailable(name, repository, f"the hub at {endpoint} cannot be reached or returned no dataset: {reason}", error)
 
 
-def _refuse(name: str, repository: str, why: str, error: Exception) -> NoReturn:
+def _raise_unavailable(name: str, repository: str, reason: str, error: Exception) -> NoReturn:
     raise DataError(
-        f"the dataset {name!r} is not on this machine (no data_dir, no $DEFENSEMBLE_DATA_DIR/{name}, nothing in the cache), and {why}. "
-        f"Two ways: {_by_hand(name, repository)}"
+        f"the dataset {name!r} is not on this machine (no data_dir, no $DEFENSEMBLE_DATA_DIR/{name}, not in the cache), and {reason}. "
+        f"Either {_manual_fix(name, repository)}"
     ) from error
 
 
-def _by_hand(name: str, repository: str) -> str:
+def _manual_fix(name: str, repository: str) -> str:
     return (
-        f"pass a folder that holds it, --dataset {name}=FOLDER (data_dir=...): {EXPECTED}; or on a machine with network run "
-        f"`hf download {repository} --repo-type dataset --local-dir {name}`, bring that folder here, and pass --dataset {name}={name}"
+        f"pass a folder that holds it, --dataset {name}=FOLDER (data_dir=FOLDER): {EXPECTED}; or run `hf download {repository} --repo-type "
+        f"dataset --local-dir {name}` on a machine with network access, copy that folder here, and pass --dataset {name}={name}"
     )

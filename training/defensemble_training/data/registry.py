@@ -1,4 +1,4 @@
-"""The datasets that go by a name: their size, their channels, their classes, and where the Hugging Face hub has them."""
+"""The named datasets: their size, channels, classes, and repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 _TEST_FIRST = ("test", "validation", "valid", "val")
-_VALIDATION_FIRST = ("validation", "valid", "val", "test")  # where the classes of the test images are not published
+_VALIDATION_FIRST = ("validation", "valid", "val", "test")  # for datasets whose test labels are not published
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a dataset before it is read."""
+    """Properties of a named dataset."""
 
-    size: int | None  # height and width where none are asked for; None: all images must have the same
-    channels: int | None = 3  # 1 or 3; None: 1 where all images are grey, else 3
-    classes: int | None = None  # how many there are; None: any number from 2
-    repository: str | None = None  # on the hub; None: it is not there
-    flip: bool = True  # whether a mirrored image is still an image of its class
+    size: int | None  # default height and width; None: the images' own size, which all must have
+    channels: int | None = 3  # 1 or 3; None: 1 if all images are grey, else 3
+    classes: int | None = None  # number of classes; None: any number from 2
+    repository: str | None = None  # on the hub; None if it is not there
+    flip: bool = True  # whether a mirrored image keeps its class
     test_splits: tuple[str, ...] = _TEST_FIRST  # names of the test part, the preferred one first
 
 

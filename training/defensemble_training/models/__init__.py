@@ -1,1 +1,1 @@
-"""Networks, their masks, and how masks are drawn and placed."""
+"""Networks and their masks."""

@@ -1,4 +1,4 @@
-"""From a spec to a network: the architectures that exist."""
+"""Build a network from its spec."""
 
 from __future__ import annotations
 
@@ -25,13 +25,17 @@ _NETWORKS: dict[str, Callable[[ModelSpec], nn.Module]] = {
 
 
 def build(spec: ModelSpec) -> nn.Module:
-    """Build the network of a spec, with its masks and with weights from torch's global random generator.
+    """Build a network with its masks, and with weights from torch's global random generator.
 
-    The module takes images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes); normalisation is its first layer. Every masked
-    tensor has exactly one `Defect`, whose mask depends on the spec and on the module's path alone; `keep=1.0` builds none. Under
-    `torch.device("meta")` every tensor has its shape and no values, masks too.
+    The module maps images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes); its first layer normalises the images. Each masked
+    tensor has exactly one `Defect`, whose mask depends only on the spec and the module's path; `keep=1.0` builds none. Under
+    `torch.device("meta")` all tensors, masks included, have shapes but no values.
 
     Raises:
-        SpecError: the masks that were drawn leave no path for the image, so that the network would be constant.
+        SpecError: The masks block every path from the image, so the network would be constant.
+
+    Example:
+        >>> module = build(ModelSpec("resnet18", keep=0.5, blocks=(0, 1, 2)))
+        >>> logits = module(torch.rand(1, 3, 32, 32))
     """
     return _NETWORKS[spec.arch](spec)

@@ -1,7 +1,7 @@
-"""DenseNet-121: dense blocks of 6, 12, 24 and 16 layers, with transitions between them that halve channels and size.
+"""DenseNet-121: dense blocks of 6, 12, 24 and 16 layers, separated by transitions that halve channels and size.
 
-Masks: after the first BatchNorm and before its ReLU in each dense layer of a block, and likewise in its transition (transition i belongs to
-block i; the last block has none). The stem, the inputs of the 3x3 convolutions and what is handed on by concatenation have none.
+Masks: between the first BatchNorm and its ReLU in each dense layer of a block, and in its transition (transition i belongs to block i; the
+last block has none). The stem, the inputs of the 3x3 convolutions and the concatenated features have no mask.
 Sources: arXiv 1608.06993 for the network, arXiv 1911.08432 for the masks.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import Normalize, Shape, channels_in_block, constant_network, conv1x1, conv3x3, drops_everything, mask_layer_at
+from .layers import Normalize, Shape, channels_in_block, constant_network_error, conv1x1, conv3x3, drops_everything, mask_layer_at
 from .spec import ModelSpec
 
 DEPTHS = (6, 12, 24, 16)
@@ -19,7 +19,7 @@ BOTTLENECK = 4
 
 
 class DenseLayer(nn.Module):
-    """BatchNorm, mask, ReLU, 1x1 convolution, BatchNorm, ReLU, 3x3 convolution; what comes out is appended to what came in."""
+    """BatchNorm, mask, ReLU, 1x1 convolution, BatchNorm, ReLU, 3x3 convolution; the output is concatenated to the input."""
 
     def __init__(self, spec: ModelSpec, block: int, path: str, shape: Shape, growth: int) -> None:
         super().__init__()
@@ -30,14 +30,14 @@ class DenseLayer(nn.Module):
         self.conv2 = conv3x3(BOTTLENECK * growth, growth)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Take (N, C, H, W) to (N, C + growth, H, W)."""
-        added = self.conv1(functional.relu(self.defect(self.bn1(activations))))
-        added = self.conv2(functional.relu(self.bn2(added)))
-        return torch.cat((activations, added), dim=1)
+        """Map (N, C, H, W) to (N, C + growth, H, W)."""
+        features = self.conv1(functional.relu(self.defect(self.bn1(activations))))
+        features = self.conv2(functional.relu(self.bn2(features)))
+        return torch.cat((activations, features), dim=1)
 
 
 class Transition(nn.Module):
-    """BatchNorm, mask, ReLU, 1x1 convolution to half of the channels, average pooling to half of the size."""
+    """BatchNorm, mask, ReLU, 1x1 convolution to half the channels, average pooling to half the size."""
 
     def __init__(self, spec: ModelSpec, block: int, path: str, shape: Shape) -> None:
         super().__init__()
@@ -45,17 +45,17 @@ class Transition(nn.Module):
         self.defect = mask_layer_at(spec, block, f"{path}.defect", shape)
         self.conv = conv1x1(shape[0], shape[0] // 2)
         if drops_everything(self.defect):
-            raise constant_network(spec, path, shape)
+            raise constant_network_error(spec, path, shape)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Take (N, C, H, W) to (N, C // 2, H // 2, W // 2)."""
+        """Map (N, C, H, W) to (N, C // 2, H // 2, W // 2)."""
         return functional.avg_pool2d(self.conv(functional.relu(self.defect(self.bn(activations)))), 2)
 
 
 class DenseNet121(nn.Module):
-    """DenseNet-121: images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes).
+    """DenseNet-121. Maps images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes).
 
-    A dense layer adds half of `spec.width` channels (32 at width 64). 6.96 million parameters at width 64 with 3 channels and 10 classes.
+    Each dense layer adds `spec.width // 2` channels (32 at width 64). 6.96 million parameters at width 64 with 3 channels and 10 classes.
     """
 
     def __init__(self, spec: ModelSpec) -> None:

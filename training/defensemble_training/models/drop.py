@@ -1,7 +1,7 @@
-"""Activations dropped at random in training: SpatialDropout and DropBlock, the baselines of defective layers.
+"""SpatialDropout and DropBlock: random drops of activations in training, the baselines for defective layers.
 
-Unlike a mask they are drawn anew for every batch, from torch's global random generator, what is kept is scaled up, and in eval mode, hence
-in exported graphs, they do nothing.
+Unlike masks, drops are redrawn for every batch from torch's global random generator and scale up the kept activations. They do nothing in
+eval mode, so exported graphs do not contain them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from .spec import Drop
 
 
 class SpatialDropout(nn.Dropout2d):
-    """Drops whole channels of (N, C, H, W), each of each image on its own; kept ones are scaled by 1 / keep. Source: arXiv 1411.4280."""
+    """Drop each channel of each image (N, C, H, W) independently, and scale the others by 1 / keep. Source: arXiv 1411.4280."""
 
     def __init__(self, keep: float) -> None:
         super().__init__(1 - keep)
 
 
 class DropBlock(nn.Module):
-    """Drops squares of (N, C, H, W), other ones in each channel of each image. Source: arXiv 1810.12890, algorithm 1.
+    """Drop random squares in each channel of each image (N, C, H, W). Source: arXiv 1810.12890, algorithm 1.
 
-    `keep` is the expected fraction of activations that is kept, were squares never to overlap; `block_size` is the side of a square, at
-    most that of the image.
+    Args:
+        keep: Expected fraction of kept activations if squares never overlapped.
+        block_size: Side of a square; larger squares are cut to the image's size.
     """
 
     def __init__(self, keep: float, block_size: int) -> None:
@@ -35,7 +36,7 @@ class DropBlock(nn.Module):
         self.block_size = block_size
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Drop in training, else return what came."""
+        """Drop squares in training mode; return the input unchanged in eval mode."""
         if not self.training:
             return activations
         batch, channels, height, width = activations.shape
@@ -46,35 +47,38 @@ class DropBlock(nn.Module):
         return drop_squares(activations, seeds, size)
 
     def extra_repr(self) -> str:
-        """Return both numbers."""
+        """Return keep and block size."""
         return f"keep={self.keep}, block_size={self.block_size}"
 
 
 class DefectThenDrop(Defect):
-    """A mask, then a drop: one module, so that the mask's name is the same with a drop and without."""
+    """A mask followed by a drop. A single module, so that the mask's name is the same with and without a drop."""
 
     def __init__(self, mask: BoolArray, drop: nn.Module) -> None:
         super().__init__(mask)
         self.drop = drop
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Apply both."""
+        """Apply the mask, then the drop."""
         return self.drop(super().forward(activations))  # type: ignore[no-any-return]
 
 
 def drop_squares(activations: torch.Tensor, seeds: torch.Tensor, size: int) -> torch.Tensor:
-    """Zero one square of side `size` in (N, C, H, W) for each seed, and scale what is kept by the share of positions that is.
+    """Zero a square of (N, C, H, W) for each seed, and divide the kept activations by the fraction of kept positions.
 
-    Of `seeds`, bool (N, C, H - size + 1, W - size + 1), position (i, j) stands for the square of rows i to i + size - 1 and columns j to j
-    + size - 1, which is inside of the image.
+    Args:
+        activations: (N, C, H, W).
+        seeds: Bool (N, C, H - size + 1, W - size + 1). Position (i, j) is the square of rows i to i + size - 1 and columns j to
+            j + size - 1, which is always inside the image.
+        size: Side of a square.
     """
     margin = size - 1
     padded = functional.pad(seeds.to(activations.dtype), (margin, margin, margin, margin))
     kept = functional.max_pool2d(padded, size, stride=1) == 0
-    share = kept.float().mean().clamp(min=1 / kept.numel())  # nothing is kept: then nothing is scaled
-    return torch.where(kept, activations / share.to(activations.dtype), 0.0)
+    fraction = kept.float().mean().clamp(min=1 / kept.numel())  # avoid a division by 0 if nothing is kept
+    return torch.where(kept, activations / fraction.to(activations.dtype), 0.0)
 
 
-def drop_of(drop: Drop) -> nn.Module:
-    """Return the module of a drop."""
+def make_drop(drop: Drop) -> nn.Module:
+    """Return a drop's module."""
     return SpatialDropout(drop.keep) if drop.kind == "spatial_dropout" else DropBlock(drop.keep, drop.block_size)

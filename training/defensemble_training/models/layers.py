@@ -1,4 +1,4 @@
-"""The pieces that architectures share: normalisation, convolution with BatchNorm and mask, and what stands where a mask goes."""
+"""Layers that the architectures share: normalisation, convolutions, and masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import SpecError
 from .defect import Defect
-from .drop import DefectThenDrop, drop_of
+from .drop import DefectThenDrop, make_drop
 from .masks import defect_mask, mask_shape
 from .spec import ModelSpec
 
@@ -15,9 +15,9 @@ Shape = tuple[int, int, int]
 
 
 class Normalize(nn.Module):
-    """Takes images float32 (N, C, H, W) in [0, 1] to (image - mean) / std; the first layer of every network.
+    """Normalise images float32 (N, C, H, W) in [0, 1] to (image - mean) / std. The first layer of every network.
 
-    `mean` and `std` are buffers that follow from the spec alone, hence they are not saved with the weights.
+    The buffers `mean` and `std` are not saved with the weights, because the spec contains them.
     """
 
     mean: torch.Tensor
@@ -33,12 +33,12 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
     def extra_repr(self) -> str:
-        """Return both statistics."""
+        """Return mean and standard deviation."""
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 
 class ConvUnit(nn.Module):
-    """Convolution, BatchNorm, then what `mask_layer_at` gave; no activation."""
+    """Convolution, BatchNorm, then the result of `mask_layer_at`, without an activation function."""
 
     def __init__(self, conv: nn.Conv2d, defect: nn.Module) -> None:
         super().__init__()
@@ -47,21 +47,25 @@ class ConvUnit(nn.Module):
         self.defect = defect
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Apply all three."""
+        """Apply the three layers."""
         return self.defect(self.bn(self.conv(activations)))  # type: ignore[no-any-return]
 
 
 def mask_layer_at(spec: ModelSpec, block: int, path: str, shape: Shape) -> nn.Module:
-    """Return what follows the tensor (C, H, W) of a block: its `Defect`, the spec's drop, both as one module, or an identity.
+    """Return the mask layer for a tensor (C, H, W) of a block: a `Defect`, the spec's drop, both in one module, or an identity.
 
-    The module path is the name that seeds the mask.
+    Args:
+        spec: The network's spec.
+        block: Number of the block.
+        path: Path of the layer in the network, which seeds the mask.
+        shape: (C, H, W) of the tensor.
     """
-    drop = drop_of(spec.drop) if spec.drop is not None and spec.drop.keep < 1 and block in spec.drop.blocks else None
+    drop = make_drop(spec.drop) if spec.drop is not None and spec.drop.keep < 1 and block in spec.drop.blocks else None
     if spec.keep == 1.0 or block not in spec.blocks:
         return nn.Identity() if drop is None else drop
-    is_meta = torch.get_default_device().type == "meta"  # there a mask has its shape and, as everything else, no values
-    drawn = (1, 1, 1) if is_meta else shape
-    mask = defect_mask(drawn, spec.keep, spec.pattern, spec.sampling, seed=spec.mask_seed, name=path)
+    is_meta = torch.get_default_device().type == "meta"  # masks then have a shape but no values, like all tensors
+    drawn_shape = (1, 1, 1) if is_meta else shape
+    mask = defect_mask(drawn_shape, spec.keep, spec.pattern, spec.sampling, seed=spec.mask_seed, name=path)
     defect = Defect(mask) if drop is None else DefectThenDrop(mask, drop)
     if is_meta:
         defect.mask = torch.empty(mask_shape(shape, spec.pattern), dtype=torch.bool)
@@ -69,26 +73,26 @@ def mask_layer_at(spec: ModelSpec, block: int, path: str, shape: Shape) -> nn.Mo
 
 
 def drops_everything(layer: nn.Module) -> bool:
-    """Tell whether a mask zeroes its whole tensor; one without values, on the device `meta`, is not known to."""
+    """Return whether a mask zeroes its whole tensor; False on the device `meta`, where masks have no values."""
     return isinstance(layer, Defect) and not layer.mask.is_meta and not bool(layer.mask.any())
 
 
-def constant_network(spec: ModelSpec, path: str, shape: Shape) -> SpecError:
-    """Return the error for masks at a module path, of tensors (C, H, W), that let nothing of the image through."""
+def constant_network_error(spec: ModelSpec, path: str, shape: Shape) -> SpecError:
+    """Return the error for masks at a module path, on tensors (C, H, W), that block the whole image."""
     return SpecError(
         f"with keep={spec.keep}, pattern={spec.pattern!r}, sampling={spec.sampling!r} and mask_seed={spec.mask_seed} the masks at {path} "
-        f"({'x'.join(str(extent) for extent in shape)}) keep nothing, and the network would be constant; "
-        "take a larger keep, another mask_seed, or sampling='exact', which keeps at least one position a mask"
+        f"({'x'.join(str(extent) for extent in shape)}) keep nothing, so the network would be constant. "
+        "Use a larger keep, another mask_seed, or sampling='exact', which keeps at least one position per mask."
     )
 
 
 def channels_in_block(spec: ModelSpec, block: int, channels: int) -> int:
-    """Return the channels of a layer of a block, from what it has where `channel_multiplier` is 1."""
+    """Return the number of channels of a layer in a block: `channels`, times `channel_multiplier` if the block is defective."""
     return channels * spec.channel_multiplier if block in spec.blocks else channels
 
 
 def strided(shape: Shape, channels: int, stride: int) -> Shape:
-    """Return the shape behind a convolution or pooling that is padded by half of its odd kernel."""
+    """Return the output shape of a convolution or pooling with an odd kernel, padded by half of it."""
     return channels, (shape[1] - 1) // stride + 1, (shape[2] - 1) // stride + 1
 
 

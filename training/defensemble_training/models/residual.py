@@ -1,4 +1,4 @@
-"""What residual networks share: a stem, stages of residual units, global average pooling, a linear classifier.
+"""Base of the residual networks: a stem, stages of residual units, global average pooling, a linear classifier.
 
 Source: arXiv 1512.03385 for the networks, arXiv 1911.08432 for the masks.
 """
@@ -16,7 +16,7 @@ from .layers import (
     Normalize,
     Shape,
     channels_in_block,
-    constant_network,
+    constant_network_error,
     conv1x1,
     conv3x3,
     drops_everything,
@@ -27,23 +27,22 @@ from .spec import ModelSpec
 
 
 class Unit(nn.Module):
-    """A residual unit that knows the shape (C, H, W) of what it returns."""
+    """A residual unit."""
 
-    shape: Shape
+    shape: Shape  # (C, H, W) of the output
 
 
-# (spec, block, path, shape of what comes in, channels of the stage, stride)
+# (spec, block, path, input shape, channels of the stage, stride)
 MakeUnit = Callable[[ModelSpec, int, str, Shape, int, int], Unit]
 
 
 class BasicUnit(Unit):
-    """Two 3x3 convolutions parallel to a shortcut: an identity where the shape stays, else a 1x1 projection.
+    """Two 3x3 convolutions parallel to a shortcut: an identity if the shape does not change, else a 1x1 projection.
 
-    Masks sit after BatchNorm and before the sum and the ReLU. The sum and an identity shortcut are never masked, a projection is, but for
-    the units that say otherwise.
+    Masks come after BatchNorm and before the sum and the ReLU. The sum and identity shortcuts are never masked.
     """
 
-    mask_on_projection = True
+    mask_on_projection = True  # whether projections are masked
 
     def __init__(self, spec: ModelSpec, block: int, path: str, shape_in: Shape, channels: int, stride: int) -> None:
         super().__init__()
@@ -59,20 +58,27 @@ class BasicUnit(Unit):
             defect = mask_layer_at(spec, block, f"{path}.shortcut.defect", self.shape) if self.mask_on_projection else nn.Identity()
             self.shortcut = ConvUnit(conv1x1(shape_in[0], channels, stride), defect)
             if drops_everything(defect) and (drops_everything(self.defect1) or drops_everything(self.defect2)):
-                raise constant_network(spec, path, self.shape)
+                raise constant_network_error(spec, path, self.shape)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Take (N, C, H, W) to the unit's shape."""
+        """Map (N, C, H, W) to (N, *shape)."""
         branch = functional.relu(self.defect1(self.bn1(self.conv1(activations))))
         branch = self.defect2(self.bn2(self.conv2(branch)))
         return functional.relu(branch + self.shortcut(activations))
 
 
 class ResidualNetwork(nn.Module):
-    """Images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes); block 0 is the stem, each further block is a stage.
+    """A residual network. Maps images float32 (N, C, H, W) in [0, 1] to logits (N, num_classes).
 
-    A stage has as many units as `depths` says; the first has `spec.width` channels, each further one twice as many at half the size. The
-    stem's mask, where block 0 is defective and `mask_on_stem` is set, is behind its BatchNorm: for ImageNet before the pooling.
+    Block 0 is the stem; each other block is a stage. The first stage has `spec.width` channels, and each further stage has twice as many at
+    half the size. The stem's mask comes after BatchNorm; for ImageNet, before the pooling.
+
+    Args:
+        spec: The network's spec.
+        unit: Class of the residual units.
+        depths: Number of units per stage.
+        stem_channels: Channels of the stem.
+        mask_on_stem: Whether the stem has a mask if block 0 is defective.
     """
 
     def __init__(self, spec: ModelSpec, unit: MakeUnit, depths: tuple[int, ...], *, stem_channels: int, mask_on_stem: bool = True) -> None:
@@ -84,7 +90,7 @@ class ResidualNetwork(nn.Module):
         conv = nn.Conv2d(spec.input_shape[0], channels, size, stride, padding=size // 2, bias=False)
         self.stem = ConvUnit(conv, mask_layer_at(spec, 0, "stem.defect", shape) if mask_on_stem else nn.Identity())
         if drops_everything(self.stem.defect):
-            raise constant_network(spec, "stem", shape)
+            raise constant_network_error(spec, "stem", shape)
         self.pool: nn.Module = nn.Identity()
         if spec.stem == "imagenet":
             self.pool = nn.MaxPool2d(3, 2, padding=1)

@@ -1,4 +1,4 @@
-"""ResNet-18: four stages of two units of two 3x3 convolutions. Masks: the stem, every convolution and every projection of a block."""
+"""ResNet-18: four stages of two units of two 3x3 convolutions. Masks: on the stem, every convolution and every projection of a block."""
 
 from __future__ import annotations
 

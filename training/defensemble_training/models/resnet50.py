@@ -1,4 +1,4 @@
-"""ResNet-50: stages of three, four, six and three bottlenecks. Masks: the stem and the 3x3 convolution of each bottleneck."""
+"""ResNet-50: stages of three, four, six and three bottlenecks. Masks: on the stem and the 3x3 convolution of each bottleneck."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXPANSION = 4
 
 
 class Bottleneck(Unit):
-    """A 1x1, a 3x3 (with the stride) and a 1x1 convolution that widens four times, parallel to a shortcut; only the 3x3 has a mask."""
+    """A 1x1, a 3x3 (with the stride) and a widening 1x1 convolution, parallel to a shortcut. Only the 3x3 convolution has a mask."""
 
     def __init__(self, spec: ModelSpec, block: int, path: str, shape_in: Shape, channels: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Bottleneck(Unit):
             self.shortcut = ConvUnit(conv1x1(shape_in[0], self.shape[0], stride), nn.Identity())
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Take (N, C, H, W) to the unit's shape."""
+        """Map (N, C, H, W) to (N, *shape)."""
         branch = functional.relu(self.bn1(self.conv1(activations)))
         branch = functional.relu(self.defect2(self.bn2(self.conv2(branch))))
         return functional.relu(self.bn3(self.conv3(branch)) + self.shortcut(activations))

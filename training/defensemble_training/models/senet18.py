@@ -1,7 +1,7 @@
 """SENet-18: pre-activation residual units with squeeze-and-excitation.
 
-Masks: after BatchNorm and before ReLU at the input side of each 3x3 convolution of a block. The stem has none, nor has a shortcut; a
-projection reads the activations that the unit's first convolution reads, masked ones.
+Masks: between BatchNorm and ReLU before each 3x3 convolution of a block. The stem and the shortcuts have no mask of their own; a projection
+has the same masked input as the unit's first convolution.
 Sources: arXiv 1603.05027 for the units, arXiv 1709.01507 for squeeze-and-excitation, arXiv 1911.08432 for the masks.
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .layers import Shape, constant_network, conv1x1, conv3x3, drops_everything, mask_layer_at, strided
+from .layers import Shape, constant_network_error, conv1x1, conv3x3, drops_everything, mask_layer_at, strided
 from .residual import ResidualNetwork, Unit
 from .spec import ModelSpec
 
@@ -19,7 +19,7 @@ REDUCTION = 16
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a factor in (0, 1) that follows from the means of all channels."""
+    """Scale each channel by a factor in (0, 1), computed from the means of all channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Conv2d(channels // REDUCTION, channels, 1)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Take (N, C, H, W) to the same."""
+        """Scale the channels of (N, C, H, W)."""
         means = activations.mean(dim=(2, 3), keepdim=True)
         return activations * torch.sigmoid(self.excite(functional.relu(self.squeeze(means))))
 
 
 class PreActivationUnit(Unit):
-    """BatchNorm, mask, ReLU, 3x3 convolution, twice, then squeeze-and-excitation, parallel to a shortcut."""
+    """Twice BatchNorm, mask, ReLU, 3x3 convolution, then squeeze-and-excitation, parallel to a shortcut."""
 
     def __init__(self, spec: ModelSpec, block: int, path: str, shape_in: Shape, channels: int, stride: int) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class PreActivationUnit(Unit):
         if stride != 1 or shape_in[0] != channels:
             self.projection = conv1x1(shape_in[0], channels, stride)
             if drops_everything(self.defect1):
-                raise constant_network(spec, path, shape_in)
+                raise constant_network_error(spec, path, shape_in)
 
     def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Take (N, C, H, W) to the unit's shape."""
+        """Map (N, C, H, W) to (N, *shape)."""
         active = functional.relu(self.defect1(self.bn1(activations)))
         shortcut = activations if self.projection is None else self.projection(active)
         branch = functional.relu(self.defect2(self.bn2(self.conv1(active))))

@@ -1,4 +1,4 @@
-"""What a network is: every hyper-parameter as a value of one frozen dataclass."""
+"""The hyper-parameters of a network, in one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from typing import SupportsFloat
 
 from ..errors import SpecError
-from ..validation import INTEGRAL, checked_choice, checked_integer, checked_number
+from ..validation import INTEGRAL, check_choice, checked_integer, checked_number
 from .masks import PATTERNS, SAMPLINGS, checked_keep
 
 STEMS = ("cifar", "imagenet")
 DROPS = ("spatial_dropout", "drop_block")
 LAST_BLOCK = 4
-MINIMUM_EXTENT = 8  # three halvings: the last stage of most architectures then still has one real position
+MINIMUM_EXTENT = 8  # after three halvings, the last stage of most architectures still has one position
 
 
 @dataclass(frozen=True)
 class _Limits:
-    """What an architecture can have."""
+    """Allowed hyper-parameters of an architecture."""
 
     last_block: int = LAST_BLOCK
     stems: tuple[str, ...] = ("cifar",)
@@ -32,8 +32,8 @@ class _Limits:
 _LIMITS = {
     "resnet18": _Limits(stems=STEMS),
     "resnet50": _Limits(stems=STEMS),
-    "densenet121": _Limits(width_multiple=2, width_reason="a dense layer adds half of the width"),
-    "senet18": _Limits(width_multiple=16, width_reason="squeeze-and-excitation works on a sixteenth of the channels"),
+    "densenet121": _Limits(width_multiple=2, width_reason="a dense layer adds half the width"),
+    "senet18": _Limits(width_multiple=16, width_reason="squeeze-and-excitation has a sixteenth of the channels"),
     "vgg19": _Limits(),
     "wrn32_4": _Limits(last_block=3, width_multiple=4, width_reason="the stem has a quarter of the width"),
 }
@@ -42,18 +42,21 @@ ARCHITECTURES = tuple(_LIMITS)
 
 @dataclass(frozen=True)
 class Drop:
-    """Activations dropped at random in training, never in use: the baselines that defective layers are compared with.
+    """Random drops of activations in training, never in inference: the baselines for defective layers.
 
-    They stand where the masks of their blocks stand or would stand, behind the mask where there are both.
+    A drop is at the position of a block's masks, after the mask if the block has both.
 
     Attributes:
         kind: `spatial_dropout` (whole channels, arXiv 1411.4280) or `drop_block` (squares, arXiv 1810.12890).
-        keep: the expected fraction of activations that is kept, in (0, 1]; 1.0 drops nothing.
-        blocks: the blocks in which it works, numbered as those of `ModelSpec`.
-        block_size: the side of a square of `drop_block`, at least 1; `spatial_dropout` has no use for it.
+        keep: Expected fraction of kept activations in (0, 1]; 1.0 drops nothing.
+        blocks: Blocks with a drop, numbered as in `ModelSpec`.
+        block_size: Side of a square of `drop_block`, at least 1; ignored by `spatial_dropout`.
 
     Raises:
-        SpecError: a value is outside of its range.
+        SpecError: A value is out of range.
+
+    Example:
+        >>> ModelSpec("resnet18", keep=1.0, blocks=(), drop=Drop("drop_block", keep=0.9))
     """
 
     kind: str
@@ -62,7 +65,7 @@ class Drop:
     block_size: int = 3
 
     def __post_init__(self) -> None:
-        checked_choice("the kind of a drop", self.kind, DROPS)
+        check_choice("the kind of a drop", self.kind, DROPS)
         object.__setattr__(self, "keep", checked_keep(self.keep))
         object.__setattr__(self, "blocks", _checked_blocks("the blocks of a drop", self.blocks, LAST_BLOCK))
         object.__setattr__(self, "block_size", checked_integer("the block_size of a drop", self.block_size, minimum=1, maximum=4096))
@@ -70,27 +73,30 @@ class Drop:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network, defective or standard, without its weights; the defaults give the paper's ResNet-18 for CIFAR-10.
+    """The hyper-parameters of a network, defective or standard. The defaults are the paper's ResNet-18 for CIFAR-10.
 
     Attributes:
-        arch: the architecture: `resnet18`, `resnet50`, `densenet121`, `senet18`, `vgg19` or `wrn32_4`.
-        keep: keep probability of the masks in (0, 1]; 1.0 is the standard network, without masks whatever `blocks` says.
-        blocks: the defective blocks, 0 (the stem) to 4 (`wrn32_4`: to 3), sorted. SENet-18 and DenseNet-121 have no mask in block 0.
-        pattern: `neuron` (each on its own), `channel` (whole channels) or `shared` (one mask for all channels of a layer).
-        sampling: `bernoulli` or `exact` (a fixed count of kept positions a layer).
-        mask_seed: the seed of all masks, at least 0.
-        width: channels of the first stage (64 in the paper); everything else scales with it. A multiple of 2 for `densenet121`, of 16
-            for `senet18`, of 4 for `wrn32_4`.
-        channel_multiplier: factor on the channels of the blocks in `blocks` and of no others, at least 1 (xn in the paper).
+        arch: Architecture: `resnet18`, `resnet50`, `densenet121`, `senet18`, `vgg19` or `wrn32_4`.
+        keep: Keep probability of the masks in (0, 1]; 1.0 is the standard network, without masks, whatever `blocks` is.
+        blocks: Defective blocks, 0 (the stem) to 4 (`wrn32_4`: 0 to 3), sorted. SENet-18 and DenseNet-121 have no mask in block 0.
+        pattern: `neuron` (each neuron independently), `channel` (whole channels) or `shared` (one mask for all channels of a layer).
+        sampling: `bernoulli` or `exact` (a fixed number of kept positions per layer).
+        mask_seed: Seed of all masks, at least 0.
+        width: Channels of the first stage (64 in the paper), which scale all others. A multiple of 2 for `densenet121`, of 16 for
+            `senet18`, of 4 for `wrn32_4`.
+        channel_multiplier: Factor for the channels of the blocks in `blocks`, at least 1 (xn in the paper).
         drop: SpatialDropout or DropBlock, for comparison, or None.
-        stem: `cifar` (3x3 convolution, no pooling) or, for the two ResNets, `imagenet` (7x7 convolution, then pooling, each of stride 2).
-        mean: subtracted from the images by the network's first layer, one value a channel.
-        std: what the images are then divided by, one value above 0 a channel.
-        num_classes: at least 2.
+        stem: `cifar` (3x3 convolution, no pooling) or, for the two ResNets, `imagenet` (7x7 convolution, then pooling, both of stride 2).
+        mean: Mean that the network's first layer subtracts from the images, one value per channel.
+        std: Standard deviation that it then divides by, one value above 0 per channel.
+        num_classes: Number of classes, at least 2.
         input_shape: (C, H, W) of one image; H and W at least 8.
 
     Raises:
-        SpecError: a value is outside of its range.
+        SpecError: A value is out of range.
+
+    Example:
+        >>> ModelSpec("resnet18", keep=0.5, blocks=(0, 1, 2), mask_seed=1)
     """
 
     arch: str
@@ -109,10 +115,10 @@ class ModelSpec:
     input_shape: tuple[int, int, int] = (3, 32, 32)
 
     def __post_init__(self) -> None:
-        checked_choice("arch", self.arch, ARCHITECTURES)
-        checked_choice("pattern", self.pattern, PATTERNS)
-        checked_choice("sampling", self.sampling, SAMPLINGS)
-        checked_choice("stem", self.stem, STEMS)
+        check_choice("arch", self.arch, ARCHITECTURES)
+        check_choice("pattern", self.pattern, PATTERNS)
+        check_choice("sampling", self.sampling, SAMPLINGS)
+        check_choice("stem", self.stem, STEMS)
         self._set("keep", checked_keep(self.keep))
         self._set("blocks", _checked_blocks("blocks", self.blocks, _LIMITS[self.arch].last_block))
         self._set("mask_seed", checked_integer("mask_seed", self.mask_seed, minimum=0))
@@ -130,8 +136,10 @@ class ModelSpec:
     def _check_architecture(self) -> None:
         limits = _LIMITS[self.arch]
         if self.stem not in limits.stems:
-            able = ", ".join(name for name, other in _LIMITS.items() if self.stem in other.stems)
-            raise SpecError(f"the stem of {self.arch} must be one of {', '.join(limits.stems)}; got {self.stem!r}, which {able} can have")
+            supported = ", ".join(name for name, other in _LIMITS.items() if self.stem in other.stems)
+            raise SpecError(
+                f"the stem of {self.arch} must be one of {', '.join(limits.stems)}; got {self.stem!r}, which only {supported} support"
+            )
         if self.width % limits.width_multiple:
             raise SpecError(
                 f"the width of {self.arch} must be a multiple of {limits.width_multiple} ({limits.width_reason}), got {self.width}"
@@ -146,16 +154,15 @@ class ModelSpec:
         object.__setattr__(self, field, value)
 
     def to_json(self) -> str:
-        """Return the spec as a JSON object with one key a field, in the order of the fields."""
+        """Return the spec as a JSON object, one key per field, in the order of the fields."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
-        """Read a spec from JSON; fields with a default may be missing.
+        """Read a spec from JSON. Fields with a default are optional.
 
         Raises:
-            SpecError: the text is no JSON object, has a key that is no field, lacks `arch`, `keep` or `blocks`, or a value is outside of
-                its range.
+            SpecError: The text is not a JSON object, has an unknown key, lacks `arch`, `keep` or `blocks`, or a value is out of range.
         """
         try:
             values = json.loads(text)
@@ -174,7 +181,7 @@ def _check_keys(what: str, values: dict[str, object], target: type[ModelSpec] | 
     fields = {field.name: field for field in dataclasses.fields(target)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise SpecError(f"unknown keys in {what}: {', '.join(unknown)}; the keys are {', '.join(fields)}")
+        raise SpecError(f"unknown keys in {what}: {', '.join(unknown)}; expected {', '.join(fields)}")
     missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     if missing:
         raise SpecError(f"{what} must have {', '.join(missing)}; got the keys {', '.join(values) or 'none'}")
@@ -187,7 +194,7 @@ def _checked_blocks(what: str, blocks: object, last: int) -> tuple[int, ...]:
     if any(isinstance(block, bool) or not isinstance(block, INTEGRAL) or not 0 <= block <= last for block in blocks):
         raise SpecError(f"{expected}; got {tuple(blocks)!r}")
     if len(set(blocks)) != len(blocks):
-        raise SpecError(f"{expected}; got {tuple(blocks)!r}, with one of them twice")
+        raise SpecError(f"{expected}; got {tuple(blocks)!r}, which has duplicates")
     return tuple(sorted(int(block) for block in blocks))
 
 
@@ -202,7 +209,7 @@ def _checked_input_shape(shape: object) -> tuple[int, int, int]:
 
 def _checked_statistic(what: str, values: object, channels: int) -> tuple[float, ...]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise SpecError(f"{what} must hold one number a channel, got {values!r}")
+        raise SpecError(f"{what} must hold one number per channel, got {values!r}")
     if len(values) != channels:
         raise SpecError(
             f"{what} must hold one number for each of the {channels} channels of input_shape, got {len(values)}: {tuple(values)!r}"
@@ -213,5 +220,5 @@ def _checked_statistic(what: str, values: object, channels: int) -> tuple[float,
 def _is_finite(value: SupportsFloat) -> bool:
     try:
         return math.isfinite(float(value))
-    except OverflowError:  # an integer beyond the range of floats
+    except OverflowError:  # an integer outside the range of floats
         return False

@@ -1,4 +1,4 @@
-"""Defective layers in a network of the user's own: masks behind the layers that the user names."""
+"""Add defective layers to any network: masks on the outputs of named layers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from ..errors import SpecError
-from ..validation import checked_choice, checked_integer
+from ..validation import check_choice, checked_integer
 from .defect import Defect
 from .layers import Shape
 from .masks import PATTERNS, SAMPLINGS, checked_keep, defect_mask
 
 
 class DefectiveLayer(nn.Module):
-    """A layer and the mask on its output. What it lacks itself, such as `weight` or `out_channels`, it takes from the layer."""
+    """A layer and the mask on its output. Other attributes, such as `weight` or `out_channels`, are those of the layer."""
 
     def __init__(self, layer: nn.Module, defect: Defect) -> None:
         super().__init__()
@@ -26,14 +26,14 @@ class DefectiveLayer(nn.Module):
         self.defect = defect
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Call the layer with all arguments, then apply the mask."""
+        """Call the layer, then apply the mask."""
         return self.defect(self.layer(*args, **kwargs))  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith("__"):  # what Python itself asks for (`__deepcopy__`) is asked of this module
+            if name.startswith("__"):  # Python's own protocols, such as `__deepcopy__`, are for this module
                 raise
             return getattr(super().__getattr__("layer"), name)
 
@@ -48,72 +48,75 @@ def defective(
     sampling: str = "bernoulli",
     mask_seed: int = 0,
 ) -> nn.Module:
-    """Return a copy of a network in which each named layer is followed by one `Defect`; the network itself stays as it is.
+    """Return a copy of a network in which each named layer is followed by a `Defect`. The network itself is not changed.
 
-    The layer at `path` becomes `path.layer`, with its weights, and its mask is the buffer `path.defect.mask`, drawn under the name
-    `path.defect`: by seed, path and shape, whatever other layers are named. keep=1.0 adds none. The result trains, is saved and is exported
-    like any module. That masks which keep nothing do not make the network constant is the caller's to see. Source: arXiv 1911.08432.
+    The layer at `path` becomes `path.layer`, with its weights. Its mask is the buffer `path.defect.mask`, which depends only on the seed,
+    `path.defect` and the shape, not on the other layers. keep=1.0 adds no masks. The result can be trained, saved and exported like any
+    module. The function does not check that the masks leave a path from the image to the output. Source: arXiv 1911.08432.
 
     Args:
-        module: takes one tensor (N, C, H, W).
-        example_shape: (C, H, W) of one image: zeros of this shape go through the network, in eval mode, to find the sizes of masks. The
-            network can then be called with images of this shape only.
-        layers: names as in `module.named_modules()`; each must run exactly once a forward pass and return one tensor (N, C, H, W).
-        keep: keep probability in (0, 1].
+        module: A network that takes one tensor (N, C, H, W).
+        example_shape: (C, H, W) of one image. A batch of zeros goes through the network in eval mode to find the shapes of the masks. The
+            result then accepts only images of this shape.
+        layers: Names from `module.named_modules()`. Each layer must run exactly once per forward pass and return one tensor (N, C, H, W).
+        keep: Keep probability in (0, 1].
         pattern: `neuron`, `channel` or `shared`.
         sampling: `bernoulli` or `exact`.
-        mask_seed: the seed of all masks, at least 0.
+        mask_seed: Seed of all masks, at least 0.
 
     Raises:
-        SpecError: a value is outside of its range, a name is not that of a layer, a layer runs never or several times or returns
-            something else, or the network does not take the example.
+        SpecError: A value is out of range, a layer does not exist, runs never or several times or returns something else, or the network
+            does not accept the example.
+
+    Example:
+        >>> network = defective(torchvision.models.resnet18(), (3, 224, 224), layers=["conv1", "layer1"], keep=0.5)
     """
     keep = checked_keep(keep)
-    checked_choice("pattern", pattern, PATTERNS)
-    checked_choice("sampling", sampling, SAMPLINGS)
+    check_choice("pattern", pattern, PATTERNS)
+    check_choice("sampling", sampling, SAMPLINGS)
     mask_seed = checked_integer("mask_seed", mask_seed, minimum=0)
     names = _checked_layers(module, layers)
     if len(example_shape) != 3:
         raise SpecError(f"example_shape must be (C, H, W), got {tuple(example_shape)}")
     example = tuple(checked_integer("each of (C, H, W) in example_shape", extent, minimum=1) for extent in example_shape)
-    outputs = _traced(f"the network does not take two images of zeros of the shape {example}", module, names, example)
+    outputs = _trace(f"the network does not accept two images of zeros of the shape {example}", module, names, example)
     result = copy.deepcopy(module)
     if keep == 1.0:
         return result
-    for name in sorted(names, key=lambda name: name.count("."), reverse=True):  # inner layers first: the outer ones' paths then hold
+    for name in sorted(names, key=lambda name: name.count("."), reverse=True):  # inner layers first, so that outer paths stay valid
         shape, device = outputs[name]
         defect = Defect(defect_mask(shape, keep, pattern, sampling, seed=mask_seed, name=f"{name}.defect")).to(device)
         layer = result.get_submodule(name)
         wrapped = DefectiveLayer(layer, defect)
-        wrapped.training = defect.training = layer.training  # not .train(): a layer may hold others in another mode
+        wrapped.training = defect.training = layer.training  # not .train(): submodules may be in another mode
         result.set_submodule(name, wrapped)
-    # Raises where the network calls a layer past its name, so that its mask would do nothing, or treats it as what it no longer is.
-    _traced("the network does not run with masks behind these layers; name others, such as layers inside of them", result, names, example)
+    # Raises if the network does not call a layer by its name, so that the mask has no effect, or needs the layer's own class.
+    _trace("the network fails with masks after these layers; name others, such as layers inside them", result, names, example)
     return result
 
 
 def _checked_layers(module: nn.Module, layers: Sequence[str]) -> list[str]:
     if isinstance(layers, (str, bytes)) or not layers:
-        raise SpecError(f"layers must be a list of names of layers, such as ['conv1'], got {layers!r}")
-    known = {name: layer for name, layer in module.named_modules() if name}
+        raise SpecError(f"layers must be a list of layer names, such as ['conv1'], got {layers!r}")
+    modules = {name: layer for name, layer in module.named_modules() if name}
     for name in layers:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=5, cutoff=0.4) or list(known)[:5]
-            raise SpecError(f"the network has no layer {name!r}; layers of near names: {', '.join(near) or 'none at all'}")
-        parent = known.get(name.rpartition(".")[0])
-        if isinstance(known[name], (Defect, DefectiveLayer)) or isinstance(parent, DefectiveLayer):
-            raise SpecError(f"the layer {name!r} has a mask already; name each layer once, in one call")
+        if name not in modules:
+            similar = difflib.get_close_matches(str(name), modules, n=5, cutoff=0.4) or list(modules)[:5]
+            raise SpecError(f"the network has no layer {name!r}; similar names: {', '.join(similar) or 'none'}")
+        parent = modules.get(name.rpartition(".")[0])
+        if isinstance(modules[name], (Defect, DefectiveLayer)) or isinstance(parent, DefectiveLayer):
+            raise SpecError(f"the layer {name!r} already has a mask; name each layer once, in one call")
     if len(set(layers)) != len(layers):
-        raise SpecError(f"layers must be different names, got {list(layers)}, with one of them twice")
+        raise SpecError(f"layers must be different names, got {list(layers)}, which has duplicates")
     return list(layers)
 
 
-def _traced(failure: str, module: nn.Module, names: list[str], example: tuple[int, ...]) -> dict[str, tuple[Shape, torch.device]]:
-    """Return the shape (C, H, W) and the device of what each named layer returns for a batch of two images of zeros."""
+def _trace(failure: str, module: nn.Module, names: list[str], example: tuple[int, ...]) -> dict[str, tuple[Shape, torch.device]]:
+    """Return the output shape (C, H, W) and device of each named layer, for a batch of two images of zeros."""
     trial = copy.deepcopy(module).eval()
-    seen: dict[str, list[Any]] = {name: [] for name in names}
+    results: dict[str, list[Any]] = {name: [] for name in names}
     for name in names:
-        trial.get_submodule(name).register_forward_hook(lambda _layer, _given, result, name=name: seen[name].append(result))
+        trial.get_submodule(name).register_forward_hook(lambda _layer, _inputs, output, name=name: results[name].append(output))
     parameter = next((parameter for parameter in trial.parameters() if parameter.is_floating_point()), torch.zeros(()))
     images = torch.zeros(2, *example, dtype=parameter.dtype, device=parameter.device)
     try:
@@ -121,16 +124,16 @@ def _traced(failure: str, module: nn.Module, names: list[str], example: tuple[in
             trial(images)
     except Exception as error:  # the user's code may raise anything
         raise SpecError(f"{failure}: {error}") from error
-    outputs = {}
-    for name, results in seen.items():
-        if len(results) != 1:
+    shapes = {}
+    for name, outputs in results.items():
+        if len(outputs) != 1:
             raise SpecError(
-                f"the layer {name!r} runs {len(results)} times in a forward pass, counted where it is called by its name, expected once: "
-                "one mask belongs to one tensor"
+                f"the layer {name!r} runs {len(outputs)} times per forward pass (calls by its name); expected once, because a mask belongs "
+                "to one tensor"
             )
-        (result,) = results
-        if not isinstance(result, torch.Tensor) or result.ndim != 4 or result.shape[0] != 2:
-            got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
+        (output,) = outputs
+        if not isinstance(output, torch.Tensor) or output.ndim != 4 or output.shape[0] != 2:
+            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise SpecError(f"the layer {name!r} must return (N, C, H, W), got {got} for N = 2")
-        outputs[name] = ((result.shape[1], result.shape[2], result.shape[3]), result.device)
-    return outputs
+        shapes[name] = ((output.shape[1], output.shape[2], output.shape[3]), output.device)
+    return shapes

@@ -1,7 +1,7 @@
-"""WRN-32-4: three stages of five units of two 3x3 convolutions, behind a stem with a quarter of the channels (16 at width 64).
+"""WRN-32-4: a stem with a quarter of the channels (16 at width 64), then three stages of five units of two 3x3 convolutions.
 
-32 = 6 * 5 + 2, the depths of arXiv 1512.03385 (section 4.2) with four times their channels (16, 32, 64). Masks: the stem and every
-convolution of a block, never a projection.
+32 = 6 * 5 + 2, the depth of arXiv 1512.03385 (section 4.2) with four times its channels (16, 32, 64). Masks: on the stem and every
+convolution of a block, never on a projection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .spec import ModelSpec
 
 
 class PlainProjectionUnit(BasicUnit):
-    """A basic unit whose projection has no mask."""
+    """A basic unit without a mask on its projection."""
 
     mask_on_projection = False
 

@@ -1,7 +1,7 @@
-"""On what a network is trained: processor or GPUs, how many processes, which precision. Lightning Fabric does the work.
+"""Where a network is trained: CPU or GPUs, number of processes, precision. Lightning Fabric runs it.
 
-Fabric, and not Accelerate: it is an object that a function makes and drops, where Accelerate keeps its state in singletons that two runs of
-one process (a demo, a test) share; it leaves the loop, the data and the checkpoints to us; and it brings six small packages.
+Fabric rather than Accelerate: a function creates and drops a Fabric object, whereas Accelerate keeps its state in singletons that two runs
+of one process (a demo, a test) would share. Fabric leaves the loop, the data and the checkpoints to us, and depends on six small packages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import SpecError, TrainingError
-from ..validation import checked_choice, checked_integer
+from ..validation import check_choice, checked_integer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -26,19 +26,22 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how the arithmetic of a run is done.
+    """Device, processes and precision of a run.
 
     Attributes:
-        device: `cpu`, `gpu` (CUDA), or `auto`: a GPU where there is one.
-        processes: on this machine, one a GPU; on a processor they talk by gloo. Under `torchrun` its own number is taken.
-        nodes: machines; more than one needs `torchrun`, or the environment variables that it sets.
-        precision: `fp32`, `bf16` (autocast; weights stay float32), or None: `bf16` on GPUs, else `fp32`.
-        channels_last: memory format of the activations; None: on GPUs; True is refused elsewhere.
-        compile: whether `torch.compile` fuses the network; needs a C++ compiler on a processor, and a minute.
-        threads: of the processor, a process; None leaves torch's own choice.
+        device: `cpu`, `gpu` (CUDA), or `auto`: a GPU if there is one.
+        processes: Processes on this machine, one per GPU; on CPUs they communicate with gloo. Ignored under `torchrun`, which sets it.
+        nodes: Number of machines. More than one needs `torchrun` or the environment variables that it sets.
+        precision: `fp32` or `bf16` (autocast; weights stay float32). None: `bf16` on GPUs, else `fp32`.
+        channels_last: Whether activations are channels-last in memory. None: only on GPUs. True is an error on CPUs.
+        compile: Whether to fuse the network with `torch.compile`. Takes about a minute, and on CPUs a C++ compiler.
+        threads: CPU threads per process. None: torch's default.
 
     Raises:
-        SpecError: a value outside of its range.
+        SpecError: A value is out of range.
+
+    Example:
+        >>> module, record = train(spec, dataset, compute=Compute("gpu", processes=2))
     """
 
     device: str = "auto"
@@ -50,32 +53,32 @@ class Compute:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        checked_choice("device", self.device, DEVICES)
+        check_choice("device", self.device, DEVICES)
         checked_integer("processes", self.processes, minimum=1, maximum=1024)
         checked_integer("nodes", self.nodes, minimum=1, maximum=1024)
         if self.precision is not None:
-            checked_choice("precision", self.precision, tuple(PRECISIONS))
+            check_choice("precision", self.precision, tuple(PRECISIONS))
         if self.channels_last and not self.on_gpu:
             # torch 2.13's oneDNN: "double free or corruption" or a segmentation fault within an epoch, with two threads and 8 channels.
-            raise SpecError("channels_last=True is for GPUs: on a processor it has crashed torch 2.13; leave it out (--no-channels-last)")
+            raise SpecError("channels_last=True needs a GPU: it crashes torch 2.13 on CPUs. Omit it (--no-channels-last).")
         if self.threads is not None:
             checked_integer("threads", self.threads, minimum=1, maximum=1024)
 
     @property
     def on_gpu(self) -> bool:
-        """Whether a GPU is meant, on this machine."""
+        """Whether the run uses a GPU on this machine."""
         return self.device == "gpu" or (self.device == "auto" and torch.cuda.is_available())
 
     @property
     def chosen_precision(self) -> str:
-        """`fp32` or `bf16`."""
+        """The precision of the run: `fp32` or `bf16`."""
         return self.precision or ("bf16" if self.on_gpu else "fp32")
 
     def fabric(self) -> Fabric:
-        """Start the run's processes, and return what connects this one to the others.
+        """Start the processes of the run, and return the Fabric object that connects them.
 
         Raises:
-            SpecError: there are not that many GPUs here.
+            SpecError: This machine has fewer GPUs than processes.
         """
         from lightning_fabric import Fabric
 
@@ -86,8 +89,8 @@ class Compute:
         gpus = torch.cuda.device_count()
         if self.on_gpu and gpus < processes:
             if not gpus:
-                raise SpecError("device='gpu' was asked for, and torch finds no GPU on this machine; take device='cpu' (--device cpu)")
-            raise SpecError(f"processes must be at most the GPUs of this machine, {gpus}, got {processes}; take fewer")
+                raise SpecError("device is 'gpu', but torch finds no GPU on this machine. Use device='cpu' (--device cpu).")
+            raise SpecError(f"processes must be at most {gpus}, the number of GPUs of this machine, got {processes}")
         fabric = Fabric(
             accelerator="cuda" if self.on_gpu else "cpu",
             devices=processes,
@@ -98,26 +101,26 @@ class Compute:
         fabric.launch()
         return fabric
 
-    def wants_channels_last(self) -> bool:
+    def uses_channels_last(self) -> bool:
         """Whether activations are channels-last in memory."""
         return self.on_gpu if self.channels_last is None else self.channels_last
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a run that prints and writes, by what `torchrun` or Fabric's launcher told it."""
+    """Return whether this process prints and writes for the run, by the variables that `torchrun` and Fabric's launcher set."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 @contextmanager
 def translate_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Turn an end of memory into a `TrainingError` that names the options that lower the need."""
+    """Raise out-of-memory errors as a `TrainingError` that names the options that need less memory."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        # The processor's allocator has no class of its own for it.
+        # torch's CPU allocator raises a plain RuntimeError.
         if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise TrainingError(
-            f"memory ended ({str(error).splitlines()[0][:200]}) with a batch size of {batch_size}; "
-            "take a lower batch_size (--batch-size), a lower width (--width), or precision bf16 (--precision bf16)"
+            f"out of memory ({str(error).splitlines()[0][:200]}) with a batch size of {batch_size}. "
+            "Use a smaller batch_size (--batch-size), a smaller width (--width), or precision bf16 (--precision bf16)."
         ) from error

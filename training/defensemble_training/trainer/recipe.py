@@ -1,8 +1,8 @@
-"""How a network is trained: every choice as a value of one frozen dataclass, two presets, and the schedule of the learning rate.
+"""The hyper-parameters of a training run, two presets, and the learning-rate schedule.
 
-`paper` is the authors' recipe for CIFAR-10 to the letter (arXiv 1911.08432 and its code): SGD with momentum, 350 epochs, the learning rate
-divided by ten after 150 and 250. The authors keep the best epoch by test accuracy; here the test images choose nothing, so the last epoch
-is kept, or with `choose="best"` the best by held-out images. `fast` is a one-cycle schedule with few epochs.
+`paper` is the authors' recipe for CIFAR-10 (arXiv 1911.08432 and its code): SGD with momentum, 350 epochs, the learning rate divided by ten
+after 150 and 250. The authors keep the epoch with the best test accuracy. Here the test images select nothing: the last epoch is kept, or
+with `choose="best"` the best epoch on held-out images. `fast` is a one-cycle schedule with few epochs.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from ..attacks.presets import ATTACKS
 from ..errors import SpecError
-from ..validation import checked_choice, checked_integer, checked_number
+from ..validation import check_choice, checked_integer, checked_number
 
 SCHEDULES = ("one-cycle", "steps")
 CHOICES = ("last", "best")
-WARM_UP = 0.25  # fraction of the steps in which a one-cycle learning rate rises
+WARM_UP = 0.25  # fraction of the steps in which the one-cycle learning rate rises
 LARGEST_SEED = 2**63 - 1
 
 
@@ -37,32 +37,39 @@ def _checked_milestones(milestones: object, schedule: str) -> tuple[int, ...]:
         raise SpecError(f"milestones must be epochs, such as (150, 250); got {milestones!r:.120}")
     checked = tuple(checked_integer("each of the milestones", milestone, minimum=0) for milestone in milestones)
     if list(checked) != sorted(checked):
-        raise SpecError(f"milestones must rise, got {checked}")
+        raise SpecError(f"milestones must be in ascending order, got {checked}")
     if checked and schedule != "steps":
-        raise SpecError(f"milestones belong to the schedule 'steps', got them with {schedule!r}")
+        raise SpecError(f"milestones need the schedule 'steps', got {schedule!r}")
     return checked
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All hyper-parameters of a training run but the seed.
+    """All hyper-parameters of a training run except the seed.
 
     Attributes:
-        epochs: passes over the training images, at least 1.
-        batch_size: images a step over all processes, at least 2 (BatchNorm needs two); an epoch's batches differ by one image at most.
-        learning_rate: the highest of the schedule, above 0.
+        epochs: Passes over the training images, at least 1.
+        batch_size: Images per step over all processes, at least 2 (BatchNorm needs two). Batches of an epoch differ by at most one image.
+        learning_rate: Highest learning rate of the schedule, above 0.
         schedule: `one-cycle` (a linear rise over the first quarter, then half a cosine to 0) or `steps` (divided by ten at each milestone).
-        milestones: of `steps`: the epochs after which the learning rate falls.
-        momentum: of SGD, in [0, 1).
-        nesterov: whether the momentum is Nesterov's.
-        weight_decay: of SGD, on all parameters, at least 0.
-        label_smoothing: of the cross-entropy, in [0, 1).
-        largest_shift: images are moved at random by whole pixels, zeros coming in, by at most this fraction of height and width each way
-            (1/8 is the usual crop of 32 pixels with a padding of 4).
-        flip: whether images are mirrored at random, where a mirrored image of the dataset keeps its class.
-        adversarial: name of the attack (of `ATTACKS`) whose examples are trained on instead of the images, or None.
-        choose: whether the weights of the `last` epoch are kept, or those of the `best` by accuracy on held-out images.
-        held_out: training images that are not trained on, but looked at after each epoch; at least 1 where `choose` is `best`.
+        milestones: Epochs after which the schedule `steps` lowers the learning rate.
+        momentum: Momentum of SGD in [0, 1).
+        nesterov: Whether to use Nesterov momentum.
+        weight_decay: Weight decay of SGD on all parameters, at least 0.
+        label_smoothing: Label smoothing of the cross-entropy in [0, 1).
+        largest_shift: Largest random shift in each direction, as a fraction of height and width. Images shift by whole pixels and are
+            padded with zeros (1/8 equals the usual crop of 32 pixels with a padding of 4).
+        flip: Whether to mirror images at random, if a mirrored image of the dataset keeps its class.
+        adversarial: Name of an attack in `ATTACKS` whose examples replace the training images, or None.
+        choose: Which weights to keep: those of the `last` epoch, or of the `best` by accuracy on held-out images.
+        held_out: Number of training images that are held out and evaluated after each epoch; at least 1 if `choose` is `best`.
+
+    Raises:
+        SpecError: A value is out of range.
+
+    Example:
+        >>> Recipe(epochs=20, batch_size=128, learning_rate=0.1, schedule="one-cycle")
+        >>> recipe_from_preset("paper", epochs=35)
     """
 
     epochs: int
@@ -86,27 +93,27 @@ class Recipe:
         for name in ("nesterov", "flip"):
             if not isinstance(getattr(self, name), bool):
                 raise SpecError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        for name, (expected, holds) in _NUMBERS.items():
-            object.__setattr__(self, name, checked_number(name, getattr(self, name), expected, holds))
-        checked_choice("schedule", self.schedule, SCHEDULES)
+        for name, (expected, is_valid) in _NUMBERS.items():
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), expected, is_valid))
+        check_choice("schedule", self.schedule, SCHEDULES)
         object.__setattr__(self, "milestones", _checked_milestones(self.milestones, self.schedule))
         if self.nesterov and not self.momentum:
             raise SpecError("nesterov needs a momentum above 0, got momentum=0")
         if self.adversarial is not None:
-            # CW takes up to 30,000 gradients an image.
-            checked_choice("adversarial", self.adversarial, tuple(name for name, one in ATTACKS.items() if one.algorithm != "cw"))
-        checked_choice("choose", self.choose, CHOICES)
+            # Not CW: it needs up to 30,000 gradients per image.
+            check_choice("adversarial", self.adversarial, tuple(name for name, preset in ATTACKS.items() if preset.algorithm != "cw"))
+        check_choice("choose", self.choose, CHOICES)
         if self.milestones and self.milestones[-1] >= self.epochs:
-            raise SpecError(f"milestones must lie below the {self.epochs} epochs, got {self.milestones}")
+            raise SpecError(f"milestones must be below the number of epochs, {self.epochs}, got {self.milestones}")
         if self.choose == "best" and not self.held_out:
-            raise SpecError("choose='best' needs held_out of at least 1: the epoch is chosen by images that are not trained on")
+            raise SpecError("choose='best' needs held_out of at least 1, because it selects the epoch by held-out images")
 
     def to_values(self) -> dict[str, Any]:
-        """Return the recipe as values for JSON, one key a field."""
+        """Return the recipe as a JSON object, one key per field."""
         return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of a step, counted from 0 over the whole run."""
+        """Return the learning rate of a step. Steps count from 0 over the whole run."""
         if self.schedule == "one-cycle":
             return self.learning_rate * one_cycle(step, self.epochs * steps_per_epoch)
         return self.learning_rate * 0.1 ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones)
@@ -119,30 +126,38 @@ PRESETS: Mapping[str, Recipe] = {
 
 
 def recipe_from_preset(preset: str = "fast", **changes: Any) -> Recipe:
-    """Return a preset with some of its values changed.
+    """Return a preset with some values changed.
 
-    Where `epochs` changes and `milestones` do not, these move with it: of 35 epochs, `paper` has them after 15 and 25.
+    If only `epochs` changes, the milestones scale with it: for 35 epochs, those of `paper` are 15 and 25.
+
+    Args:
+        preset: A name in `PRESETS`.
+        **changes: Fields of the `Recipe` and their new values.
 
     Raises:
-        SpecError: no such preset, no such field, or a value outside of its range.
+        SpecError: The preset or a field does not exist, or a value is out of range.
+
+    Example:
+        >>> recipe_from_preset("fast", epochs=20, batch_size=128)
     """
-    checked_choice("preset", preset, tuple(PRESETS))
+    check_choice("preset", preset, tuple(PRESETS))
     base = PRESETS[preset]
     unknown = sorted(set(changes) - {item.name for item in dataclasses.fields(Recipe)})
     if unknown:
-        raise SpecError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(item.name for item in dataclasses.fields(Recipe))}")
+        fields = ", ".join(item.name for item in dataclasses.fields(Recipe))
+        raise SpecError(f"a recipe has no field {', '.join(unknown)}; expected some of {fields}")
     if base.milestones and "milestones" not in changes:
         if changes.get("schedule", base.schedule) != "steps":
             changes["milestones"] = ()
         elif "epochs" in changes:
             epochs = checked_integer("epochs", changes["epochs"], minimum=1)
-            moved = (round(milestone * epochs / base.epochs) for milestone in base.milestones)
-            changes["milestones"] = tuple(milestone for milestone in moved if 0 < milestone < epochs)
+            scaled = (round(milestone * epochs / base.epochs) for milestone in base.milestones)
+            changes["milestones"] = tuple(milestone for milestone in scaled if 0 < milestone < epochs)
     return dataclasses.replace(base, **changes)
 
 
 def one_cycle(step: int, steps: int) -> float:
-    """Return the factor in (0, 1] on the highest learning rate at a step, 0 to steps - 1: a linear rise, then half a cosine."""
+    """Return the factor in (0, 1] on the highest learning rate at step 0 to steps - 1: a linear rise, then half a cosine."""
     rise = math.ceil(WARM_UP * steps)
     if step < rise:
         return (step + 1) / rise

@@ -1,4 +1,4 @@
-"""Output of a run while it goes on: a log with one JSON object a line, and its learning curve as a picture."""
+"""Write the log of a run, one JSON object per line, and its learning curve as an image."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ CURVE_FILE = "learning_curve.png"
 class RunLog:
     """The log of a run in its folder.
 
-    Each line is an object with `event` (`start`, `resume`, `epoch`, `interrupted`, `failed` or `end`), `time` (UTC, ISO 8601), and what the
-    event holds. Where a run was killed after an epoch's line and before its state, the epoch's line is there twice.
+    Each line is a JSON object with `event` (`start`, `resume`, `epoch`, `interrupted`, `failed` or `end`), `time` (UTC, ISO 8601), and the
+    values of the event. If a run is killed after it logs an epoch but before it saves the state, the epoch is logged again on resume.
     """
 
     def __init__(self, folder: Path, tensorboard: Path | None = None) -> None:
         self._path = folder / LOG_FILE
         self._board = None if tensorboard is None else _board(tensorboard)
 
-    def write(self, event: str, told: Mapping[str, Any]) -> None:
+    def write(self, event: str, values: Mapping[str, Any]) -> None:
         """Append an event."""
-        line = json.dumps({"event": event, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **told})
+        line = json.dumps({"event": event, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **values})
         with self._path.open("a") as file:
             file.write(line + "\n")
         if self._board is not None and event == "epoch":
             for name in ("loss", "train_accuracy", "held_out_accuracy", "learning_rate"):
-                if told[name] is not None:
-                    self._board.add_scalar(name, told[name], told["epoch"])
+                if values[name] is not None:
+                    self._board.add_scalar(name, values[name], values["epoch"])
             self._board.flush()
 
     def clear(self) -> None:
-        """Forget what an earlier run left."""
+        """Delete the log of an earlier run."""
         self._path.unlink(missing_ok=True)
 
 
@@ -48,12 +48,12 @@ def _board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise TrainingError("a log for TensorBoard needs the package tensorboard; install it with: pip install tensorboard") from error
+        raise TrainingError("a TensorBoard log needs the package tensorboard. Install it with: pip install tensorboard") from error
     return SummaryWriter(str(folder))
 
 
 def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) -> None:
-    """Draw loss and accuracies over the epochs of a run, as a PNG file."""
+    """Plot loss and accuracies over the epochs of a run, as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -62,7 +62,7 @@ def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) ->
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10, parse_math=False)  # a name may hold a $
+    figure.suptitle(title, fontsize=10, parse_math=False)  # the run's name may contain $
     loss, accuracy = figure.subplots(1, 2)
     loss.plot(epochs, [row["loss"] for row in rows], marker=".", color="tab:blue")
     loss.set_ylabel("training loss, nats")
@@ -79,6 +79,6 @@ def write_curve(path: Path, history: Iterable[Mapping[str, Any]], title: str) ->
         axes.spines[["top", "right"]].set_visible(False)
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the font lacks a letter of the run's name
+        warnings.simplefilter("ignore")  # the font may lack a character of the run's name
         figure.savefig(content, format="png", dpi=120)
     write_atomic(path, content.getvalue())

@@ -1,11 +1,11 @@
-"""How a network is trained: SGD on batches that are moved and mirrored at random, on one process or several, to be resumed at any step.
+"""Train networks: SGD on randomly shifted and mirrored images, in one process or several, resumable at any step.
 
-The test images are looked at once, after the last epoch, and choose nothing. The same arguments give the same weights on the same
-machine, threads and versions, whether or not the run was interrupted (bit for bit on a processor).
+The test images are evaluated once, after the last epoch, and select nothing. The same arguments give the same weights on the same machine,
+with the same threads and versions, whether or not the run was interrupted (bit for bit on CPUs).
 
 Measured on `digits` at 16x16, width 8, blocks 0, 1, 2, default arguments, 6 seeds each (weights and masks), test accuracy, mean and lowest:
-keep 1.0: 0.9958, 0.9916; keep 0.3: 0.9898, 0.9805; keep 0.1: 0.9805, 0.9777. 3.5 to 5 s a run with one thread, on a 2-core AMD EPYC
-that did other things too (torch 2.13).
+keep 1.0: 0.9958, 0.9916; keep 0.3: 0.9898, 0.9805; keep 0.1: 0.9805, 0.9777. A run took 3.5 to 5 s with one thread, on a 2-core AMD EPYC
+under other load (torch 2.13).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch
 from torch import nn
 
 from ..checkpoint import save_checkpoint
-from ..data.dataset import Dataset, Part, held_out
+from ..data.dataset import Dataset, Part, split_held_out
 from ..errors import DivergedError, SpecError
-from ..evaluation import count_right
+from ..evaluation import count_correct
 from ..models.build import build
 from ..models.spec import ModelSpec
 from ..record import TrainingRecord
 from ..validation import checked_integer
-from .augmentation import batches_of
+from .augmentation import steps_per_epoch
 from .compute import Compute, translate_out_of_memory
 from .loop import Loop, TrainingProgress
 from .recipe import LARGEST_SEED, Recipe, recipe_from_preset
@@ -50,37 +50,42 @@ def train(
 ) -> tuple[nn.Module, TrainingRecord]:
     """Train the network of a spec.
 
-    Torch's global random generator and thread count are as before afterwards.
+    Torch's global random generator and thread count are restored afterwards.
 
     Args:
-        spec: the network; its `input_shape` and `num_classes` must be the dataset's.
-        dataset: images with labels.
-        recipe: the preset `fast` where it is None.
-        seed: of the weights, the order of the images and their shifts, 0 to 2**63 - 1.
-        compute: processor or GPUs; a GPU where there is one by default.
-        run: the folder that makes the run resumable; None keeps nothing.
-        on_progress: called after every step, by the first process.
-        command: how the run was asked for, for the record.
+        spec: The network. Its `input_shape` and `num_classes` must match the dataset.
+        dataset: The dataset.
+        recipe: The hyper-parameters. None: the preset `fast`.
+        seed: Seed of the weights, the image order and the augmentation, 0 to 2**63 - 1.
+        compute: Device, processes and precision. None: a GPU if there is one, else the CPU.
+        run: Folder for the state, which makes the run resumable. None saves nothing.
+        on_progress: Called in the first process after every step; on GPUs, after every 20 steps and at the end of each epoch.
+        command: Command line of the run, for the record.
 
     Returns:
-        The module, on the processor and in eval mode, and the record of the run.
+        The module, on the CPU and in eval mode, and the record of the run.
 
     Raises:
-        SpecError: an argument outside of its range, or a spec that does not fit the dataset.
-        DivergedError: the loss is no longer finite; where there is a folder, it holds the last good weights as a checkpoint.
-        TrainingError: memory ended, or the folder holds another run.
-        Interrupted: SIGINT; the state was saved where there is a folder.
-        OSError: the folder cannot be written.
+        SpecError: An argument is out of range, or the spec does not match the dataset.
+        DivergedError: The loss is not finite. If there is a folder, it holds the last good weights as a checkpoint.
+        TrainingError: There is not enough memory, or the folder holds another run.
+        Interrupted: SIGINT stopped the run. Its state was saved if it has a folder.
+        OSError: The folder cannot be written.
+
+    Example:
+        >>> dataset = load_dataset("digits")
+        >>> spec = ModelSpec("resnet18", keep=0.5, blocks=(0, 1, 2), width=8, input_shape=(1, 16, 16), mean=dataset.mean, std=dataset.std)
+        >>> module, record = train(spec, dataset)
     """
-    _check_fit(spec, dataset)
-    make = partial(build, spec)
+    _check_match(spec, dataset)
+    build_module = partial(build, spec)
     return train_module(
-        make, dataset, spec=spec, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=command
+        build_module, dataset, spec=spec, recipe=recipe, seed=seed, compute=compute, run=run, on_progress=on_progress, command=command
     )
 
 
 def train_module(
-    make: Callable[[], nn.Module],
+    build_module: Callable[[], nn.Module],
     dataset: Dataset,
     *,
     spec: ModelSpec | None = None,
@@ -91,23 +96,40 @@ def train_module(
     on_progress: Callable[[TrainingProgress], None] | None = None,
     command: str = "",
 ) -> tuple[nn.Module, TrainingRecord]:
-    """Train any network, such as one that `defective` made.
+    """Train any network, such as the result of `defective`.
 
-    `make` returns the network with fresh weights, drawn from torch's global random generator: images float32 (N, C, H, W) in [0, 1] to
-    logits. A `spec` becomes part of the run's identity, where the network has one. The other arguments are those of `train`.
+    Args:
+        build_module: Returns the network with new weights from torch's global random generator. The network maps images float32
+            (N, C, H, W) in [0, 1] to logits.
+        dataset: The dataset.
+        spec: The network's spec, if it has one. It becomes part of the run's identity.
+        recipe: See `train`.
+        seed: See `train`.
+        compute: See `train`.
+        run: See `train`.
+        on_progress: See `train`.
+        command: See `train`.
+
+    Returns:
+        The module, on the CPU and in eval mode, and the record of the run.
 
     Raises:
-        SpecError, TrainingError, Interrupted, OSError: see `train`.
+        SpecError, TrainingError, Interrupted, OSError: See `train`.
+
+    Example:
+        >>> def build_module():
+        ...     return defective(MyNetwork(), (3, 32, 32), layers=["conv1", "conv2"], keep=0.5)
+        >>> module, record = train_module(build_module, load_dataset("cifar10"))
     """
     seed = checked_integer("seed", seed, minimum=0, maximum=LARGEST_SEED)
     recipe = recipe or recipe_from_preset("fast")
     compute = compute or Compute()
-    training, chosen_by = _parts(dataset, recipe)
-    with _own_torch_state(compute.threads), translate_out_of_memory(recipe.batch_size):
+    training_part, held_out_part = _split_training_part(dataset, recipe)
+    with _restored_torch_state(compute.threads), translate_out_of_memory(recipe.batch_size):
         fabric = compute.fabric()
-        _check_batches(len(training), recipe.batch_size, fabric.world_size)
+        _check_batches(len(training_part), recipe.batch_size, fabric.world_size)
         torch.manual_seed(seed)
-        module = make()
+        module = build_module()
         identity = {
             "spec": None if spec is None else json.loads(spec.to_json()),
             "recipe": recipe.to_values(),
@@ -115,28 +137,30 @@ def train_module(
             "precision": compute.chosen_precision,
             "data": {"name": dataset.name, "digest": dataset.digest},
         }
-        loop = Loop(fabric, module, training, chosen_by, recipe, seed, compute, flip=recipe.flip and dataset.flip)
+        loop = Loop(fabric, module, training_part, held_out_part, recipe, seed, compute, flip=recipe.flip and dataset.flip)
 
-        def finished() -> tuple[nn.Module, TrainingRecord]:
-            trained = make()
+        def evaluate() -> tuple[nn.Module, TrainingRecord]:
+            trained = build_module()
             trained.load_state_dict(loop.state.best or loop.module.state_dict())
             trained.to(fabric.device).eval()
-            right = loop.all_reduce_sum(count_right(trained, dataset.test, share=loop.local_slice(len(dataset.test))))
-            return trained.cpu(), _record(dataset, recipe, seed, compute, loop, accuracy=right / len(dataset.test), command=command)
+            correct = loop.all_reduce_sum(count_correct(trained, dataset.test, rows=loop.local_slice(len(dataset.test))))
+            return trained.cpu(), _make_record(dataset, recipe, seed, compute, loop, accuracy=correct / len(dataset.test), command=command)
 
         try:
             loop.run(identity, run, on_progress)
         except DivergedError as error:
             if run is None or spec is None or not loop.restore_last_good(run):
                 raise
-            kept = run.path / LAST_GOOD_FILE
-            last_good, record = finished()
-            save_checkpoint(kept, last_good, spec, record)
-            raise DivergedError(f"{error}; the last good weights, of epoch {len(loop.state.history)}, are kept in {kept}") from error
-        return finished()
+            path = run.path / LAST_GOOD_FILE
+            last_good, record = evaluate()
+            save_checkpoint(path, last_good, spec, record)
+            raise DivergedError(f"{error} The last good weights, of epoch {len(loop.state.history)}, are saved in {path}.") from error
+        return evaluate()
 
 
-def _record(dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop: Loop, *, accuracy: float, command: str) -> TrainingRecord:
+def _make_record(
+    dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop: Loop, *, accuracy: float, command: str
+) -> TrainingRecord:
     last = loop.state.history[-1]
     return TrainingRecord(
         data=dataset.name,
@@ -164,20 +188,20 @@ def _record(dataset: Dataset, recipe: Recipe, seed: int, compute: Compute, loop:
 
 
 def _check_batches(count: int, batch_size: int, processes: int) -> None:
-    smallest = count // batches_of(count, batch_size)
+    smallest = count // steps_per_epoch(count, batch_size)
     if smallest < 2 * processes:
         raise SpecError(
-            f"each of {processes} processes must see at least 2 images a step (BatchNorm needs two), got batches of {smallest} of the "
-            f"{count} training images; take a larger batch_size (--batch-size), or fewer processes"
+            f"each of {processes} processes must have at least 2 images per step (BatchNorm needs two), got batches of {smallest} of the "
+            f"{count} training images. Use a larger batch_size (--batch-size), or fewer processes."
         )
 
 
-def _parts(dataset: Dataset, recipe: Recipe) -> tuple[Part, Part | None]:
+def _split_training_part(dataset: Dataset, recipe: Recipe) -> tuple[Part, Part | None]:
     if not recipe.held_out:
         return dataset.train, None
     if recipe.held_out >= len(dataset.train):
         raise SpecError(f"held_out must be less than the {len(dataset.train)} training images of {dataset.name!r}, got {recipe.held_out}")
-    return held_out(dataset.train, recipe.held_out, f"defensemble-held-out-v1:{dataset.name}")
+    return split_held_out(dataset.train, recipe.held_out, f"defensemble-held-out-v1:{dataset.name}")
 
 
 def _version(distribution: str) -> str:
@@ -195,7 +219,7 @@ def _device_name(device: torch.device) -> str:
     return names[0] if names else platform.machine()
 
 
-def _check_fit(spec: ModelSpec, dataset: Dataset) -> None:
+def _check_match(spec: ModelSpec, dataset: Dataset) -> None:
     if spec.input_shape != dataset.input_shape:
         raise SpecError(f"the spec's input_shape is {spec.input_shape}, but the images of {dataset.name!r} are {dataset.input_shape}")
     if spec.num_classes != len(dataset.class_names):
@@ -203,12 +227,12 @@ def _check_fit(spec: ModelSpec, dataset: Dataset) -> None:
 
 
 @contextmanager
-def _own_torch_state(threads: int | None) -> Iterator[None]:
-    threads_before = torch.get_num_threads()
+def _restored_torch_state(threads: int | None) -> Iterator[None]:
+    previous_threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         if threads is not None:
             torch.set_num_threads(threads)
         try:
             yield
         finally:
-            torch.set_num_threads(threads_before)
+            torch.set_num_threads(previous_threads)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ..._image_files import npy_images
+from ..._image_files import read_npy_images
 from ..notes import print_progress
 from ..shell import this_command
 
@@ -39,7 +39,7 @@ def build(repository: Path, settings: Mapping[str, Any], *, images_file: Path | 
         log_file: Receives the messages of TensorRT.
         options: Further arguments of `defensemble_export.build_engines`.
     """
-    images = None if images_file is None else npy_images(images_file)
+    images = None if images_file is None else read_npy_images(images_file)
     from defensemble_export import EngineOptions, build_engines
 
     engine_options = EngineOptions(**settings)

@@ -17,7 +17,7 @@ from defensemble_repository.target import TARGETS
 from ..._client.client import Client
 from ..._exceptions import InputError
 from ...ensembles import Applied, Ensembles, Replica
-from ...ensembles.local_servers import local_server, servers_of
+from ...ensembles.local_servers import find_local_server, find_local_servers
 from ..interrupts import clean_up_on_sigint
 from ..notes import print_note, print_progress, shows_progress
 from ..shell import this_command
@@ -169,14 +169,14 @@ def _differences_of_servers(ensembles: Ensembles) -> list[str]:
 
 def show_history(name: str | None, last: int, repository: Path, *, as_json: bool) -> None:
     """Print the edits of an ensemble, or of all."""
-    from defensemble_export.editing import line_from_edit, undoable
+    from defensemble_export.editing import line_from_edit, undoable_edits
 
     ensembles = Ensembles(repository, on_warning=print_note)
     edits = ensembles.history(name)
     if name is not None and not edits and name not in ensembles.names():
         existing = ", ".join(ensembles.names()) or "none"
         raise InputError(f"'{name}' has no edit in the history and is no ensemble of {repository}; its ensembles: {existing}")
-    undoable_ids = {edit.id for ensemble in {edit.ensemble for edit in edits} for edit in undoable(edits, ensemble)}
+    undoable_ids = {edit.id for ensemble in {edit.ensemble for edit in edits} for edit in undoable_edits(edits, ensemble)}
     earlier = max(0, len(edits) - last) if last else 0
     edits = edits[earlier:]
     if as_json:
@@ -212,7 +212,7 @@ def _warn_of_new_servers(targets: TargetSettings, edited_urls: Container[str]) -
     """Warn of servers that started after the edit looked for them: an edit may wait for another one to finish."""
     if not targets.finds_servers:
         return
-    for url, _ in servers_of(targets.repository, print_note):
+    for url, _ in find_local_servers(targets.repository, print_note):
         if url not in edited_urls:
             print_note(f"{url} started during the edit and may serve the old files; load the new ones: {this_command()} ensemble reload")
 
@@ -222,7 +222,7 @@ def _replicas(targets: TargetSettings, client: Callable[[str, str | None], Clien
     from defensemble_server import read_admin_key
 
     def noted_key(url: str) -> str | None:
-        state = local_server(url)
+        state = find_local_server(url)
         return None if state is None else state.admin_key
 
     key = None if targets.admin_key_file is None else read_admin_key(targets.admin_key_file, print_note)
@@ -239,5 +239,5 @@ def _replicas(targets: TargetSettings, client: Callable[[str, str | None], Clien
         return [Replica(targets.repository)]
     if targets.urls:
         return [Replica(targets.repository, tuple(client(url, key or noted_key(url)) for url in targets.urls))]
-    local = servers_of(targets.repository, print_note)
+    local = find_local_servers(targets.repository, print_note)
     return [Replica(targets.repository, tuple(client(url, key or noted) for url, noted in local))]

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ...ensembles import Applied, EnsembleState, MemberState
-from ...ensembles.local_servers import status_at
+from ...ensembles.local_servers import local_server_status
 from ...ensembles.server_models import is_averaging
 from ..notes import print_note
 from ..shell import this_command
@@ -140,7 +140,7 @@ def _member_table(state: EnsembleState) -> Table:
 
 def _restarts_of(url: str) -> str:
     """Return how often a server of this machine was restarted and why, else an empty text."""
-    status = status_at(url)
+    status = local_server_status(url)
     if status is None or not status.restarts:
         return ""
     return f"; restarted {status.restarts} time{'' if status.restarts == 1 else 's'}, last: {status.fault_text}"

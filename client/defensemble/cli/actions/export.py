@@ -13,13 +13,13 @@ from rich.console import Console
 
 from defensemble_repository.checks.outdated_graphs import outdated_graphs
 from defensemble_repository.export_report import read_reports
-from defensemble_repository.names import RESERVED
+from defensemble_repository.names import RESERVED_PREFIXES
 from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_repository.view import RepositoryView
 
 from ..._exceptions import InputError
-from ..._image_files import npy_images
-from ...ensembles.local_servers import servers_of
+from ..._image_files import read_npy_images
+from ...ensembles.local_servers import find_local_servers
 from ..notes import print_note, shows_progress
 from ..progress import progress_bar
 from ..shell import this_command
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from defensemble_export import ExportedMember, FromCheckpoint, FromOnnx
+    from defensemble_export import CheckpointSource, ExportedMember, OnnxSource
 
 
 def export_checkpoints(checkpoints: Sequence[Path], name: str | None, settings: ExportSettings, *, dataset: str | None) -> None:
@@ -46,24 +46,24 @@ def export_checkpoints(checkpoints: Sequence[Path], name: str | None, settings: 
     _check_engine_target(settings)
     images, calibration = _images(settings.images_file), _images(settings.calibration_file)
     # After the cheap checks: this imports torch, onnx and ONNX Runtime.
-    from defensemble_export import FromCheckpoint
+    from defensemble_export import CheckpointSource
 
-    written = _export([FromCheckpoint(path, name) for path in checkpoints], settings, images, calibration)
+    written = _export([CheckpointSource(path, name) for path in checkpoints], settings, images, calibration)
     _finish_members(written, settings, images)
 
 
 def import_onnx(
     file: Path, name: str, settings: ExportSettings, *, labels_file: Path | None, timeout_s: float | None, **conversion: Any
 ) -> None:
-    """Import an ONNX classifier as the member `name`; `conversion` are fields of `FromOnnx`."""
+    """Import an ONNX classifier as the member `name`; `conversion` are fields of `OnnxSource`."""
     _check_engine_target(settings)
     images, calibration = _images(settings.images_file), _images(settings.calibration_file)
-    from defensemble_export import FromOnnx, labels_from_file
+    from defensemble_export import OnnxSource, labels_from_file
 
     _warn_of_pixel_statistics(conversion["mean"], conversion["std"])
     limits: dict[str, Any] = {} if timeout_s is None else {"timeout_s": timeout_s}
     class_names = None if labels_file is None else labels_from_file(labels_file)
-    written = _export([FromOnnx(file, name, class_names=class_names, **conversion, **limits)], settings, images, calibration)
+    written = _export([OnnxSource(file, name, class_names=class_names, **conversion, **limits)], settings, images, calibration)
     _finish_members(written, settings, images)
 
 
@@ -71,9 +71,9 @@ def fuse_checkpoints(name: str, checkpoints: Sequence[Path], settings: ExportSet
     """Write checkpoints as one graph, the model `name`, without adding them as members; `dataset` as for `export_checkpoints`."""
     _check_datasets(checkpoints, dataset)
     images, calibration = _images(settings.images_file), _images(settings.calibration_file)
-    from defensemble_export import FromCheckpoint
+    from defensemble_export import CheckpointSource
 
-    written = _export([FromCheckpoint(path) for path in checkpoints], settings, images, calibration, fuse=name)
+    written = _export([CheckpointSource(path) for path in checkpoints], settings, images, calibration, fuse=name)
     _print_written(written, settings.repository)
     _print_how_to_serve(settings.repository)
 
@@ -113,7 +113,7 @@ def _check_datasets(checkpoints: Sequence[Path], dataset: str | None) -> None:
 
 
 def _images(path: Path | None) -> NDArray[np.float32] | None:
-    return None if path is None else npy_images(path)
+    return None if path is None else read_npy_images(path)
 
 
 def _printer(console: Console) -> Callable[[str], None]:
@@ -143,7 +143,7 @@ def _warn_of_pixel_statistics(mean: Sequence[float] | None, std: Sequence[float]
 
 
 def _export(
-    networks: Sequence[FromCheckpoint | FromOnnx],
+    networks: Sequence[CheckpointSource | OnnxSource],
     settings: ExportSettings,
     images: NDArray[np.float32] | None,
     calibration: NDArray[np.float32] | None,
@@ -195,11 +195,11 @@ def _finish_members(written: Sequence[str], settings: ExportSettings, images: ND
                 )
     else:
         _print_outdated_graphs(repository, ensemble)
-        for url, _ in servers_of(repository, print_note) if ensemble in models else ():
+        for url, _ in find_local_servers(repository, print_note) if ensemble in models else ():
             click.echo(f"{url} serves the old files; load the new ones: {this_command()} ensemble reload {ensemble} {where}")
     _print_how_to_serve(repository)
     if settings.engine:
-        _build_engines(settings, [model for model, _ in _versions_in(written) if not model.startswith(RESERVED)], images)
+        _build_engines(settings, [model for model, _ in _versions_in(written) if not model.startswith(RESERVED_PREFIXES)], images)
 
 
 def _versions_in(written: Sequence[str]) -> list[tuple[str, int]]:
@@ -239,7 +239,7 @@ def _print_outdated_graphs(repository: Path, ensemble: str) -> None:
 
 def _print_how_to_serve(repository: Path) -> None:
     """Print the command that serves the repository, unless a server runs on it here."""
-    if not servers_of(repository, print_note):
+    if not find_local_servers(repository, print_note):
         click.echo(f"serve it: {this_command()} serve --repository {shlex.quote(str(repository))}")
 
 

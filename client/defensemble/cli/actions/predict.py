@@ -24,7 +24,15 @@ from ..._client.client import Client
 from ..._client.model_info import ModelInfo
 from ..._client.prediction import Prediction
 from ..._exceptions import InputError
-from ..._image_files import ReadCounts, ReadOptions, decoded_images, input_errors, labelled_images, memory_to_read, preprocessing_of
+from ..._image_files import (
+    ReadCounts,
+    ReadOptions,
+    choose_preprocessing,
+    decode_for_model,
+    decode_memory_bytes,
+    find_labelled_images,
+    input_errors,
+)
 from ...results.intervals import rate
 from ..notes import print_note
 from ..progress import progress_bar
@@ -79,9 +87,9 @@ def predict_files(
     counts = ReadCounts()
     sources = _sources(files, info)
     if labelled is not None:
-        images, classes = labelled_images(labelled, info, counts)
+        images, classes = find_labelled_images(labelled, info, counts)
         sources.append(_Source(images, classes.tolist()))
-    preprocessing, note = preprocessing_of(info, options.resize) if any(source.files for source in sources) else (None, None)
+    preprocessing, note = choose_preprocessing(info, options.resize) if any(source.files for source in sources) else (None, None)
     if note is not None:
         print_note(note)
     size = batch_size or min(_BATCH_SIZE, info.max_batch_size or _BATCH_SIZE)
@@ -155,7 +163,7 @@ def _check_memory(sources: Sequence[_Source], info: ModelInfo, size: int, larges
     """Refuse sources that need more memory than allowed: images are decoded batch by batch, arrays in Fortran order as a whole."""
     for source in sources:
         shape = info.image_shape if source.array is None else source.array.shape[1:]
-        image = 4 * math.prod(shape) if min(shape) > 0 else 0  # image files of any size: `memory_to_read` counts the largest
+        image = 4 * math.prod(shape) if min(shape) > 0 else 0  # image files of any size: `decode_memory_bytes` counts the largest
         batch = 2 * min(size * image, max(largest, image) if largest else size * image, len(source) * image)
         with input_errors():
             if source.array is not None:
@@ -163,7 +171,7 @@ def _check_memory(sources: Sequence[_Source], info: ModelInfo, size: int, larges
             elif source.files:
                 first = source.files[0]
                 subject = str(first) if len(source.files) == 1 else f"decoding {len(source.files)} images, the first of which is {first},"
-                check_memory(subject, batch + memory_to_read(source.files, info), limit)
+                check_memory(subject, batch + decode_memory_bytes(source.files, info), limit)
 
 
 def _images(
@@ -171,7 +179,7 @@ def _images(
 ) -> Iterator[_Image]:
     for source in sources:
         if source.array is None:
-            for index, values in decoded_images(source.files, info, preprocessing, options.skip_damaged, counts):
+            for index, values in decode_for_model(source.files, info, preprocessing, options.skip_damaged, counts):
                 yield _Image(str(source.files[index]), values, source.classes[index])
             continue
         number = 0

@@ -16,9 +16,9 @@ from rich.table import Table
 from ..._client.client import Client
 from ..._client.model_info import ModelInfo
 from ..._exceptions import InputError, ModelNotFoundError
-from ..._image_files import ReadOptions, recorded_rule
+from ..._image_files import ReadOptions, recorded_preprocessing
 from ...probes.base import served
-from ...probes.data import choose_data
+from ...probes.data import load_probe_data
 from ...probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
 from ...results.intervals import Rate
 from ...results.provenance import provenance
@@ -50,7 +50,7 @@ def probe_noise_and_report(
 
     Args:
         client: The server.
-        source: Labelled images, as in `choose_data`: a dataset's name, a folder or a `.npz` file.
+        source: Labelled images, as in `load_probe_data`: a dataset's name, a folder or a `.npz` file.
         out: File for the result, as JSON; an earlier one is kept under another name. It is checked before the first request.
         names: Models; none: the ensembles, their members, and all other image classifiers.
         limit: Number of images to draw; None: all.
@@ -85,7 +85,7 @@ def probe_noise_and_report(
         def on_reading(name: str, done: int, total: int | None) -> None:
             progress.update(reading, description=name, completed=done, total=total)
 
-        chosen = choose_data(source, model_for_images, limit, seed, data_dir, options=options, on_progress=on_reading)
+        chosen = load_probe_data(source, model_for_images, limit, seed, data_dir, options=options, on_progress=on_reading)
     for note in chosen.notes:
         print_note(note)
     size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
@@ -103,7 +103,7 @@ def probe_noise_and_report(
             sigmas,
             seed,
             batch_size=size,
-            on_answer=lambda count: progress.advance(task, count),
+            on_batch=lambda count: progress.advance(task, count),
         )
     report = result.json()
     report["data"].update(chosen.source)
@@ -147,7 +147,7 @@ def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[M
             )
     recorded = [info for info in infos if info.preprocessing is not None] if resize is None else []
     for info in recorded[1:]:
-        if recorded_rule(info) != recorded_rule(recorded[0]):
+        if recorded_preprocessing(info) != recorded_preprocessing(recorded[0]):
             raise InputError(
                 f"models {recorded[0].name!r} and {info.name!r} resize images differently ({recorded[0].preprocessing} and "
                 f"{info.preprocessing}). Choose models with --target, or one way for all with --resize."

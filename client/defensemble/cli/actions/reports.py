@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from defensemble_repository.export_report import Reported, read_reports
+from defensemble_repository.export_report import VersionReport, read_reports
 
 from ..._exceptions import InputError
 
@@ -52,11 +52,11 @@ def summary(member: ExportedMember) -> str:
     return f": {member.precision}, {agreement}, {difference}; on {verification['images']}"
 
 
-def _name(report: Reported) -> str:
+def _name(report: VersionReport) -> str:
     return f"{report.model}@{report.version}"
 
 
-def _table(reports: Sequence[Reported]) -> Table:
+def _table(reports: Sequence[VersionReport]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for heading in ("precision", "MB", "masks MB", "images", "same class %", "accuracy % (original)", "largest error"):
@@ -85,7 +85,7 @@ def _cells(values: Mapping[str, Any]) -> list[str]:
     return [*sizes, n, f"{100 * verification['agreement']:.2f}", accuracy, f"{verification[key]:.0e} {kind}"]
 
 
-def _notes(report: Reported) -> list[str]:
+def _notes(report: VersionReport) -> list[str]:
     """Return the lines below the table: a missing report, missed goals, and the calibration."""
     if report.values is None:
         return [f"{_name(report)}: no report: {report.problem}"]

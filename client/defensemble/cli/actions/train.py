@@ -109,7 +109,7 @@ def run(
         changes.setdefault("held_out", len(images.train) // 10)
     recipe = recipe_from_preset(preset, **changes)
     spec = ModelSpec(**fields, mean=images.mean, std=images.std, num_classes=len(images.class_names), input_shape=images.input_shape)
-    folder = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, anew=force, tensorboard=tensorboard)
+    folder = RunFolder(run_folder or output.with_suffix(".run"), resume=resume, overwrite=force, tensorboard=tensorboard)
     if output.resolve() in folder.own_files():
         raise click.ClickException(f"{output} is a file of the run in {folder.path}. Choose another OUTPUT or another --run.")
     if output.exists() and not force:

@@ -96,10 +96,10 @@ def write(profile: str, repository: Path, force: bool, cache_dir: str | None, wo
     """
     if profile != "gpu-ort-tensorrt" and (cache_dir is not None or workspace_mib is not None):
         raise click.UsageError("--cache-dir and --workspace are for the profile gpu-ort-tensorrt only")
-    from defensemble_export import KeptEngines, write_profile
+    from defensemble_export import EngineCacheOptions, write_profile
 
     values: dict[str, Any] = {"cache_dir": cache_dir, "workspace_mib": workspace_mib}
-    settings = KeptEngines(**{name: value for name, value in values.items() if value is not None})
+    settings = EngineCacheOptions(**{name: value for name, value in values.items() if value is not None})
     written = write_profile(repository, profile, settings, force=force, on_progress=print_progress)
     click.echo(f"{repository}: wrote {', '.join(written)}" if written else f"{repository}: the profile '{profile}' is up to date")
     runtime = "" if profile == "cpu" else " --runtime docker"
