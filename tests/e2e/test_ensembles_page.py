@@ -23,7 +23,7 @@ def test_the_blocks_run_in_order(tmp_path: Path, ports: Ports) -> None:
     assert declared[1].replace("average: probabilities", "average: logits") in output, "the page shows the applied file"
     assert "nothing" in output
     assert_facts(output, "keep0.3 | version | 1 -> 2")
-    assert "go forward again: " in output
-    assert_facts(output, "older | config.pbtxt")
+    assert re.search(r"rollback .*--to [0-9a-f]{12}", output), "a rollback names the command that undoes it"
+    assert_facts(output, "config.pbtxt | reload")
     assert re.search(r"^deleted \d+, ", output, re.MULTILINE)
     assert "stopped the server" in output
