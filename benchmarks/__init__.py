@@ -1,1 +1,1 @@
-"""Scripts that measure, each with its peers in the same run."""
+"""Benchmarks: each script compares alternatives in one run."""

@@ -1,7 +1,7 @@
-"""Does any caller that gives up its calls take the service away from the others, and for how long?
+"""Measure whether callers that abort their calls disrupt the service for others, and for how long.
 
-Five small defective networks behind an embedded Triton; tens of thousands of calls over gRPC and HTTP that expire, are cancelled, or
-lose their channel, socket or caller at a random moment; beside them eight patient callers that compare every answer with numpy's.
+Five small defective networks run behind an embedded Triton. Tens of thousands of calls over gRPC and HTTP time out, are cancelled, or lose
+their channel, socket or caller at a random moment. Meanwhile eight patient callers compare every response with numpy's.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-# Run as a file, Python looks for modules beside it alone.
+# A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.aborting.figures import result_of
+from benchmarks.aborting.figures import build_result
 from benchmarks.aborting.page import page
-from benchmarks.aborting.under_aborts import Effort, served_under_aborts
-from benchmarks.common.answers import logits_of_members
-from benchmarks.common.callers import CallersGoneError
+from benchmarks.aborting.under_aborts import Effort, run_under_aborts
+from benchmarks.common.answers import member_logits
+from benchmarks.common.callers import CallersDiedError
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from defensemble import DefensembleError
 from defensemble_export import ExportedMember
@@ -35,7 +35,7 @@ from defensemble_server import ServerError
 SCHEMA = "defensemble.benchmark.aborted_calls/1"
 QUICK_SCALE = 0.02
 POOL = 128
-WIDTH = 8  # calls are short: what matters is how many are given up
+WIDTH = 8  # calls are short: the number of aborts matters
 
 
 def measure(
@@ -46,18 +46,23 @@ def measure(
     seed: int = 0,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
-    """Gives up calls of an ensemble of `members` in every way and returns the result as JSON.
+    """Abort calls of an ensemble of `members` in every way, and return the result as JSON.
 
-    Calls ask about images of `pool` (P, C, H, W).
+    Args:
+        members: The members.
+        pool: The callers' images (P, C, H, W).
+        effort: Number of aborts.
+        seed: Seed of moments and batches.
+        on_progress: Called with the current step.
 
     Raises:
-        CallersGoneError: A process of callers ended.
-        DefensembleError, ServerError, RepositoryError, OSError: What went wrong with the server before the first abort.
+        CallersDiedError: A process of callers ended.
+        DefensembleError, ServerError, RepositoryError, OSError: The server failed before the first abort.
     """
-    logits = logits_of_members(members, pool)
+    logits = member_logits(members, pool)
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        aborted = served_under_aborts(members, logits, pool, effort, Path(folder), seed=seed, on_progress=on_progress)
-    result = result_of(aborted)
+        aborted = run_under_aborts(members, logits, pool, effort, Path(folder), seed=seed, on_progress=on_progress)
+    result = build_result(aborted)
     figures = result.pop("figures")
     return {
         "schema": SCHEMA,
@@ -68,7 +73,7 @@ def measure(
         "effort": dataclasses.asdict(effort),
         "tolerance": TOLERANCE,
         **result,
-        **aborted.surroundings,
+        **aborted.machine_info,
         "figures": figures,
     }
 
@@ -78,16 +83,16 @@ def measure(
 )
 @click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Fraction of the aborts to make.")
 def main(options: Options, scale: float) -> NoReturn:
-    """Give up calls in every way beside patient callers, and compare every answer with numpy's.
+    """Abort calls in every way while patient callers compare every response with numpy's.
 
-    At most 15 minutes on two cores. Exit status 1 where a figure does not hold.
+    Takes at most 15 minutes on two cores. The exit status is 1 if a figure misses its goal.
     """
     effort = Effort(scale=QUICK_SCALE if options.quick else scale)
-    errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError)
-    run(lambda on_progress: _measured(effort, options.seed, on_progress), page, options, errors=errors)
+    errors = (CallersDiedError, DefensembleError, RepositoryError, ServerError)
+    run(lambda on_progress: _measure_networks(effort, options.seed, on_progress), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
+def _measure_networks(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     pool = random_images(POOL, seed)

@@ -1,7 +1,7 @@
-"""What does it cost that one model averages and measures uncertainty, where a model of the average alone was run before?
+"""Measure the cost of one averaging model with all outputs, compared with a model that computes only the average.
 
-Two graphs of five members, the one that is exported now and the old one of `probabilities` alone, are timed in ONNX Runtime on one thread;
-the difference is divided by the time of a call of five ResNet-18s of width 16 behind Triton.
+Two graphs of five members, the one that is exported now and the old one with only `probabilities`, are timed in ONNX Runtime on one thread.
+The difference is divided by the time of a call of five ResNet-18s of width 16 behind Triton.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-# Run as a file, Python looks for modules beside it alone.
+# A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import session_of
+from benchmarks.common.answers import session_from_onnx
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run
 from benchmarks.common.figures import spread
-from benchmarks.common.markdown import commit, look, measured_on, note, ranged, table
-from benchmarks.common.provenance import surroundings
-from benchmarks.common.servers import ENSEMBLE, started, written
+from benchmarks.common.markdown import format_measurement, format_spread, note_paragraph, quick_warning, short_commit, table
+from benchmarks.common.provenance import machine_info
+from benchmarks.common.servers import ENSEMBLE, start_server, write_ensemble_repository
 from defensemble import Client, DefensembleError
 from defensemble_export import average_onnx
 from defensemble_repository.averaging import TOLERANCE, largest_difference
@@ -38,17 +38,17 @@ SCHEMA = "defensemble.benchmark.averaging_cost/1"
 GOAL = 0.01
 MEMBERS = 5
 AVERAGES, CLASSES, BATCHES = ("probabilities", "logits"), (10, 1000), (1, 16)
-# The old graphs, as the code of commit 820acde wrote them for `ensemble_of`: they give `probabilities` alone.
+# The old graphs, written by the code of commit 820acde for `weighted_ensemble`: they only have the output `probabilities`.
 _OLD = Path(__file__).parent / "averaging"
 
 
 class DifferentAnswersError(Exception):
-    """The old and the new graph answer differently, so that their times cannot be compared."""
+    """The old and the new graph have different outputs, so their times cannot be compared."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How often is measured: rounds of `runs` of each graph, and `calls` of the ensemble."""
+    """Number of measurements: rounds, runs of each graph in a round, and calls of the ensemble."""
 
     rounds: int
     runs: int
@@ -59,33 +59,33 @@ FULL = Effort(rounds=9, runs=1000, calls=400)
 QUICK = Effort(rounds=3, runs=100, calls=40)
 
 
-def ensemble_of(average: str) -> Ensemble:
-    """The ensemble that both graphs average."""
+def weighted_ensemble(average: str) -> Ensemble:
+    """Return the ensemble that both graphs average."""
     return Ensemble("ensemble", tuple(Member(f"m{index}", 1, 1 + index / 4) for index in range(MEMBERS)), average)
 
 
 def time_graphs(average: str, classes: int, batch: int, effort: Effort, seed: int) -> dict[str, Any]:
-    """Time both graphs in turn, and return microseconds for each round: the medians of the old and the new, and their difference.
+    """Time both graphs in turn. Returns microseconds of each round: the medians of the old and the new graph, and their difference.
 
     Raises:
-        DifferentAnswersError: They answer other probabilities.
+        DifferentAnswersError: The graphs compute different probabilities.
     """
     generator = np.random.default_rng(seed)
     logits = {f"logits_{index}": generator.normal(size=(batch, classes)).astype(np.float32) for index in range(MEMBERS)}
-    old = session_of((_OLD / f"old_{average}_{classes}.onnx").read_bytes())
-    new = session_of(average_onnx(ensemble_of(average), classes))
+    old = session_from_onnx((_OLD / f"old_{average}_{classes}.onnx").read_bytes())
+    new = session_from_onnx(average_onnx(weighted_ensemble(average), classes))
     expected, got = (session.run(["probabilities"], logits)[0] for session in (old, new))
     if (difference := largest_difference(got, expected)) > TOLERANCE:
-        raise DifferentAnswersError(f"the graphs of {average} differ by {difference:.3g}, allowed are {TOLERANCE:g}")
+        raise DifferentAnswersError(f"the graphs of {average} differ by {difference:.3g}; expected at most {TOLERANCE:g}")
     rounds: dict[str, list[float]] = {"old": [], "new": []}
     for _ in range(effort.rounds):
-        taken: dict[str, list[float]] = {"old": [], "new": []}
+        durations: dict[str, list[float]] = {"old": [], "new": []}
         for _ in range(effort.runs):
             for name, session in (("old", old), ("new", new)):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 session.run(None, logits)
-                taken[name].append(time.perf_counter() - began)
-        for name, seconds in taken.items():
+                durations[name].append(time.perf_counter() - start)
+        for name, seconds in durations.items():
             rounds[name].append(1e6 * statistics.median(seconds))
     return {name: spread(values) for name, values in rounds.items()} | {
         "difference": spread([new_us - old_us for new_us, old_us in zip(rounds["new"], rounds["old"], strict=True)])
@@ -93,26 +93,26 @@ def time_graphs(average: str, classes: int, batch: int, effort: Effort, seed: in
 
 
 def time_calls(repository: Path, images: NDArray[np.float32], effort: Effort) -> tuple[dict[str, float], dict[str, Any]]:
-    """Serve `repository`, and return the median milliseconds of one caller's calls over HTTP for each batch, and what served.
+    """Serve a repository. Returns the median milliseconds of one caller's calls over HTTP for each batch, and the machine.
 
     Raises:
-        DefensembleError, ServerError: It does not start, or does not answer.
+        DefensembleError, ServerError: The server does not start or does not respond.
     """
-    taken: dict[str, float] = {}
-    with started(repository) as (server, _), Client(server.http_url) as client:
+    durations: dict[str, float] = {}
+    with start_server(repository) as (server, _), Client(server.http_url) as client:
         for batch in BATCHES:
             seconds = []
             for number in range(effort.calls + 10):
-                began = time.perf_counter()
+                start = time.perf_counter()
                 client.predict(images[:batch], model=ENSEMBLE)
                 if number >= 10:
-                    seconds.append(time.perf_counter() - began)
-            taken[str(batch)] = round(1000 * statistics.median(seconds), 4)
-        return taken, surroundings(client.server_metadata())
+                    seconds.append(time.perf_counter() - start)
+            durations[str(batch)] = round(1000 * statistics.median(seconds), 4)
+        return durations, machine_info(client.server_metadata())
 
 
-def figures_of(graphs: Mapping[str, Mapping[str, Any]], calls: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """For each pair of graphs the difference as a share of a call of as many images."""
+def compute_figures(graphs: Mapping[str, Mapping[str, Any]], calls: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """Compute for each pair of graphs the difference as a fraction of a call of as many images."""
     figures = {}
     for key, timed in graphs.items():
         value = timed["difference"]["median"] / (1000 * calls[key.rpartition("_")[2]])
@@ -121,17 +121,17 @@ def figures_of(graphs: Mapping[str, Mapping[str, Any]], calls: Mapping[str, floa
 
 
 def measure(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
-    """Measure both, and return the result as JSON.
+    """Measure graphs and calls, and return the result as JSON.
 
     Raises:
-        DefensembleError, ServerError, RepositoryError, DifferentAnswersError: Why it could not be measured.
+        DefensembleError, ServerError, RepositoryError, DifferentAnswersError: The measurement failed.
     """
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(max(BATCHES), seed)
     members = untrained_networks(images, seed, count=MEMBERS, on_progress=on_progress).members
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        calls, machine = time_calls(written(Path(folder) / "repository", members), images, effort)
+        calls, machine = time_calls(write_ensemble_repository(Path(folder) / "repository", members), images, effort)
     for size, milliseconds in calls.items():
         on_progress(f"a call of batch {size}: {milliseconds:.3f} ms")
     graphs = {}
@@ -149,34 +149,34 @@ def measure(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any
         "calls": effort.calls,
         "member_spec": spec_values(),
         "call_ms": calls,
-        "call": "five members of width 16 and 10 classes behind Triton, one caller over HTTP, probabilities alone",
+        "call": "five members of width 16 and 10 classes behind Triton, one caller over HTTP, only probabilities",
         "graphs_us": graphs,
         **machine,
-        "figures": figures_of(graphs, calls),
+        "figures": compute_figures(graphs, calls),
     }
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
-    """Markdown; the same result gives the same text."""
+    """Return the page of a result as Markdown; the same result gives the same text."""
     rows = []
     for key, timed in result["graphs_us"].items():
         figure = result["figures"][key]
-        times = (ranged(timed[which], ".1f") for which in ("old", "new", "difference"))
+        times = (format_spread(timed[which], ".1f") for which in ("old", "new", "difference"))
         rows.append((key.replace("_", ", "), *times, f"{100 * figure['value']:.2f} %", "holds" if figure["holds"] else "**missed**"))
     calls = ", ".join(f"{milliseconds:.2f} ms with {batch}" for batch, milliseconds in result["call_ms"].items())
     return "\n".join(
         [
-            "# What one averaging model with all outputs costs",
-            look(result),
-            measured_on(result, json_name, "averaging_cost") + f"ONNX Runtime {result['versions']['onnxruntime']}, "
-            f"commit {commit(result)}, seed {result['seed']}.",
-            *note(result),
+            "# Cost of one averaging model with all outputs",
+            quick_warning(result),
+            format_measurement(result, json_name, "averaging_cost") + f"ONNX Runtime {result['versions']['onnxruntime']}, "
+            f"commit {short_commit(result)}, seed {result['seed']}.",
+            *note_paragraph(result),
             "",
-            f"A call ({result['call']}) takes {calls} images. Times of the graphs in microseconds, on one thread: median of "
-            f"{result['rounds']} rounds of {result['runs']} runs, smallest and largest in brackets. Goal: a difference below "
+            f"A call ({result['call']}) takes {calls} images. Times of the graphs are in microseconds, on one thread: median of "
+            f"{result['rounds']} rounds of {result['runs']} runs, with minimum and maximum. Goal: a difference below "
             f"{100 * GOAL:g} % of a call.",
             "",
-            table(("average, classes, batch", "`probabilities` alone", "all outputs", "difference", "by a call", ""), rows),
+            table(("average, classes, batch", "only `probabilities`", "all outputs", "difference", "fraction of a call", ""), rows),
             "",
         ]
     )
@@ -184,9 +184,9 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
 
 @benchmark_command("averaging_cost", quick="few runs", seed="weights, masks, images and logits")
 def main(options: Options) -> NoReturn:
-    """Measure what one averaging model with all outputs costs, where a model of the average alone was run before.
+    """Measure the cost of one averaging model with all outputs, compared with a model that computes only the average.
 
-    About a minute on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
+    Takes about a minute on two cores, on an otherwise idle machine. The exit status is 1 if a figure misses its goal.
     """
     errors = (DefensembleError, RepositoryError, ServerError, DifferentAnswersError)
     run(lambda on_progress: measure(QUICK if options.quick else FULL, options.seed, on_progress), page, options, errors=errors)

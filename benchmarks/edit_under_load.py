@@ -1,7 +1,7 @@
-"""What do callers notice of an ensemble that is edited while it serves, and what does an edit take?
+"""Measure what callers notice when an ensemble is edited while it serves, and the cost of an edit.
 
-Five defective ResNet-18s of width 16 at 3x32x32, eight callers in a loop with 16 images, and one edit after another: every single answer is
-held against numpy's, call times during edits against those without, and the server's memory after many edits against that after a few.
+Five defective ResNet-18s of width 16 at 3x32x32, eight callers in a loop with 16 images, and one edit after another. Compared are every
+response with numpy's, call times during edits with those without, and the server's memory after many edits with that after a few.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-# Run as a file, Python looks for modules beside it alone.
+# A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.callers import CallersGoneError
+from benchmarks.common.callers import CallersDiedError
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
-from benchmarks.editing.answers import APART, answer_of, apart, judge
-from benchmarks.editing.figures import result_of
+from benchmarks.editing.answers import MIN_DIFFERENCE, min_difference, state_probabilities, verify_calls
+from benchmarks.editing.figures import build_result
 from benchmarks.editing.page import page
-from benchmarks.editing.plan import State, planned
-from benchmarks.editing.under_load import Effort, edited_under_load, logits_of, starting_state, versions_of
+from benchmarks.editing.plan import State, draw_changes
+from benchmarks.editing.under_load import Effort, initial_state, run_under_load, version_counts, version_logits
 from defensemble import DefensembleError
 from defensemble_export import ExportedMember
 from defensemble_repository.averaging import TOLERANCE
@@ -48,40 +48,45 @@ def measure(
     seed: int = 0,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
-    """Edits an ensemble of `members` under load and returns the result as JSON.
+    """Edit an ensemble of `members` under load, and return the result as JSON.
 
-    `later` are exported once it serves: new members, and second versions of those that are there. Callers ask about images of `pool`
-    (P, C, H, W).
+    Args:
+        members: The first members.
+        later: Exported while the ensemble serves: new members, and second versions of `members`.
+        pool: The callers' images (P, C, H, W).
+        effort: Number of edits and durations.
+        seed: Seed of edits and batches.
+        on_progress: Called with the current step.
 
     Raises:
-        CallersGoneError: The callers cannot ask.
-        DefensembleError, ServerError, RepositoryError, OSError: What went wrong with the server or with an edit.
+        CallersDiedError: The callers cannot call.
+        DefensembleError, ServerError, RepositoryError, OSError: The server or an edit failed.
     """
-    logits = logits_of(members, later, pool)
-    start = starting_state(members)
+    logits = version_logits(members, later, pool)
+    start = initial_state(members)
 
-    def between(one: State, other: State) -> float:
-        return apart(answer_of(one, logits), answer_of(other, logits), effort.batch)
+    def difference(first: State, second: State) -> float:
+        return min_difference(state_probabilities(first, logits), state_probabilities(second, logits), effort.batch)
 
-    changes = planned(
-        versions_of(members, later),
+    changes = draw_changes(
+        version_counts(members, later),
         start,
         effort.edits,
         seed,
-        differ=lambda one, other: between(one, other) > APART,
-        alike_at=effort.memory_after,
+        are_distinguishable=lambda first, second: difference(first, second) > MIN_DIFFERENCE,
+        same_models_after=effort.memory_after,
     )
     states = [start, *(change.state for change in changes)]
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        edited = edited_under_load(members, later, pool, changes, effort, Path(folder), seed=seed, on_progress=on_progress)
-    verdict = judge(
+        edited = run_under_load(members, later, pool, changes, effort, Path(folder), seed=seed, on_progress=on_progress)
+    verdict = verify_calls(
         edited.calls,
-        [answer_of(state, logits) for state in states],
+        [state_probabilities(state, logits) for state in states],
         [(made.begin, made.end) for made in edited.made],
         seed=seed,
         batch=effort.batch,
     )
-    result = result_of(edited, verdict, effort.timed, effort.memory_after)
+    result = build_result(edited, verdict, effort.timed, effort.memory_after)
     figures = result.pop("figures")
     return {
         "schema": SCHEMA,
@@ -93,9 +98,9 @@ def measure(
         "timed_edits": effort.timed,
         "effort": dataclasses.asdict(effort),
         "tolerance": TOLERANCE,
-        "least_apart": min(between(one, other) for one, other in itertools.pairwise(states)),
+        "least_apart": min(difference(first, second) for first, second in itertools.pairwise(states)),
         **result,
-        **edited.surroundings,
+        **edited.machine_info,
         "figures": figures,
     }
 
@@ -104,20 +109,20 @@ def measure(
     "edit_under_load", quick="fewer edits, with shorter times between them", seed="weights, masks, images, edits and batches"
 )
 def main(options: Options) -> NoReturn:
-    """Edit an ensemble while callers ask it, and compare every answer with numpy's.
+    """Edit an ensemble while callers use it, and compare every response with numpy's.
 
-    About 5 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
+    Takes about 5 minutes on two cores, on an otherwise idle machine. The exit status is 1 if a figure misses its goal.
     """
-    errors = (CallersGoneError, DefensembleError, RepositoryError, ServerError)
-    run(lambda on_progress: _measured(QUICK if options.quick else FULL, options.seed, on_progress), page, options, errors=errors)
+    errors = (CallersDiedError, DefensembleError, RepositoryError, ServerError)
+    run(lambda on_progress: _measure_networks(QUICK if options.quick else FULL, options.seed, on_progress), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
+def _measure_networks(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import COUNT, random_images, spec_values, untrained_networks
 
     pool = random_images(POOL, seed)
     members = untrained_networks(pool, seed, count=COUNT + 2, on_progress=on_progress).members
-    # The last one is exported again, under the first one's name: its second version.
+    # The last one is exported under the first one's name, as its second version.
     later = [members[COUNT], dataclasses.replace(members[COUNT + 1], name=members[0].name)]
     return {**measure(members[:COUNT], later, pool, effort, seed=seed, on_progress=on_progress), "member_spec": spec_values()}
 

@@ -1,7 +1,7 @@
-"""When is one fused graph better than the pipeline of its members?
+"""Compare one fused graph with the pipeline of its members.
 
-Defective ResNet-18s at 3x32x32, averaged: 1, 2, 4 and 8 of them, as an ensemble of Triton's and as one graph. Served, latency for one
-caller, throughput for eight, and memory; in process, on one thread, what M members cost beside M times one.
+Defective ResNet-18s at 3x32x32, averaged: 1, 2, 4 and 8 members, as a Triton ensemble and as one graph. Served: latency for one caller,
+throughput for eight, and memory. In process, on one thread: the cost of M members compared with M times one.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-# Run as a file, Python looks for modules beside it alone.
+# A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import right_answers
+from benchmarks.common.answers import expected_outputs
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.forms import WrongAnswerError
-from benchmarks.common.provenance import surroundings
-from benchmarks.fused.in_process import BATCHES, GOAL_WIDTH, SIZES, costs_in_process, figures_of
+from benchmarks.common.provenance import machine_info
+from benchmarks.fused.in_process import BATCHES, GOAL_WIDTH, SIZES, compute_figures, measure_in_process
 from benchmarks.fused.page import page
-from benchmarks.fused.served import CALLERS, MAX_BATCH_SIZE, compare_served
+from benchmarks.fused.served import CALLERS, MAX_BATCH, measure_served
 from defensemble import DefensembleError
 from defensemble_export import ExportedMember
 from defensemble_repository.errors import RepositoryError
@@ -38,7 +38,7 @@ WIDTHS = (GOAL_WIDTH, 64)
 
 @dataclass(frozen=True)
 class Effort:
-    """Rounds, and for how long a form is timed in each: served after `warm_s`, and in process."""
+    """Number of rounds, and seconds per form in each: served (after `warm_s`) and in process."""
 
     rounds: int
     seconds: float
@@ -61,20 +61,25 @@ def measure(
     batches: Sequence[int] = BATCHES,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
-    """Times both forms and returns the result as JSON.
+    """Time both forms, and return the result as JSON.
 
-    `members` by width; those of the first width are served, and `logits` (M, N, K) are theirs for `images` (N, C, H, W), with N at least
-    eight times the largest batch.
+    Args:
+        members: The members by width; those of the first width are served.
+        logits: The logits (M, N, K) of the first width's members for `images`.
+        images: (N, C, H, W), with N at least eight times the largest batch.
+        effort: Rounds and durations.
+        batches: Batch sizes.
+        on_progress: Called with the current step.
 
     Raises:
-        WrongAnswerError: A form answers something else than numpy's average of the logits.
-        DefensembleError, ServerError, RepositoryError: What went wrong.
+        WrongAnswerError: The outputs of a form differ from numpy's average of the logits.
+        DefensembleError, ServerError, RepositoryError: The server or a call failed.
     """
     costs = {}
-    for width, of_width in members.items():
-        on_progress(f"width {width}, in process, the cost of M fused by M times one:")
-        costs[str(width)] = costs_in_process(
-            of_width,
+    for width, members_of_width in members.items():
+        on_progress(f"width {width}, in process, cost of M fused members / M times one:")
+        costs[str(width)] = measure_in_process(
+            members_of_width,
             images,
             rounds=effort.rounds,
             seconds=effort.seconds_in_process,
@@ -83,14 +88,14 @@ def measure(
             on_progress=on_progress,
         )
     served = []
-    of_width = next(iter(members.values()))
+    members_of_width = next(iter(members.values()))
     for size in effort.sizes:
         with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
             served.append(
-                compare_served(
-                    of_width[:size],
+                measure_served(
+                    members_of_width[:size],
                     images,
-                    right_answers(logits[:size])["probabilities"],
+                    expected_outputs(logits[:size])["probabilities"],
                     Path(folder),
                     rounds=effort.rounds,
                     seconds=effort.seconds,
@@ -109,34 +114,34 @@ def measure(
         "seconds_in_process": effort.seconds_in_process,
         "in_process": costs,
         "served": served,
-        **surroundings(),
-        "figures": figures_of(costs),
+        **machine_info(),
+        "figures": compute_figures(costs),
     }
 
 
-@benchmark_command("pipeline_vs_fused", quick="one short round, fewer members, width 16 alone", seed="weights, masks and images")
+@benchmark_command("pipeline_vs_fused", quick="one short round, fewer members, only width 16", seed="weights, masks and images")
 @click.option("--rounds", type=click.IntRange(1), help=f"Number of rounds.  [default: {FULL.rounds}]")
 def main(options: Options, rounds: int | None) -> NoReturn:
-    """Compare an ensemble of Triton's with the same members as one fused graph.
+    """Compare a Triton ensemble with the same members as one fused graph.
 
-    About 12 minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
+    Takes about 12 minutes on two cores, on an otherwise idle machine. The exit status is 1 if a figure misses its goal.
     """
     base = QUICK if options.quick else FULL
     effort = replace(base, rounds=rounds or base.rounds)
     errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError)
-    run(lambda on_progress: _measured(effort, options.seed, on_progress), page, options, errors=errors)
+    run(lambda on_progress: _measure_networks(effort, options.seed, on_progress), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
+def _measure_networks(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
-    images = random_images(max(CALLERS) * MAX_BATCH_SIZE, seed)
+    images = random_images(max(CALLERS) * MAX_BATCH, seed)
     networks = {}
     for width in effort.widths:
-        # The wider ones are not compared with torch on all images: the narrow ones show that the graphs are right.
-        seen = images if width == effort.widths[0] else images[:64]
-        networks[width] = untrained_networks(seen, seed, count=max(effort.sizes), width=width, on_progress=on_progress)
-    members = {width: of_width.members for width, of_width in networks.items()}
+        # Only the narrow networks are compared with torch on all images: they show that the graphs are correct.
+        compared = images if width == effort.widths[0] else images[:64]
+        networks[width] = untrained_networks(compared, seed, count=max(effort.sizes), width=width, on_progress=on_progress)
+    members = {width: members_of_width.members for width, members_of_width in networks.items()}
     result = measure(members, networks[effort.widths[0]].logits, images, effort, on_progress=on_progress)
     return {**result, "seed": seed, "member_spec": spec_values(list(effort.widths))}
 

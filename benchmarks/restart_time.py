@@ -1,7 +1,7 @@
-"""How long is an ensemble away when its server dies?
+"""Measure how long an ensemble is unavailable after its server dies.
 
-Five defective ResNet-18s of width 16 at 3x32x32. Triton is killed again and again, and one caller asks for one image every few
-milliseconds: the time of a restart is that from the signal to the first right answer.
+Five defective ResNet-18s of width 16 at 3x32x32. Triton is killed repeatedly, and one caller classifies one image every few milliseconds:
+the restart time is the time from the signal to the first correct response.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import numpy as np
 import urllib3
 from numpy.typing import NDArray
 
-# Run as a file, Python looks for modules beside it alone.
+# A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import right_answers
+from benchmarks.common.answers import expected_outputs
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
-from benchmarks.common.markdown import look
-from benchmarks.common.processes import start_s
-from benchmarks.common.provenance import surroundings
-from benchmarks.common.servers import ENSEMBLE, started, written
+from benchmarks.common.markdown import quick_warning
+from benchmarks.common.processes import process_start_s
+from benchmarks.common.provenance import machine_info
+from benchmarks.common.servers import ENSEMBLE, start_server, write_ensemble_repository
 from defensemble_export import ExportedMember
 from defensemble_repository.averaging import TOLERANCE, largest_difference
 from defensemble_repository.errors import RepositoryError
@@ -42,7 +42,7 @@ _TIMEOUT_S = 60.0
 
 
 class NotBackError(Exception):
-    """The server gave no right answer in time."""
+    """The server sent no correct response in time."""
 
 
 def measure(
@@ -52,68 +52,68 @@ def measure(
     rounds: int,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
-    """Kill the server of an ensemble of `members` `rounds` times; the result as JSON.
+    """Kill the server of an ensemble of `members` `rounds` times, and return the result as JSON.
 
     Args:
         members: The members.
-        image: What the caller asks about (1, C, H, W).
+        image: The caller's image (1, C, H, W).
         expected: The probabilities of the ensemble for it (1, K).
-        rounds: How often the server is killed.
-        on_progress: Is called with the progress.
+        rounds: Number of kills.
+        on_progress: Called with a line after each kill.
 
     Raises:
-        NotBackError: The server did not come back.
-        ServerError, RepositoryError, OSError: It could not be started.
+        NotBackError: The server did not recover.
+        ServerError, RepositoryError, OSError: The server could not be started.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        with started(written(Path(folder) / "repository", members)) as (server, start):
-            away, checked = [], []
+        with start_server(write_ensemble_repository(Path(folder) / "repository", members)) as (server, start):
+            outages_s, verified_s = [], []
             for number in range(rounds):
-                away.append(_killed(server, image, expected))
-                checked.append(_checked(server, number + 1))
-                on_progress(f"{number + 1} of {rounds}: right answers after {away[-1]:.2f} s")
+                outages_s.append(_time_restart(server, image, expected))
+                verified_s.append(_wait_until_verified(server, number + 1))
+                on_progress(f"{number + 1} of {rounds}: correct responses after {outages_s[-1]:.2f} s")
     return {
         "schema": SCHEMA,
-        **surroundings(),
+        **machine_info(),
         "members": len(members),
         "image_shape": list(image.shape[1:]),
         "rounds": rounds,
         "first_start_s": round(start.start_s, 3),
-        "first_right_answer_s": [round(one, 3) for one in away],
-        "all_answers_checked_s": [round(one, 3) for one in checked],
-        "figures": figures_of(away),
+        "first_right_answer_s": [round(seconds, 3) for seconds in outages_s],
+        "all_answers_checked_s": [round(seconds, 3) for seconds in verified_s],
+        "figures": compute_figures(outages_s),
     }
 
 
-def figures_of(away: Sequence[float]) -> dict[str, Any]:
-    """What must hold of the times from a death to the first right answer, in seconds."""
-    median_s = statistics.median(away)
+def compute_figures(outages_s: Sequence[float]) -> dict[str, Any]:
+    """Compute the figure from the times between a death and the first correct response, in seconds."""
+    median_s = statistics.median(outages_s)
     return {"first_right_answer_median_s": {"value": round(median_s, 3), "goal": GOAL_S, "holds": median_s <= GOAL_S}}
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
-    """Markdown; the same result gives the same text."""
-    away, checked = result["first_right_answer_s"], result["all_answers_checked_s"]
+    """Return the page of a result as Markdown; the same result gives the same text."""
+    outages_s, verified_s = result["first_right_answer_s"], result["all_answers_checked_s"]
     hardware, versions = result["hardware"], result["versions"]
     figure = result["figures"]["first_right_answer_median_s"]
     note = f"\n{result['note']}\n" if result["note"] else ""
-    return f"""# The restart of a server that was killed
-{look(result)}{note}
-Made by `benchmarks/restart_time.py` from `{json_name}`. {result["members"]} members, {result["rounds"]} times SIGKILL to Triton; the first
-start took {result["first_start_s"]} s. Measured on {result["measured_at"][:10]} on {hardware["cores"]} cores of {hardware["cpu"]},
-Python {versions["python"]}, commit {str(result["git_commit"])[:12]}.
+    return f"""# Restart time of a killed server
+{quick_warning(result)}{note}
+Generated by `benchmarks/restart_time.py` from `{json_name}`. {result["members"]} members; Triton was killed {result["rounds"]} times by
+SIGKILL. The first start took {result["first_start_s"]} s. Measured on {result["measured_at"][:10]} on
+{hardware["cores"]} cores of {hardware["cpu"]}, Python {versions["python"]}, commit {str(result["git_commit"])[:12]}.
 
-| seconds from the death | median | least | most |
+| seconds from the death | median | minimum | maximum |
 |---|---|---|---|
-| to the first right answer | {statistics.median(away):.2f} | {min(away):.2f} | {max(away):.2f} |
-| until all answers were checked | {statistics.median(checked):.2f} | {min(checked):.2f} | {max(checked):.2f} |
+| to the first correct response | {statistics.median(outages_s):.2f} | {min(outages_s):.2f} | {max(outages_s):.2f} |
+| until all outputs were verified | {statistics.median(verified_s):.2f} | {min(verified_s):.2f} | {max(verified_s):.2f} |
 
-Goal: the median of the first right answer within {figure["goal"]:g} s; it {"holds" if figure["holds"] else "**does not hold**"}.
+Goal: a median of at most {figure["goal"]:g} s to the first correct response, which is {"reached" if figure["holds"] else "**missed**"}.
 """
 
 
-def _killed(server: Server, image: NDArray[np.float32], expected: NDArray[np.float64]) -> float:
-    """Kill the server, and ask until the answer is right: the seconds that this took."""
+def _time_restart(server: Server, image: NDArray[np.float32], expected: NDArray[np.float64]) -> float:
+    """Kill the server, and call it until the response is correct. Returns the seconds from the kill."""
     body = {
         "inputs": [{"name": "images", "shape": list(image.shape), "datatype": "FP32", "data": image.ravel().tolist()}],
         "outputs": [{"name": "probabilities"}],
@@ -121,48 +121,51 @@ def _killed(server: Server, image: NDArray[np.float32], expected: NDArray[np.flo
     pid = server.triton_pid
     begin = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    while start_s(pid) is not None:  # what it still answers is no answer of the next one
+    while process_start_s(pid) is not None:  # its last responses are not those of the restarted server
         time.sleep(_POLL_S)
     while time.monotonic() - begin < _TIMEOUT_S:
         try:
-            answer = urllib3.request("POST", f"{server.http_url}/v2/models/{ENSEMBLE}/infer", json=body, retries=False, timeout=5.0)
+            response = urllib3.request("POST", f"{server.http_url}/v2/models/{ENSEMBLE}/infer", json=body, retries=False, timeout=5.0)
         except urllib3.exceptions.HTTPError:
             time.sleep(_POLL_S)
             continue
-        if answer.status == 200 and largest_difference(np.array(answer.json()["outputs"][0]["data"]), expected[0]) <= TOLERANCE:
+        if response.status == 200 and largest_difference(np.array(response.json()["outputs"][0]["data"]), expected[0]) <= TOLERANCE:
             return time.monotonic() - begin
         time.sleep(_POLL_S)
-    raise NotBackError(f"no right answer within {_TIMEOUT_S:g} s of a kill; see {server.state.log}")
+    raise NotBackError(f"no correct response within {_TIMEOUT_S:g} s of a kill; see {server.state.log}")
 
 
-def _checked(server: Server, restarts: int) -> float:
-    """Wait until all answers were checked: the seconds since the death, as the guard counted them."""
+def _wait_until_verified(server: Server, restarts: int) -> float:
+    """Wait until all outputs are verified. Returns the seconds since the death, as the guard measured them."""
     deadline = time.monotonic() + _TIMEOUT_S
     while server_status(server.state).restarts < restarts:
         if time.monotonic() > deadline:
-            raise NotBackError(f"the answers were not checked within {_TIMEOUT_S:g} s; see {server.state.log}")
+            raise NotBackError(f"the outputs were not verified within {_TIMEOUT_S:g} s; see {server.state.log}")
         time.sleep(_POLL_S)
     return float(server.events()[-1].facts["outage_s"])
 
 
 @benchmark_command("restart_time", quick=f"{QUICK_ROUNDS} kills instead of {ROUNDS}", seed="weights, masks and images")
 def main(options: Options) -> NoReturn:
-    """Kill a server of five members again and again, and time how long the ensemble is away.
+    """Kill a server of five members repeatedly, and measure how long the ensemble is unavailable.
 
-    About a minute on two cores, which nothing else should use meanwhile. Exit status 1 where the figure does not hold.
+    Takes about a minute on two cores, on an otherwise idle machine. The exit status is 1 if the figure misses its goal.
     """
     rounds = QUICK_ROUNDS if options.quick else ROUNDS
     run(
-        lambda on_progress: _measured(rounds, options.seed, on_progress), page, options, errors=(NotBackError, RepositoryError, ServerError)
+        lambda on_progress: _measure_networks(rounds, options.seed, on_progress),
+        page,
+        options,
+        errors=(NotBackError, RepositoryError, ServerError),
     )
 
 
-def _measured(rounds: int, seed: int, on_progress: OnProgress) -> dict[str, Any]:
+def _measure_networks(rounds: int, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(64, seed)
     networks = untrained_networks(images, seed, on_progress=on_progress)
-    result = measure(networks.members, images[:1], right_answers(networks.logits[:, :1])["probabilities"], rounds, on_progress)
+    result = measure(networks.members, images[:1], expected_outputs(networks.logits[:, :1])["probabilities"], rounds, on_progress)
     return {**result, "member_spec": spec_values()}
 
 

@@ -1,6 +1,6 @@
-"""What does an ensemble behind Triton cost beside the same networks in the caller's own process?
+"""Compare an ensemble behind Triton with the same networks in the caller's process.
 
-Five defective ResNet-18s of width 16 at 3x32x32, averaged; asked by 8 callers with 16 images, by 8 with one, and by one with one. Our
+Five defective ResNet-18s of width 16 at 3x32x32, averaged; called by 8 callers with 16 images, by 8 with one, and by one with one. Our
 client over gRPC and over HTTP, and eight forms without a server, are timed in turn, in rounds, on the same two cores.
 """
 
@@ -18,17 +18,17 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-# Run as a file, Python looks for modules beside it alone.
+# A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import right_answers
+from benchmarks.common.answers import expected_outputs
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.figures import spread
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
-from benchmarks.common.provenance import surroundings
-from benchmarks.common.servers import memory, started, written
+from benchmarks.common.provenance import machine_info
+from benchmarks.common.servers import memory_bytes, start_server, write_ensemble_repository
 from benchmarks.common.timing import Timing, time_form
-from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
+from benchmarks.serving.figures import SETTINGS, Setting, build_result, compute_figures
 from benchmarks.serving.forms import forms_in_process, forms_served
 from benchmarks.serving.page import page
 from defensemble import Client, DefensembleError
@@ -42,7 +42,7 @@ SCHEMA = "defensemble.benchmark.serving_overhead/1"
 
 @dataclass(frozen=True)
 class Effort:
-    """How long is measured: rounds of `seconds` for each form and setting, each after `warm_s`; and how often the server is started."""
+    """Number of rounds, seconds per form and setting in each (after `warm_s`), and number of server starts."""
 
     rounds: int
     seconds: float
@@ -64,35 +64,46 @@ def measure(
     settings: Sequence[Setting] = SETTINGS,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
-    """Serves the members as an ensemble, times all forms in all settings, and returns the result as JSON.
+    """Serve members as an ensemble, time all forms in all settings, and return the result as JSON.
 
-    Images (N, C, H, W) with N at least 128, the most that all callers of a setting hold at once; `expected` are the probabilities that are
-    right for them, (N, K). Every form's answers are compared with these first, at each batch size.
+    The outputs of every form are first compared with the expected ones, at each batch size.
+
+    Args:
+        members: The members.
+        images: (N, C, H, W), with N at least 128, the largest number that all callers of a setting use together.
+        expected: The correct probabilities (N, K) for `images`.
+        effort: Rounds and durations.
+        seed: Seed of the order in a round.
+        settings: Numbers of callers and batch sizes.
+        on_progress: Called with the current step.
 
     Raises:
-        WrongAnswerError: A form answers something else.
-        DefensembleError, ServerError, RepositoryError: What went wrong before the first round; later failures are in the result.
+        WrongAnswerError: The outputs of a form are wrong.
+        DefensembleError, ServerError, RepositoryError: A failure before the first round; later failures are in the result.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
-        repository = written(Path(folder) / "repository", members)
+        repository = write_ensemble_repository(Path(folder) / "repository", members)
         starts = []
         for _ in range(effort.starts - 1):
-            with started(repository) as (_, start):
+            with start_server(repository) as (_, start):
                 starts.append(start)
-        with started(repository) as (server, start), forms_served(server) as served, forms_in_process(members) as in_process:
+        with start_server(repository) as (server, start), forms_served(server) as served, forms_in_process(members) as in_process:
             starts.append(start)
-            on_progress(f"Triton answered after {start.triton_answers_s:.2f} s")
-            idle = memory(server)
+            on_progress(f"Triton responded after {start.triton_answers_s:.2f} s")
+            idle = memory_bytes(server)
             forms = [*served, *in_process]
             sizes = sorted({setting.batch for setting in settings})
             worst = max(
-                check_answers(form, images[at : at + size], expected[at : at + size]) for form in forms for size in sizes for at in (0, 16)
+                check_answers(form, images[start : start + size], expected[start : start + size])
+                for form in forms
+                for size in sizes
+                for start in (0, 16)
             )
-            on_progress(f"all {len(forms)} forms answer as numpy's average does: within {worst:.1g}, allowed {TOLERANCE:g}")
+            on_progress(f"all {len(forms)} forms match numpy's average within {worst:.1g}; allowed: {TOLERANCE:g}")
             results, failures = _rounds(forms, images, settings, effort, seed, on_progress)
             with Client(server.grpc_url) as client:
-                machine = surroundings(client.server_metadata() if server.running else None)
-            loaded = memory(server) if server.running else None
+                machine = machine_info(client.server_metadata() if server.running else None)
+            loaded = memory_bytes(server) if server.running else None
     return {
         "schema": SCHEMA,
         "seed": seed,
@@ -106,18 +117,18 @@ def measure(
         "server_process": {
             "memory_idle": idle,
             "memory_after_load": loaded,
-            "start": {field: spread([getattr(one, field) for one in starts]) for field in ("serve_s", "start_s", "triton_answers_s")},
+            "start": {field: spread([getattr(start, field) for start in starts]) for field in ("serve_s", "start_s", "triton_answers_s")},
         },
         "failures": failures,
         **machine,
-        "figures": figures_of(results, settings),
+        "figures": compute_figures(results, settings),
     }
 
 
 def _rounds(
     forms: Sequence[Form], images: NDArray[np.float32], settings: Sequence[Setting], effort: Effort, seed: int, on_progress: OnProgress
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Each round takes every form in every setting once, in an order of its own: what drifts, drifts for all alike."""
+    """Time every form in every setting once per round, in a new random order, so that drift affects all forms alike."""
     generator = np.random.default_rng(seed)
     timings: dict[str, dict[str, list[Timing]]] = {setting.key: {form.name: [] for form in forms} for setting in settings}
     failures: dict[str, str] = {}
@@ -140,16 +151,16 @@ def _rounds(
             done = number * len(settings) + settings.index(setting) + 1
             left = (time.monotonic() - began) * (effort.rounds * len(settings) / done - 1)
             on_progress(
-                f"round {number + 1} of {effort.rounds}, {setting.title}: {_glance(forms, timings[setting.key])}; {left:.0f} s left"
+                f"round {number + 1} of {effort.rounds}, {setting.title}: {_summary(forms, timings[setting.key])}; {left:.0f} s left"
             )
     kept = {
         setting.key: {name: None if name in failures else rounds for name, rounds in timings[setting.key].items()} for setting in settings
     }
-    return {setting.key: result_of(setting, forms, kept[setting.key]) for setting in settings}, failures
+    return {setting.key: build_result(setting, forms, kept[setting.key]) for setting in settings}, failures
 
 
-def _glance(forms: Sequence[Form], timings: dict[str, list[Timing]]) -> str:
-    """The last round's images a second: each protocol's, and the best of the others."""
+def _summary(forms: Sequence[Form], timings: dict[str, list[Timing]]) -> str:
+    """Summarise the images per second of the last round: each protocol, and the best form in process."""
     last = {form: timings[form.name][-1].images_per_s for form in forms if timings[form.name]}
     served = [f"{form.protocol} {rate:.0f}" for form, rate in last.items() if form.protocol]
     return f"{', '.join(served)}, in process {max(rate for form, rate in last.items() if form.protocol is None):.0f} images/s"
@@ -157,24 +168,26 @@ def _glance(forms: Sequence[Form], timings: dict[str, list[Timing]]) -> str:
 
 @benchmark_command("serving_overhead", quick="one short round", seed="weights, masks, images and the order in a round")
 @click.option("--rounds", type=click.IntRange(1), help=f"Number of rounds.  [default: {FULL.rounds}]")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help=f"Seconds for each form in a round.  [default: {FULL.seconds:g}]")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help=f"Seconds per form in a round.  [default: {FULL.seconds:g}]")
 def main(options: Options, rounds: int | None, seconds: float | None) -> NoReturn:
-    """Measure what an ensemble behind Triton costs beside the same networks in the caller's own process.
+    """Compare an ensemble behind Triton with the same networks in the caller's process.
 
-    About seven minutes on two cores, which nothing else should use meanwhile. Exit status 1 where a figure does not hold.
+    Takes about seven minutes on two cores, on an otherwise idle machine. The exit status is 1 if a figure misses its goal.
     """
     base = QUICK if options.quick else FULL
     effort = Effort(rounds or base.rounds, seconds or base.seconds, base.warm_s, base.starts)
     errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError)
-    run(lambda on_progress: _measured(effort, options.seed, on_progress), page, options, errors=errors)
+    run(lambda on_progress: _measure_networks(effort, options.seed, on_progress), page, options, errors=errors)
 
 
-def _measured(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
+def _measure_networks(effort: Effort, seed: int, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
     images = random_images(max(setting.callers * setting.batch for setting in SETTINGS), seed)
     networks = untrained_networks(images, seed, on_progress=on_progress)
-    result = measure(networks.members, images, right_answers(networks.logits)["probabilities"], effort, seed=seed, on_progress=on_progress)
+    result = measure(
+        networks.members, images, expected_outputs(networks.logits)["probabilities"], effort, seed=seed, on_progress=on_progress
+    )
     return {**result, "member_spec": spec_values()}
 
 

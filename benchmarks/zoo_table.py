@@ -1,7 +1,7 @@
-"""How do the networks of the zoo do when another network's adversarial examples are shown to them?
+"""Evaluate the networks of the zoo on adversarial examples of another network.
 
-The paper's Table 2, on small networks: FGSM and PGD-7 crafted once on a standard network that is not among those compared, shown to each
-network of the zoo and to the average of the defective ones, beside the clean images and uniform noise of the same size.
+The paper's Table 2, on small networks: FGSM and PGD-7 examples are crafted once on a standard network that is not among the compared ones.
+Each network of the zoo and the average of the defective ones classify them, the clean images, and images with noise of the same size.
 """
 
 from __future__ import annotations
@@ -17,20 +17,31 @@ import click
 import numpy as np
 import torch
 
-# Run as a file, Python looks for modules beside it alone.
+# A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.cifar10 import cifar10_for, described, zoo_options
+from benchmarks.common.cifar10 import cifar10_for, describe_dataset, zoo_options
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run
-from benchmarks.common.provenance import surroundings
-from benchmarks.zoo.measuring import ATTACKED, AVERAGE, SETS, Images, Labels, classes_of, comparison, figures_of, image_sets, rates_of
+from benchmarks.common.provenance import machine_info
+from benchmarks.zoo.measuring import (
+    ATTACKED,
+    AVERAGE,
+    SETS,
+    Images,
+    Labels,
+    compare_average,
+    compute_figures,
+    compute_rates,
+    image_sets,
+    predict_classes,
+)
 from benchmarks.zoo.page import page
 from benchmarks.zoo.plan import PLAN, ROOT, SOURCE
 from defensemble_training import ATTACKS, TrainingError, load_checkpoint, read_metadata
 
 SCHEMA = "defensemble.benchmark.zoo_table/1"
 QUICK_IMAGES = 200
-KEPT_IN = Path("runs/zoo_table")
+EXAMPLES_FOLDER = Path("runs/zoo_table")
 
 
 def measure(
@@ -44,33 +55,33 @@ def measure(
     keep_in: Path | None = None,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Crafts the examples, asks every network whose checkpoint is there, and returns the result as JSON.
+    """Craft the examples, evaluate every network whose checkpoint exists, and return the result as JSON.
 
     Args:
-        checkpoints: by name, in the order of the rows; those that are not there are told as not trained.
+        checkpoints: Checkpoints by name, in the order of the rows; missing ones are reported as not trained.
         images: float32 (n, C, H, W) in [0, 1].
         labels: int64 (n,).
-        source: the name of the network that the examples are crafted on.
-        batch_size: images at once.
-        seed: of the noise.
-        keep_in: a folder for examples, which a later call on the same source takes from there.
-        on_progress: called with what is done, how many images are done, and of how many.
+        source: Name of the network that the examples are crafted on.
+        batch_size: Images per batch.
+        seed: Seed of the noise.
+        keep_in: Folder in which examples are kept for later calls with the same source.
+        on_progress: Called with the current step, the number of images done, and the number of all images.
 
     Raises:
-        TrainingError: the source is not there, or a checkpoint is damaged.
+        TrainingError: The checkpoint of the source is missing, or one is damaged.
     """
-    there = {name: path for name, path in checkpoints.items() if name == source or path.exists()}
-    networks = {name: load_checkpoint(path)[0] for name, path in there.items()}
-    about = {name: _about(path) for name, path in there.items()}
+    existing = {name: path for name, path in checkpoints.items() if name == source or path.exists()}
+    networks = {name: load_checkpoint(path)[0] for name, path in existing.items()}
+    descriptions = {name: _describe(path) for name, path in existing.items()}
     attacker = networks.pop(source)
-    averaged = [name for name in networks if about[name]["keep"] < 1]
+    averaged = [name for name in networks if descriptions[name]["keep"] < 1]
     sets = image_sets(attacker, images, labels, batch_size=batch_size, seed=seed, on_progress=on_progress, keep_in=keep_in)
-    own = classes_of({source: attacker}, [], sets, batch_size=batch_size, on_progress=on_progress)
-    answers = classes_of(networks, averaged, sets, batch_size=batch_size, on_progress=on_progress)
-    fooled = {what: own[source][what] != labels for what in ATTACKED}
-    rates = rates_of(answers, labels, fooled)
-    compared = {what: comparison(answers, labels, averaged, what) for what in ("clean", "pgd")}
-    machine = surroundings(packages=("torch",))
+    source_classes = predict_classes({source: attacker}, [], sets, batch_size=batch_size, on_progress=on_progress)
+    classes = predict_classes(networks, averaged, sets, batch_size=batch_size, on_progress=on_progress)
+    fooled = {what: source_classes[source][what] != labels for what in ATTACKED}
+    rates = compute_rates(classes, labels, fooled)
+    comparisons = {what: compare_average(classes, labels, averaged, what) for what in ("clean", "pgd")}
+    machine = machine_info(packages=("torch",))
     machine["hardware"]["threads"] = torch.get_num_threads()
     return {
         "schema": SCHEMA,
@@ -79,28 +90,30 @@ def measure(
         "batch_size": batch_size,
         "attacks": {name: _setting(preset) for name, preset in ATTACKED.items()},
         "eight_bit": True,
-        "source": {"name": source, **about[source], "rates": rates_of(own, labels, {})[source]},
-        "networks": {name: {**about[name], "rates": rates[name]} if name in rates else None for name in checkpoints if name != source},
+        "source": {"name": source, **descriptions[source], "rates": compute_rates(source_classes, labels, {})[source]},
+        "networks": {
+            name: {**descriptions[name], "rates": rates[name]} if name in rates else None for name in checkpoints if name != source
+        },
         AVERAGE: {"of": averaged, "rates": rates[AVERAGE]} if AVERAGE in rates else None,
-        "average_beside_best_member": compared,
+        "average_beside_best_member": comparisons,
         "largest_change": {what: float(np.abs(sets[what] - images).max()) for what in SETS if what != "clean"},
         **machine,
-        "figures": figures_of(rates, averaged, compared),
+        "figures": compute_figures(rates, averaged, comparisons),
     }
 
 
-def _about(path: Path) -> dict[str, Any]:
-    known = read_metadata(path)
+def _describe(path: Path) -> dict[str, Any]:
+    metadata = read_metadata(path)
     return {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "mask_digest": known.mask_digest,
-        "arch": known.spec.arch,
-        "width": known.spec.width,
-        "keep": known.spec.keep,
-        "mask_seed": known.spec.mask_seed,
-        "seed": known.record.seed,
-        "epochs": known.record.epochs,
-        "precision_in_training": known.record.precision,
+        "mask_digest": metadata.mask_digest,
+        "arch": metadata.spec.arch,
+        "width": metadata.spec.width,
+        "keep": metadata.spec.keep,
+        "mask_seed": metadata.spec.mask_seed,
+        "seed": metadata.record.seed,
+        "epochs": metadata.record.epochs,
+        "precision_in_training": metadata.record.precision,
     }
 
 
@@ -110,16 +123,16 @@ def _setting(name: str) -> dict[str, Any]:
 
 
 @benchmark_command(
-    "zoo_table", quick=f"{QUICK_IMAGES} images", seed="the noise", result="zoo_cifar10", example="--quick --data-dir data/cifar10"
+    "zoo_table", quick=f"{QUICK_IMAGES} images", seed="the noise", result="zoo_cifar10", example="--quick --dataset data/cifar10"
 )
 @zoo_options
-@click.option("--batch-size", type=click.IntRange(1), default=500, show_default=True, help="Images at once.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the processor.  [default: torch's choice]")
-@click.option("--anew", is_flag=True, help=f"Craft all examples again, even those that an earlier run has left in {KEPT_IN}.")
-def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, threads: int | None, anew: bool) -> NoReturn:
+@click.option("--batch-size", type=click.IntRange(1), default=500, show_default=True, help="Images per batch.")
+@click.option("--threads", type=click.IntRange(1), help="Number of threads.  [default: torch's choice]")
+@click.option("--recraft", is_flag=True, help=f"Craft all examples again, even those that an earlier run kept in {EXAMPLES_FOLDER}.")
+def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, threads: int | None, recraft: bool) -> NoReturn:
     """Compare the networks of the zoo on clean, noisy and attacked test images of CIFAR-10.
 
-    About ten minutes on two cores. Exit status 1 where a goal is not reached.
+    Takes about ten minutes on two cores. The exit status is 1 if a goal is missed.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -131,17 +144,17 @@ def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, th
 
         checkpoints = {network.name: zoo / network.path.name for network in PLAN}
         data = cifar10_for((path for path in checkpoints.values() if path.exists()), data_dir, on_progress)
-        chosen = slice(0, QUICK_IMAGES if options.quick else len(data.test))
+        selected = slice(0, QUICK_IMAGES if options.quick else len(data.test))
         result = measure(
             checkpoints,
-            data.test.images(chosen),
-            data.test.labels[chosen],
+            data.test.images(selected),
+            data.test.labels[selected],
             batch_size=batch_size,
             seed=options.seed,
-            keep_in=None if anew else ROOT / KEPT_IN,
+            keep_in=None if recraft else ROOT / EXAMPLES_FOLDER,
             on_progress=on_progress,
         )
-        return {**result, "data": described(data), "platform": platform.machine()}
+        return {**result, "data": describe_dataset(data), "platform": platform.machine()}
 
     run(measured, page, options, errors=(TrainingError,), cores=None)
 

@@ -1,1 +1,1 @@
-"""Calls that are given up in every way, beside patient callers that must not notice."""
+"""Parts of the benchmark of aborted calls."""

@@ -1,4 +1,4 @@
-"""Callers that are killed with several calls in flight: forked from a process that has imported gRPC and never used it."""
+"""Callers that are killed with several calls in flight. They are forked from a process that imported gRPC but never used it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 
 from benchmarks.aborting.giving_up import ABORTED, ANSWERED, REFUSED, Outcome, transport_to
 from benchmarks.aborting.patient import PATIENCE_S
-from benchmarks.aborting.plan import OUTPUTS, Abort, planned
-from benchmarks.common.callers import rows_of
+from benchmarks.aborting.plan import OUTPUTS, Abort, draw_aborts
+from benchmarks.common.callers import choose_rows
 from defensemble import OutputRequest, ServiceError
 
 _PAUSE_S = 0.05
-_LONGEST_LIFE_S = 120
+_MAX_LIFE_S = 120
 _TOOK = struct.Struct("<d")
 _SENT, _ANSWERED, _FAILED = b"s", b"a", b"f"
 
 
 @dataclass(frozen=True)
-class Killing:
-    """One caller after the other: each makes a call, then puts several in flight at once, and is killed at a random moment."""
+class KilledCallers:
+    """A sequence of callers. Each makes a call, then starts several together, and is killed at a random moment."""
 
     url: str
     model: str
@@ -40,16 +40,16 @@ class Killing:
     seed: int
     made: Synchronized[int]
 
-    def work(self, stop: Event, begun: Callable[[], None]) -> list[Outcome]:
-        """Kill all of them, unless `stop` is set before or there is no server for 30 s."""
-        begun()
+    def run(self, stop: Event, on_started: Callable[[], None]) -> list[Outcome]:
+        """Kill all callers; end when `stop` is set, or after 30 s without a server."""
+        on_started()
         outcomes: list[Outcome] = []
-        for abort in planned(self.url.partition(":")[0], self.counts, self.seed):
+        for abort in draw_aborts(self.url.partition(":")[0], self.counts, self.seed):
             ends = time.monotonic() + PATIENCE_S
             while True:
                 if stop.is_set() or time.monotonic() > ends:
                     return outcomes
-                outcomes.append(self._killed(abort))
+                outcomes.append(self._kill_caller(abort))
                 if outcomes[-1].how != REFUSED:
                     break
                 stop.wait(_PAUSE_S)
@@ -57,51 +57,51 @@ class Killing:
                 self.made.value += 1
         return outcomes
 
-    def _killed(self, abort: Abort) -> Outcome:
-        reading, writing = os.pipe()
+    def _kill_caller(self, abort: Abort) -> Outcome:
+        read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                os.close(reading)
-                signal.alarm(_LONGEST_LIFE_S)  # should our own process be killed meanwhile
-                self._live(abort, writing)
+                os.close(read_end)
+                signal.alarm(_MAX_LIFE_S)  # in case this process is killed
+                self._run_caller(abort, write_end)
             except ServiceError:
-                pass  # the end of the pipe says it
+                pass  # the closed pipe reports it
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(1)
-        os.close(writing)
-        seconds, told = 0.0, b""
+        os.close(write_end)
+        seconds, events = 0.0, b""
         try:
-            ready, _, _ = select.select([reading], [], [], PATIENCE_S)
-            first = os.read(reading, _TOOK.size) if ready else b""
+            ready, _, _ = select.select([read_end], [], [], PATIENCE_S)
+            first = os.read(read_end, _TOOK.size) if ready else b""
             if len(first) == _TOOK.size:
                 began = time.monotonic()
-                told = os.read(reading, 1)
-                if abort.at_answer:
-                    while set(told) == set(_SENT):
-                        told += os.read(reading, 1)
+                events = os.read(read_end, 1)
+                if abort.at_response:
+                    while set(events) == set(_SENT):
+                        events += os.read(read_end, 1)
                 else:
                     time.sleep(abort.moment * _TOOK.unpack(first)[0])
                 seconds = time.monotonic() - began
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        with open(reading, "rb") as pipe:
-            told += pipe.read()
-        in_flight = told.count(_SENT) - told.count(_ANSWERED) - told.count(_FAILED)
-        if len(first) != _TOOK.size or _FAILED in told:
-            how, detail = REFUSED, "no answer"
+        with open(read_end, "rb") as pipe:
+            events += pipe.read()
+        in_flight = events.count(_SENT) - events.count(_ANSWERED) - events.count(_FAILED)
+        if len(first) != _TOOK.size or _FAILED in events:
+            how, detail = REFUSED, "no response"
         else:
             how, detail = (ABORTED if in_flight else ANSWERED), ""
         return Outcome(abort.protocol, abort.kind, how, seconds, in_flight, detail)
 
-    def _live(self, abort: Abort, pipe: int) -> None:
-        """The life of a caller, told over `pipe`: how long its first call took, then each call that it sends, and each one's end."""
+    def _run_caller(self, abort: Abort, pipe: int) -> None:
+        """Run a caller. It reports to `pipe`: the duration of its first call, then the start and the end of each call."""
         transport = transport_to(self.url)
-        images = self.pool[rows_of(self.seed, 1, abort.number, len(self.pool), abort.batch)]
-        outputs = [OutputRequest(name) for name in abort.wanted or OUTPUTS]
+        images = self.pool[choose_rows(self.seed, 1, abort.number, len(self.pool), abort.batch)]
+        outputs = [OutputRequest(name) for name in abort.outputs or OUTPUTS]
         began = time.monotonic()
         transport.infer(self.model, {"images": images}, outputs, PATIENCE_S)
 

@@ -1,4 +1,4 @@
-"""What is wrong with an answer."""
+"""Check a response."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from benchmarks.common.answers import Array
 from defensemble_repository.averaging import TOLERANCE, largest_difference
 
 
-def mistake(answer: Mapping[str, NDArray[Any]], right: Mapping[str, Array], rows: NDArray[np.int64], wanted: Sequence[str]) -> str | None:
-    """What is wrong with an answer about the images `rows`, from which the outputs `wanted` (none: all) were asked; None if nothing is."""
-    if set(answer) != set(wanted or OUTPUTS):
-        return f"asked for {', '.join(wanted) or 'all outputs'}, got {', '.join(answer) or 'none'}"
-    for name, values in answer.items():
-        theirs = right[name][rows].reshape(len(rows), -1)
-        if values.size != theirs.size or len(values) != len(rows):
+def find_mistake(
+    response: Mapping[str, NDArray[Any]], expected: Mapping[str, Array], rows: NDArray[np.int64], outputs: Sequence[str]
+) -> str | None:
+    """Return what is wrong with a response for the images `rows` and the requested `outputs` (none: all), or None."""
+    if set(response) != set(outputs or OUTPUTS):
+        return f"requested {', '.join(outputs) or 'all outputs'}, got {', '.join(response) or 'none'}"
+    for name, values in response.items():
+        expected_values = expected[name][rows].reshape(len(rows), -1)
+        if values.size != expected_values.size or len(values) != len(rows):
             return f"{name} has shape {values.shape} for {len(rows)} images"
-        if (difference := largest_difference(values.reshape(theirs.shape), theirs)) > TOLERANCE:
+        if (difference := largest_difference(values.reshape(expected_values.shape), expected_values)) > TOLERANCE:
             return f"{name} differs by {difference:.3g}"
     return None

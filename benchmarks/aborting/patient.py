@@ -1,4 +1,4 @@
-"""Callers that call again where a server is away, and compare every answer with the right one."""
+"""Callers that repeat a call while the server is down, and compare every response with the expected one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.aborting.oracle import mistake
-from benchmarks.aborting.plan import BATCHES, WANTED
+from benchmarks.aborting.oracle import find_mistake
+from benchmarks.aborting.plan import BATCHES, OUTPUT_CHOICES
 from benchmarks.common.answers import Array
-from benchmarks.common.callers import in_threads, rows_of
+from benchmarks.common.callers import choose_rows, run_in_threads
 from defensemble import (
     Client,
     ConnectionFailedError,
@@ -31,14 +31,14 @@ PATIENCE_S = 30.0
 RIGHT, WRONG, LOST = "right", "wrong", "lost"
 _TRANSIENT = (ConnectionFailedError, NotReadyError, ServerFailedError)  # ServerFailedError is INTERNAL, or HTTP 500
 _PAUSE_S = 0.02  # between two attempts
-_LONGEST_THOUGHT_S = 0.1  # between two calls: the machine is for the aborts too
+_MAX_PAUSE_S = 0.1  # between two calls: the machine is for the aborts too
 
 
 @dataclass(frozen=True)
 class PatientCall:
-    """A call with all its attempts; times in seconds of `time.monotonic`, the same in all processes.
+    """A call with all its attempts. Times are in seconds of `time.monotonic`, which is the same in all processes.
 
-    `sent` is when the last attempt began. `failures` are the errors of the others.
+    `sent` is the start of the last attempt; `failures` are the errors of the others.
     """
 
     protocol: str
@@ -53,7 +53,7 @@ class PatientCall:
 
 
 @dataclass(frozen=True)
-class Patient:
+class PatientCallers:
     """The patient callers of one process, each with one client for the whole run."""
 
     url: str
@@ -64,11 +64,11 @@ class Patient:
     seed: int
     patience_s: float = PATIENCE_S
 
-    def work(self, stop: Event, begun: Callable[[], None]) -> list[PatientCall]:
-        """Call in a thread for each caller, until `stop` is set; all their calls."""
-        return in_threads(self.callers, lambda caller, own, first: self._call_again_and_again(caller, stop, own, first), begun)
+    def run(self, stop: Event, on_started: Callable[[], None]) -> list[PatientCall]:
+        """Call in a thread for each caller until `stop` is set. Returns all calls."""
+        return run_in_threads(self.callers, lambda caller, own, first: self._call_in_a_loop(caller, stop, own, first), on_started)
 
-    def _call_again_and_again(self, caller: int, stop: Event, calls: list[PatientCall], first: threading.Barrier) -> None:
+    def _call_in_a_loop(self, caller: int, stop: Event, calls: list[PatientCall], first: threading.Barrier) -> None:
         generator = np.random.default_rng((self.seed, caller))
         transport = _ObservedGrpc(self.url) if self.url.startswith("grpc") else _ObservedHttp(self.url)
         with Client(self.url, self.model, timeout_s=self.patience_s, transport=transport) as client:
@@ -76,25 +76,25 @@ class Patient:
                 calls.append(self._call(client, transport, caller, len(calls), generator))
                 if len(calls) == 1:
                     first.wait()
-                stop.wait(float(generator.uniform(0, _LONGEST_THOUGHT_S)))
+                stop.wait(float(generator.uniform(0, _MAX_PAUSE_S)))
 
     def _call(
         self, client: Client, transport: _ObservedGrpc | _ObservedHttp, caller: int, number: int, generator: np.random.Generator
     ) -> PatientCall:
-        rows = rows_of(self.seed, caller, number, len(self.pool), int(generator.choice(BATCHES)))
-        wanted = WANTED[int(generator.integers(len(WANTED)))] or WANTED[0]  # our client always names them
+        rows = choose_rows(self.seed, caller, number, len(self.pool), int(generator.choice(BATCHES)))
+        outputs = OUTPUT_CHOICES[int(generator.integers(len(OUTPUT_CHOICES)))] or OUTPUT_CHOICES[0]  # our client always names its outputs
         failures: list[str] = []
         began = time.monotonic()
         while True:
             sent = time.monotonic()
             try:
-                answer = client.predict(self.pool[rows], outputs=wanted).received
-                detail = mistake(answer, self.right, rows, wanted) or ""
+                outputs_by_name = client.predict(self.pool[rows], outputs=outputs).received
+                detail = find_mistake(outputs_by_name, self.right, rows, outputs) or ""
                 verdict = WRONG if detail else RIGHT
             except ServiceError as error:
                 detail = f"{type(error).__name__}: {error}"
-                if isinstance(error, ServerFailedError) and transport.answered:
-                    verdict = WRONG  # the client refuses what arrived
+                if isinstance(error, ServerFailedError) and transport.has_response:
+                    verdict = WRONG  # the client rejects the response
                 elif isinstance(error, _TRANSIENT) and time.monotonic() - began < self.patience_s:
                     failures.append(detail)
                     time.sleep(_PAUSE_S)
@@ -103,15 +103,15 @@ class Patient:
                     verdict = LOST
             arrived = time.monotonic()
             if verdict == RIGHT and arrived - began > self.patience_s:
-                verdict, detail = LOST, f"answered after {arrived - began:.1f} s"
+                verdict, detail = LOST, f"response after {arrived - began:.1f} s"
             protocol = self.url.partition(":")[0]
             return PatientCall(protocol, caller, number, began, sent, arrived, verdict, detail, tuple(failures))
 
 
 class _Observed:
-    """A transport that remembers whether its last inference was answered: the client may refuse an answer afterwards."""
+    """A transport that records whether its last inference had a response, which the client may reject afterwards."""
 
-    answered = False
+    has_response = False
 
     def infer(
         self,
@@ -121,10 +121,10 @@ class _Observed:
         timeout_s: float,
         version: int | None = None,
     ) -> dict[str, NDArray[Any]]:
-        self.answered = False
-        answer: dict[str, NDArray[Any]] = super().infer(model, inputs, outputs, timeout_s, version)  # type: ignore[misc]
-        self.answered = True
-        return answer
+        self.has_response = False
+        response: dict[str, NDArray[Any]] = super().infer(model, inputs, outputs, timeout_s, version)  # type: ignore[misc]
+        self.has_response = True
+        return response
 
 
 class _ObservedGrpc(_Observed, GrpcTransport):

@@ -1,4 +1,4 @@
-"""The run itself: a server, its patient callers, and those that give up."""
+"""The run: a server, its patient callers, and the aborting callers."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.aborting.giving_up import GivingUp, Outcome
-from benchmarks.aborting.killed import Killing
-from benchmarks.aborting.patient import Patient, PatientCall
-from benchmarks.aborting.plan import scaled
-from benchmarks.aborting.watching import Watch, left_behind, shared_memory, watching
-from benchmarks.common.answers import Array, right_answers
-from benchmarks.common.callers import CONTEXT, Callers, Job, calling
+from benchmarks.aborting.giving_up import AbortingCallers, Outcome
+from benchmarks.aborting.killed import KilledCallers
+from benchmarks.aborting.patient import PatientCall, PatientCallers
+from benchmarks.aborting.plan import scale_counts
+from benchmarks.aborting.watching import Observations, find_leftovers, list_shared_memory, observe_server
+from benchmarks.common.answers import Array, expected_outputs
+from benchmarks.common.callers import CONTEXT, Callers, Job, running_callers
 from benchmarks.common.command_line import OnProgress, silent
-from benchmarks.common.provenance import surroundings
-from benchmarks.common.servers import ENSEMBLE, started, written
+from benchmarks.common.provenance import machine_info
+from benchmarks.common.servers import ENSEMBLE, start_server, write_ensemble_repository
 from defensemble import Client
 from defensemble_export import ExportedMember
 from defensemble_server import ServerEvent
 
 _POLL_S = 0.1
-_SAY_S = 15.0
+_REPORT_INTERVAL_S = 15.0
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done: `scale` times the counts of `ABORTS`, and no more after `limit_s`.
+    """The amount of work: `scale` times the counts of `ABORTS`, at most `limit_s` seconds.
 
-    `threads` give up calls at a time, by protocol, beside one caller of each protocol that is killed.
+    `threads` is the number of callers that abort calls concurrently, by protocol, in addition to one killed caller per protocol.
     """
 
     scale: float
@@ -45,23 +45,23 @@ class Effort:
 
 @dataclass(frozen=True)
 class Run:
-    """What happened between `began` and `ended`, in seconds of `time.monotonic`."""
+    """The record of a run between `began` and `ended`, in seconds of `time.monotonic`."""
 
     planned: Mapping[str, Mapping[str, int]]
     outcomes: list[Outcome]
     calls: list[PatientCall]
-    watch: Watch
+    watch: Observations
     began: float
     ended: float
     left: list[str]
     events: list[ServerEvent]
-    """What the server's own guard kept."""
+    """The events that the server's guard recorded."""
     exit_status: int | None
-    """Of the server, where it ended for good."""
-    surroundings: dict[str, Any]
+    """Exit status of the server, if it ended permanently."""
+    machine_info: dict[str, Any]
 
 
-def served_under_aborts(
+def run_under_aborts(
     members: Sequence[ExportedMember],
     logits: Array,
     pool: NDArray[np.float32],
@@ -71,35 +71,35 @@ def served_under_aborts(
     seed: int,
     on_progress: OnProgress = silent,
 ) -> Run:
-    """Serves an ensemble of `members` and makes all aborts beside patient callers; `logits` (M, P, K) are right for the pool.
+    """Serve an ensemble of `members`, and make all aborts while patient callers call it. `logits` (M, P, K) are those of the pool.
 
     Raises:
-        CallersGoneError: A process of callers ended.
-        DefensembleError, ServerError, OSError: What went wrong with the server before the first abort.
+        CallersDiedError: A process of callers ended.
+        DefensembleError, ServerError, OSError: The server failed before the first abort.
     """
-    repository = written(folder / "repository", members)
-    shared_before = shared_memory()
-    right = right_answers(logits)
-    counts = scaled(effort.scale)
-    with started(repository) as (server, _):
+    repository = write_ensemble_repository(folder / "repository", members)
+    shared_before = list_shared_memory()
+    right = expected_outputs(logits)
+    counts = scale_counts(effort.scale)
+    with start_server(repository) as (server, _):
         with Client(server.http_url) as client:
-            machine = surroundings(client.server_metadata())
+            machine = machine_info(client.server_metadata())
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         patients = [
-            Patient(url, tuple(range(index * effort.patient, (index + 1) * effort.patient)), ENSEMBLE, pool, right, seed)
+            PatientCallers(url, tuple(range(index * effort.patient, (index + 1) * effort.patient)), ENSEMBLE, pool, right, seed)
             for index, url in enumerate(urls.values())
         ]
         made = CONTEXT.Value("q", 0)
         threads = effort.threads or {"grpc": 12, "http": 6}
         jobs: list[Job[Outcome]] = []
         for protocol, url in urls.items():
-            given_up = {kind: count for kind, count in counts[protocol].items() if kind != "kill"}
-            jobs.append(GivingUp(url, ENSEMBLE, pool, right, given_up, threads[protocol], seed, made))
-            jobs.append(Killing(url, ENSEMBLE, pool, {"kill": counts[protocol]["kill"]}, seed, made))
-        with watching(server) as watch, calling(patients) as waiting:
-            on_progress(f"{len(urls) * effort.patient} patient callers are at work")
+            aborts = {kind: count for kind, count in counts[protocol].items() if kind != "kill"}
+            jobs.append(AbortingCallers(url, ENSEMBLE, pool, right, aborts, threads[protocol], seed, made))
+            jobs.append(KilledCallers(url, ENSEMBLE, pool, {"kill": counts[protocol]["kill"]}, seed, made))
+        with observe_server(server) as watch, running_callers(patients) as waiting:
+            on_progress(f"{len(urls) * effort.patient} patient callers are running")
             time.sleep(effort.warm_s)
-            with calling(jobs) as aborters:
+            with running_callers(jobs) as aborters:
                 began = time.monotonic()
                 _await_done(aborters, waiting, watch, began + effort.limit_s, lambda: _progress(made.value, counts, watch, on_progress))
                 outcomes = aborters.stop()
@@ -108,21 +108,23 @@ def served_under_aborts(
             calls = waiting.stop()
         events = server.events()
         status = server.wait() if watch.gone.is_set() else None
-    left = left_behind(repository, server.state.ports, shared_before)
+    left = find_leftovers(repository, server.state.ports, shared_before)
     return Run(counts, outcomes, calls, watch, began, ended, left, events, status, machine)
 
 
-def _await_done(aborters: Callers[Outcome], waiting: Callers[PatientCall], watch: Watch, deadline: float, tell: Callable[[], None]) -> None:
-    """Until all aborts are made, the server is gone for good, or it is time to end."""
-    told = time.monotonic()
+def _await_done(
+    aborters: Callers[Outcome], waiting: Callers[PatientCall], watch: Observations, deadline: float, report: Callable[[], None]
+) -> None:
+    """Wait until all aborts are made, the server has ended permanently, or the deadline has passed."""
+    reported = time.monotonic()
     while not (aborters.done or watch.gone.is_set() or time.monotonic() > deadline):
         waiting.check()
         time.sleep(_POLL_S)
-        if time.monotonic() - told > _SAY_S:
-            told = time.monotonic()
-            tell()
+        if time.monotonic() - reported > _REPORT_INTERVAL_S:
+            reported = time.monotonic()
+            report()
 
 
-def _progress(made: int, counts: Mapping[str, Mapping[str, int]], watch: Watch, on_progress: OnProgress) -> None:
+def _progress(made: int, counts: Mapping[str, Mapping[str, int]], watch: Observations, on_progress: OnProgress) -> None:
     total = sum(count for kinds in counts.values() for count in kinds.values())
     on_progress(f"{made:,} of {total:,} aborts ({100 * made / total:.0f} %), {len(watch.deaths)} deaths")

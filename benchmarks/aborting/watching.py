@@ -1,4 +1,4 @@
-"""What becomes of a server meanwhile: when it dies, when it answers again, and what it takes and leaves of the machine."""
+"""Observe a server from outside: deaths and restarts, memory and open files, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.common.processes import pss_bytes, start_s
+from benchmarks.common.processes import process_start_s, pss_bytes
 from defensemble_server import Server
 
 _POLL_S = 0.005
@@ -22,7 +22,7 @@ _SAMPLE_S = 2.0
 
 @dataclass(frozen=True)
 class Sample:
-    """What one process of Triton holds at a time."""
+    """Memory and open files of a Triton process at one time."""
 
     at: float
     pid: int
@@ -32,10 +32,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Outage:
-    """From the first death until a patient call that was sent after the last one was answered rightly; `ended` is None if none was.
+    """An outage: from the first death to the first correct response to a patient call that was sent after the last death.
 
-    `silent_since` is when the last right answer before it arrived: Triton stops answering some time before its process ends, since it
-    writes its stack to the log meanwhile. It is None where there was none.
+    Attributes:
+        silent_since: Arrival of the last correct response before the outage; None if there was none. Triton stops responding before its
+            process ends, because it first writes its stack to the log.
+        began: Time of the first death.
+        deaths: Number of deaths.
+        ended: Arrival of the first correct response; None if there was none.
     """
 
     silent_since: float | None
@@ -45,42 +49,42 @@ class Outage:
 
 
 @dataclass
-class Watch:
-    """What was seen; times in seconds of `time.monotonic`."""
+class Observations:
+    """Observed starts, deaths and samples. Times are in seconds of `time.monotonic`."""
 
     starts: list[float] = field(default_factory=list)
     deaths: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
-    """Set when the process that guards Triton has ended."""
+    """Set when Triton's guard process has ended."""
 
 
-def outages(deaths: Sequence[float], right: Sequence[tuple[float, float]]) -> list[Outage]:
-    """The outages that begin with `deaths`; `right` are (sent, arrived) of right answers, `sent` that of the last attempt.
+def find_outages(deaths: Sequence[float], right: Sequence[tuple[float, float]]) -> list[Outage]:
+    """Return the outages that start with `deaths`; `right` are (sent, arrived) of correct responses, `sent` that of the last attempt.
 
-    An answer that was sent before a death does not end an outage. Deaths before the end of one belong to it.
+    A response to a call that was sent before a death does not end an outage. Deaths before the end of an outage belong to it.
     """
-    found: list[Outage] = []
+    outages: list[Outage] = []
     for death in sorted(deaths):
         ended = min((arrived for sent, arrived in right if sent > death), default=None)
-        last = found[-1] if found else None
+        last = outages[-1] if outages else None
         if last is not None and (last.ended is None or last.ended > death):
-            found[-1] = Outage(last.silent_since, last.began, last.deaths + 1, ended)
+            outages[-1] = Outage(last.silent_since, last.began, last.deaths + 1, ended)
         else:
-            found.append(Outage(max((arrived for _, arrived in right if arrived <= death), default=None), death, 1, ended))
-    return found
+            outages.append(Outage(max((arrived for _, arrived in right if arrived <= death), default=None), death, 1, ended))
+    return outages
 
 
-def silences(arrivals: Sequence[float], began: float, ended: float, least_s: float) -> list[tuple[float, float]]:
-    """The times (begin, end) between `began` and `ended` of at least `least_s` in which nothing arrived."""
+def find_silences(arrivals: Sequence[float], began: float, ended: float, least_s: float) -> list[tuple[float, float]]:
+    """Return the intervals (begin, end) of at least `least_s` between `began` and `ended` in which nothing arrived."""
     times = [began, *sorted(arrived for arrived in arrivals if began < arrived < ended), ended]
     return [(before, after) for before, after in itertools.pairwise(times) if after - before >= least_s]
 
 
 @contextmanager
-def watching(server: Server) -> Iterator[Watch]:
-    """Watch a server's processes from outside, until the context ends."""
-    watch, stop = Watch(), threading.Event()
+def observe_server(server: Server) -> Iterator[Observations]:
+    """Observe a server's processes from outside until the context ends."""
+    watch, stop = Observations(), threading.Event()
     thread = threading.Thread(target=_watch, args=(server.state.pid, watch, stop), name="watch")
     thread.start()
     try:
@@ -90,20 +94,20 @@ def watching(server: Server) -> Iterator[Watch]:
         thread.join()
 
 
-def _watch(guard: int, watch: Watch, stop: threading.Event) -> None:
+def _watch(guard: int, watch: Observations, stop: threading.Event) -> None:
     while not stop.is_set():
-        pid = _triton_of(guard)
+        pid = _find_triton(guard)
         if pid is not None:
             watch.starts.append(time.monotonic())
-            _watch_one(pid, watch, stop)
-        elif start_s(guard) is None:
+            _watch_process(pid, watch, stop)
+        elif process_start_s(guard) is None:
             watch.gone.set()
             return
         else:
             time.sleep(_POLL_S)
 
 
-def _watch_one(pid: int, watch: Watch, stop: threading.Event) -> None:
+def _watch_process(pid: int, watch: Observations, stop: threading.Event) -> None:
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -122,13 +126,13 @@ def _watch_one(pid: int, watch: Watch, stop: threading.Event) -> None:
                 try:
                     watch.samples.append(Sample(sampled, pid, pss_bytes(pid), len(os.listdir(f"/proc/{pid}/fd"))))
                 except OSError:
-                    continue  # it has just died, which the next poll says
+                    continue  # it has just died, which the next poll shows
     finally:
         os.close(process)
 
 
-def _triton_of(guard: int) -> int | None:
-    """The child of a guard that runs `tritonserver`, if there is one."""
+def _find_triton(guard: int) -> int | None:
+    """Return the child of a guard that runs `tritonserver`, or None."""
     try:
         children = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
     except OSError:
@@ -137,24 +141,24 @@ def _triton_of(guard: int) -> int | None:
 
 
 def _command(pid: int) -> str:
-    """The command line of a process; empty where it has ended."""
+    """Return the command line of a process; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
 
 
-def shared_memory() -> set[str]:
-    """The entries of /dev/shm, without the semaphores of Python's processes, which go when those end."""
+def list_shared_memory() -> set[str]:
+    """Return the entries of /dev/shm, without the semaphores of Python processes, which vanish with these."""
     return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.mp-")}
 
 
-def left_behind(repository: Path, ports: Sequence[int], shared_before: set[str]) -> list[str]:
-    """Processes that serve a repository, ports that still listen and new entries of /dev/shm, after the server was stopped."""
+def find_leftovers(repository: Path, ports: Sequence[int], shared_before: set[str]) -> list[str]:
+    """Return processes that serve a repository, listening ports and new entries of /dev/shm after the server was stopped."""
     return [
         *(f"process {pid}" for pid in _processes() if f"--model-repository={repository} " in _command(pid)),
         *(f"port {port}" for port in ports if _listens(port)),
-        *(f"/dev/shm/{name}" for name in sorted(shared_memory() - shared_before)),
+        *(f"/dev/shm/{name}" for name in sorted(list_shared_memory() - shared_before)),
     ]
 
 

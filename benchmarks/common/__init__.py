@@ -1,1 +1,1 @@
-"""What two benchmarks or more share."""
+"""Code that several benchmarks share."""

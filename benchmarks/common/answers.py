@@ -1,4 +1,4 @@
-"""The right answers, by numpy in float64 from the logits of each network: no code that is being measured."""
+"""Expected outputs, computed by numpy in float64 from the logits of each network, without the code under test."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from defensemble_repository.averaging import reference_outputs
 Array = NDArray[np.float64]
 
 
-def right_answers(logits: NDArray[np.floating[Any]]) -> dict[str, Array]:
-    """All outputs of an ensemble with equal weights that averages probabilities, from the logits (M, N, K) of its members."""
+def expected_outputs(logits: NDArray[np.floating[Any]]) -> dict[str, Array]:
+    """Return all outputs of an ensemble that averages probabilities with equal weights, from the logits (M, N, K) of its members."""
     return reference_outputs([*logits], "probabilities", [1.0] * len(logits))
 
 
-def session_of(content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on a graph, in this process.
+def session_from_onnx(content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True) -> onnxruntime.InferenceSession:
+    """Return an ONNX Runtime session of a graph, in this process.
 
-    Answers of int8 are compared without optimisations, since those for int8 saturate on some processors.
+    Args:
+        content: The ONNX file.
+        threads: Number of threads.
+        spins: Whether waiting threads spin.
+        optimised: Whether graph optimisations are on. Outputs of int8 are compared without: some processors saturate in the optimised ones.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -34,6 +38,6 @@ def session_of(content: bytes, threads: int = 1, *, spins: bool = False, optimis
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def logits_of_members(members: Sequence[ExportedMember], images: NDArray[np.float32]) -> Array:
-    """The logits (M, N, K) of each member for images (N, C, H, W), by ONNX Runtime in this process."""
-    return np.stack([session_of(member.onnx).run(["logits"], {"images": images})[0].astype(np.float64) for member in members])
+def member_logits(members: Sequence[ExportedMember], images: NDArray[np.float32]) -> Array:
+    """Return the logits (M, N, K) of each member for images (N, C, H, W), computed by ONNX Runtime in this process."""
+    return np.stack([session_from_onnx(member.onnx).run(["logits"], {"images": images})[0].astype(np.float64) for member in members])

@@ -1,4 +1,4 @@
-"""Callers in processes of their own, one for each protocol: in the editor's process they would compete with it for one lock."""
+"""Callers in separate processes, one for each protocol: in the process of the editor, they would compete with it for the GIL."""
 
 from __future__ import annotations
 
@@ -22,91 +22,92 @@ Result_co = TypeVar("Result_co", covariant=True)
 Result = TypeVar("Result")
 
 
-class CallersGoneError(Exception):
-    """A process of callers ended before it was told to, or never began."""
+class CallersDiedError(Exception):
+    """A process of callers ended early or did not start."""
 
 
 class Job(Protocol[Result_co]):
-    """What one process of callers does; it is pickled into that process."""
+    """The work of one process of callers. It is pickled into that process."""
 
     @property
     def url(self) -> str:
-        """The server that it calls."""
+        """The server's URL."""
 
-    def work(self, stop: Event, begun: Callable[[], None]) -> Sequence[Result_co]:
-        """Call until `stop` is set, or until there is nothing left to do; `begun` is called once, when calls are under way."""
+    def run(self, stop: Event, on_started: Callable[[], None]) -> Sequence[Result_co]:
+        """Call until `stop` is set or the work is done. `on_started` is called once, when calls are under way."""
 
 
-def rows_of(seed: int, caller: int, number: int, pool: int, batch: int) -> NDArray[np.int64]:
-    """Which images of `pool` a call asks about, none of them twice."""
+def choose_rows(seed: int, caller: int, number: int, pool: int, batch: int) -> NDArray[np.int64]:
+    """Choose `batch` different images of `pool` for a call."""
     rows: NDArray[np.int64] = np.random.default_rng((seed, caller, number)).choice(pool, batch, replace=False)
     return rows
 
 
-def in_threads(
-    callers: Sequence[int], ask: Callable[[int, list[Result], threading.Barrier], None], begun: Callable[[], None]
+def run_in_threads(
+    callers: Sequence[int], make_calls: Callable[[int, list[Result], threading.Barrier], None], on_started: Callable[[], None]
 ) -> list[Result]:
-    """Run `ask` in a thread for each caller; all that they add to their lists. `begun` is called when all have passed the barrier."""
+    """Run `make_calls` in a thread for each caller, and return their results. `on_started` is called when all have passed the barrier."""
     calls: list[list[Result]] = [[] for _ in callers]
     first = threading.Barrier(len(callers) + 1)
     threads = [
-        threading.Thread(target=ask, args=(caller, own, first), name=f"caller-{caller}") for caller, own in zip(callers, calls, strict=True)
+        threading.Thread(target=make_calls, args=(caller, own, first), name=f"caller-{caller}")
+        for caller, own in zip(callers, calls, strict=True)
     ]
     for thread in threads:
         thread.start()
     first.wait()
-    begun()
+    on_started()
     for thread in threads:
         thread.join()
     return [call for own in calls for call in own]
 
 
 class Callers(Generic[Result]):
-    """Callers that are at work; `stop` ends them and returns what all of them found."""
+    """Running callers. `stop` ends them and returns all results."""
 
     def __init__(self, jobs: Sequence[Job[Result]]) -> None:
         self._stop = CONTEXT.Event()
         self._pipes: list[Connection] = []
         self._processes = []
         for job in jobs:
-            ours, theirs = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=_process, args=(job, self._stop, theirs), name=f"callers-{job.url}", daemon=True)
+            own_end, other_end = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_process, args=(job, self._stop, other_end), name=f"callers-{job.url}", daemon=True)
             process.start()
-            theirs.close()
-            self._pipes.append(ours)
+            other_end.close()
+            self._pipes.append(own_end)
             self._processes.append(process)
         for pipe in self._pipes:
-            self._received(pipe, _START_S)
+            self._receive(pipe, _START_S)
 
     def check(self) -> None:
-        """Looks whether all processes are there.
+        """Check that all processes are alive.
 
         Raises:
-            CallersGoneError: One is not.
+            CallersDiedError: A process has ended.
         """
         for process in self._processes:
             if not process.is_alive():
-                raise CallersGoneError(f"{process.name} ended with status {process.exitcode}")
+                raise CallersDiedError(f"{process.name} ended with status {process.exitcode}")
 
     @property
     def done(self) -> bool:
-        """Whether every process has nothing left to do."""
+        """Whether every process has finished its work."""
         return all(pipe.poll(0) for pipe in self._pipes)
 
     def stop(self) -> list[Result]:
-        """Lets each caller end the call that it is at, and returns the calls of all.
+        """Let each caller finish its current call, and return the calls of all.
 
         Raises:
-            CallersGoneError: Some of them cannot tell any more.
+            CallersDiedError: A process ended without a result.
         """
         self._stop.set()
-        calls = [call for pipe in self._pipes for call in self._received(pipe, 2 * TIMEOUT_S)]
+        calls = [call for pipe in self._pipes for call in self._receive(pipe, 2 * TIMEOUT_S)]
         for process in self._processes:
             process.join()
         return calls
 
     def end(self) -> None:
-        """Leaves no process behind."""
+        """End all processes."""
         self._stop.set()
         for process in self._processes:
             process.join(timeout=5)
@@ -116,22 +117,22 @@ class Callers(Generic[Result]):
         for pipe in self._pipes:
             pipe.close()
 
-    def _received(self, pipe: Connection, deadline_s: float) -> list[Result]:
+    def _receive(self, pipe: Connection, deadline_s: float) -> list[Result]:
         try:
             if not pipe.poll(deadline_s):
-                raise CallersGoneError(f"callers said nothing for {deadline_s:g} s")
+                raise CallersDiedError(f"the callers sent no result within {deadline_s:g} s")
             calls: list[Result] = pipe.recv()
         except EOFError as error:
-            raise CallersGoneError("a process of callers ended before it was told to") from error
+            raise CallersDiedError("a process of callers ended early") from error
         return calls
 
 
 @contextmanager
-def calling(jobs: Sequence[Job[Result]]) -> Iterator[Callers[Result]]:
-    """Callers that have each had an answer, and go on until they are stopped.
+def running_callers(jobs: Sequence[Job[Result]]) -> Iterator[Callers[Result]]:
+    """Start callers. Each has had a response when the block begins, and continues until it is stopped.
 
     Raises:
-        CallersGoneError: They cannot begin.
+        CallersDiedError: The callers cannot start.
     """
     callers = Callers(jobs)
     try:
@@ -141,4 +142,4 @@ def calling(jobs: Sequence[Job[Result]]) -> Iterator[Callers[Result]]:
 
 
 def _process(job: Job[Any], stop: Event, pipe: Connection) -> None:
-    pipe.send(job.work(stop, lambda: pipe.send([])))
+    pipe.send(job.run(stop, lambda: pipe.send([])))

@@ -1,4 +1,4 @@
-"""How every benchmark runs from the command line: its options, its progress, its result and the page about it, its exit status."""
+"""The command line of every benchmark: options, progress, result and its page, exit status."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ OnProgress = Callable[[str], None]
 
 
 def silent(text: str) -> None:
-    """A `OnProgress` that prints nothing."""
+    """Print nothing; an `OnProgress`."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of every benchmark: the result's file, or None; a quick look; a sentence for the page; the seed."""
+    """The options that every benchmark has.
+
+    Attributes:
+        out: File of the result, or None.
+        quick: Whether to make only a short run.
+        note: Sentence for the page, or None.
+        seed: Seed of everything that is random.
+    """
 
     out: Path | None
     quick: bool
@@ -39,16 +46,18 @@ class Options:
 def benchmark_command(
     script: str, *, quick: str, seed: str, result: str | None = None, example: str = ""
 ) -> Callable[[Callable[..., NoReturn]], click.Command]:
-    """Make a command with the options of every benchmark, and the function's own; it is called with `Options` and its own.
+    """Return a decorator that makes a function a command with the options of every benchmark.
+
+    The function is called with `Options` and with the values of its own options.
 
     Args:
-        script: name of the script, without `.py`.
-        quick: what `--quick` does less of.
-        seed: what the seed is of.
-        result: name of the result in `docs/results`; that of the script by default.
-        example: words that make one more example.
+        script: Name of the script, without `.py`.
+        quick: What `--quick` shortens.
+        seed: What the seed determines.
+        result: Name of the result in `docs/results`; by default the name of the script.
+        example: Arguments of one more example.
     """
-    lines = [f"--json docs/results/{result or script}.json    # and {result or script}.md next to it", "--quick", example]
+    lines = [f"--json docs/results/{result or script}.json    # also writes {result or script}.md", "--quick", example]
     epilog = "\b\nExamples:\n" + "\n".join(f"  python benchmarks/{script}.py {line}" for line in lines if line)
     options = [
         click.option(
@@ -56,17 +65,17 @@ def benchmark_command(
             "out",
             type=click.Path(dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="Write the result to FILE, and the page about it next to it.",
+            help="Write the result to FILE, and its page to the same folder.",
         ),
-        click.option("--quick", is_flag=True, help=f"A quick look: {quick}; it proves nothing."),
-        click.option("--note", metavar="TEXT", help="A sentence for the page, such as what else the machine was doing."),
+        click.option("--quick", is_flag=True, help=f"Make a short run for a first impression: {quick}."),
+        click.option("--note", metavar="TEXT", help="Add a sentence to the page, such as what else the machine was running."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=f"Seed of {seed}."),
     ]
 
     def decorate(function: Callable[..., NoReturn]) -> click.Command:
         @functools.wraps(function)
-        def command(out: Path | None, quick: bool, note: str | None, seed: int, **own: Any) -> NoReturn:
-            function(Options(out, quick, note, seed), **own)
+        def command(out: Path | None, quick: bool, note: str | None, seed: int, **own_options: Any) -> NoReturn:
+            function(Options(out, quick, note, seed), **own_options)
 
         for option in reversed(options):
             command = option(command)
@@ -83,17 +92,17 @@ def run(
     errors: tuple[type[Exception], ...],
     cores: int | None = CORES,
 ) -> NoReturn:
-    """Measure, write the result and its page, print the page, and exit: with status 1 where a figure does not hold.
+    """Measure, write the result and its page, print the page, and exit. The exit status is 1 if a figure misses its goal.
 
     Args:
-        measure: gets a function that prints a line of progress, and returns the result with its `figures`.
-        page: Markdown from a result and the name of its file.
-        options: of the command line.
-        errors: what `measure` raises on purpose.
-        cores: to which this process, and what it starts, is pinned; None: as it is.
+        measure: Called with a function that prints a line of progress; returns the result with its `figures`.
+        page: Returns Markdown for a result and the name of its file.
+        options: The options of the command line.
+        errors: The exceptions that `measure` raises deliberately.
+        cores: Number of cores for this process and its children; None for no limit.
 
     Raises:
-        click.ClickException: One of `errors`, or an OSError.
+        click.ClickException: One of `errors` or an `OSError` was raised.
     """
     console = Console()
     began = time.monotonic()
@@ -104,7 +113,7 @@ def run(
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     if cores is not None:
-        pin(cores)
+        pin_to_cores(cores)
     try:
         if options.out is not None:
             check_writable(options.out)
@@ -119,13 +128,15 @@ def run(
     raise SystemExit(exit_status(result["figures"]))
 
 
-def pin(cores: int) -> None:
-    """Keep this process, and what it starts, on so many cores: goals, pools and graphs of two threads are made for two.
+def pin_to_cores(cores: int) -> None:
+    """Pin this process and its children to a number of cores. The goals, thread pools and graphs are designed for two.
 
     Raises:
-        click.ClickException: it may use fewer.
+        click.ClickException: Fewer cores are available.
     """
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < cores:
-        raise click.ClickException(f"this compares forms on {cores} cores, and may use {len(usable)} here: allow it more")
+        raise click.ClickException(
+            f"this benchmark needs {cores} cores, but may use only {len(usable)}: allow it more, such as with taskset"
+        )
     os.sched_setaffinity(0, usable[:cores])

@@ -1,4 +1,4 @@
-"""Ways to get an ensemble's probabilities, and whether their answers are right."""
+"""Forms of an ensemble (ways to compute its probabilities), and a check of their outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from defensemble_repository.averaging import TOLERANCE, largest_difference
 
 @dataclass(frozen=True)
 class Form:
-    """A way to get the ensemble's probabilities; `protocol` is None where it stays in the caller's process."""
+    """A way to compute the ensemble's probabilities.
+
+    Attributes:
+        name: Name for tables.
+        predict: Returns the probabilities of images.
+        protocol: The protocol to the server; None for a form in the caller's process.
+        spins: Whether waiting threads spin.
+    """
 
     name: str
     predict: Predict
@@ -26,27 +33,27 @@ class Form:
 
 
 class WrongAnswerError(Exception):
-    """A form answers otherwise than numpy's average of the members, so its time means nothing."""
+    """The outputs of a form differ from numpy's average of the members, so its time is meaningless."""
 
 
 def check_answers(form: Form, images: NDArray[np.float32], expected: Array) -> float:
-    """The largest difference between a form's probabilities for `images` (N, C, H, W) and the expected ones (N, K).
+    """Return the largest difference between a form's probabilities for `images` (N, C, H, W) and the expected ones (N, K).
 
     Raises:
-        WrongAnswerError: It is above the tolerance.
+        WrongAnswerError: The difference is above the tolerance.
     """
     got = form.predict(images)
     difference = largest_difference(got, expected)
     if difference > TOLERANCE:
         raise WrongAnswerError(
-            f"{form.name} answers shape {got.shape} that differs by {difference:.3g} from numpy's average, "
-            f"expected shape {expected.shape} within {TOLERANCE:g}"
+            f"{form.name} returned shape {got.shape} and differs by {difference:.3g} from numpy's average; "
+            f"expected shape {expected.shape} and at most {TOLERANCE:g}"
         )
     return difference
 
 
-def asked_in_process(session: onnxruntime.InferenceSession) -> Predict:
-    """The probabilities that a fused graph answers."""
+def predict_in_process(session: onnxruntime.InferenceSession) -> Predict:
+    """Return a function that computes probabilities with a fused graph in this process."""
 
     def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
         probabilities: NDArray[np.float32] = session.run(["probabilities"], {"images": images})[0]
@@ -55,6 +62,6 @@ def asked_in_process(session: onnxruntime.InferenceSession) -> Predict:
     return predict
 
 
-def asked_of(client: Client) -> Predict:
-    """The probabilities that a client's own model answers."""
+def predict_with(client: Client) -> Predict:
+    """Return a function that gets probabilities from a client's model."""
     return lambda images: client.predict(images).probabilities

@@ -1,4 +1,4 @@
-"""Networks to serve, and what torch answers for the images that callers ask about."""
+"""Untrained networks to serve, and their logits by torch for the callers' images."""
 
 from __future__ import annotations
 
@@ -20,42 +20,49 @@ SHAPE = (3, 32, 32)
 WIDTH = 16
 _SPEC: dict[str, Any] = {"arch": "resnet18", "keep": 0.3, "blocks": (0, 1, 2)}
 _CLASSES = tuple(str(digit) for digit in range(10))
-_CELL = 8  # pixels; evenly noisy images are all the same to a convolutional network
+_CELL = 8  # pixels; to a convolutional network, images of independent pixels all look the same
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Members, and torch's `logits` (M, N, 10) of them."""
+    """Exported members, and their `logits` (M, N, 10) by torch."""
 
     members: list[ExportedMember]
     logits: NDArray[np.float32]
 
 
 def random_images(count: int, seed: int) -> NDArray[np.float32]:
-    """Images (count, 3, 32, 32) of random squares, float32 in [0, 1)."""
+    """Return images (count, 3, 32, 32) of random squares, float32 in [0, 1)."""
     cells = np.random.default_rng(seed).random((count, SHAPE[0], SHAPE[1] // _CELL, SHAPE[2] // _CELL), np.float32)
     return cells.repeat(_CELL, axis=2).repeat(_CELL, axis=3)
 
 
 def spec_values(width: Any = WIDTH) -> dict[str, Any]:
-    """What results say of the networks."""
+    """Describe the networks for a result."""
     return {**_SPEC, "blocks": list(_SPEC["blocks"]), "width": width, "trained": False}
 
 
 def untrained_networks(
     images: NDArray[np.float32], seed: int, *, count: int = COUNT, width: int = WIDTH, on_progress: OnProgress = silent
 ) -> Networks:
-    """Defective ResNet-18s with random weights, exported, and their answers for `images` (N, C, H, W).
+    """Export defective ResNet-18s with random weights, and compute their logits for `images` (N, C, H, W).
 
-    The time that a network takes does not depend on what it has learnt; BatchNorm alone sees `images` once, since without that the answers
-    to all images are the same to three digits, and a comparison of answers would say nothing. Each export is compared with torch.
+    The speed of a network does not depend on training. BatchNorm sees `images` once: without statistics, all images get the same outputs to
+    three digits, and comparing outputs would show nothing. Each export is compared with torch.
+
+    Args:
+        images: The images.
+        seed: Seed of weights and masks.
+        count: Number of networks.
+        width: Width of the networks.
+        on_progress: Called with the current step.
 
     Raises:
-        VerificationError: An export answers otherwise than torch.
+        VerificationError: The outputs of an export differ from torch's.
     """
-    on_progress(f"{count} networks of width {width} are made and exported")
+    on_progress(f"creating and exporting {count} networks of width {width}")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # no pool of torch's beside those that are timed
+    torch.set_num_threads(1)  # torch's thread pool must not compete with what is timed
     try:
         with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
             built = [_network(Path(folder), f"member{index}", images, seed + index, width) for index in range(count)]
@@ -72,11 +79,11 @@ def _network(folder: Path, name: str, images: NDArray[np.float32], seed: int, wi
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):
-                layer.momentum = None  # the mean over all that was seen, which is this one batch
+                layer.momentum = None  # the mean over all batches, which is this one
         module.train()(batch)
         logits: NDArray[np.float32] = module.eval()(batch).numpy()
     checkpoint = folder / f"{name}.safetensors"
     save_checkpoint(checkpoint, module, spec, TrainingRecord.untrained(_CLASSES, seed=seed))
-    path = onnx_from_checkpoint(checkpoint, folder / f"{name}.onnx", verify=False)  # it would want a data set that it was trained on
+    path = onnx_from_checkpoint(checkpoint, folder / f"{name}.onnx", verify=False)  # verification would need a training dataset
     verify_onnx(path, reference_from_module(module), images, max_batch_size=16)
     return member_from_onnx(path, name), logits

@@ -1,4 +1,4 @@
-"""What a process takes of the machine, as the kernel counts it: proc(5) and process clocks."""
+"""Resource usage of a process, from proc(5) and process clocks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ALL_THREADS = 2  # CPUCLOCK_SCHED of the kernel: scheduled time, of all threads
 
 
 def pss_bytes(pid: int) -> int:
-    """The proportional set size of a process: its own memory, and its part of what it shares.
+    """Return the proportional set size of a process: its private memory and its share of shared memory.
 
     Raises:
-        OSError: There is no such process, or it is someone else's.
+        OSError: The process does not exist, or belongs to another user.
     """
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
@@ -22,17 +22,17 @@ def pss_bytes(pid: int) -> int:
     raise OSError(f"/proc/{pid}/smaps_rollup has no line `Pss:`")
 
 
-def processor_seconds(pid: int) -> float:
-    """The processor time that a process has taken, all threads together, in nanosecond steps; see clock_getcpuclockid(3).
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of all threads of a process, with nanosecond resolution; see clock_getcpuclockid(3).
 
     Raises:
-        OSError: There is no such process.
+        OSError: The process does not exist.
     """
     return time.clock_gettime((~pid << 3) | _ALL_THREADS)
 
 
-def start_s(pid: int) -> float | None:
-    """When a process began, in seconds of CLOCK_BOOTTIME, to 10 ms; None where it has ended."""
+def process_start_s(pid: int) -> float | None:
+    """Return the start time of a process in seconds of CLOCK_BOOTTIME, with 10 ms resolution; None if it has ended."""
     try:
         fields = _stat(pid)
     except (FileNotFoundError, ProcessLookupError):
@@ -41,5 +41,5 @@ def start_s(pid: int) -> float | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields after the command's name, which may hold spaces: the process's state comes first."""
+    """Return the fields of proc(5) stat after the command name, which may contain spaces. The first is the process state."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Servers of a repository on free ports: how long they take to start, and what they take of the machine."""
+"""Start servers of a repository on free ports; measure their start time and memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import urllib3
 
-from benchmarks.common.processes import pss_bytes, start_s
+from benchmarks.common.processes import process_start_s, pss_bytes
 from defensemble_export import ExportedMember, repository_plan, write_files
 from defensemble_server import ServeOptions, Server, serve
 
@@ -23,10 +23,12 @@ _POLL_S = 0.003
 
 @dataclass(frozen=True)
 class Start:
-    """How long a start took, in seconds.
+    """Duration of a start, in seconds.
 
-    `serve_s`: all of `serve`, that is reading the repository, starting, and comparing answers; `start_s`: what `Server` says of it;
-    `triton_answers_s`: from the birth of Triton's process (known to 10 ms) to its first answer over HTTP, with all models loaded.
+    Attributes:
+        serve_s: All of `serve`: reading the repository, starting, and comparing outputs.
+        start_s: As `Server` reports it.
+        triton_answers_s: From the start of Triton's process (known to 10 ms) to its first response over HTTP, with all models loaded.
     """
 
     serve_s: float
@@ -34,50 +36,50 @@ class Start:
     triton_answers_s: float
 
 
-def written(repository: Path, members: Sequence[ExportedMember], **options: Any) -> Path:
-    """Write members and an ensemble of them, named `ENSEMBLE`, into a repository; `options` are those of `repository_plan`."""
+def write_ensemble_repository(repository: Path, members: Sequence[ExportedMember], **options: Any) -> Path:
+    """Write members and an ensemble of them, named `ENSEMBLE`, to a repository. `options` are passed to `repository_plan`."""
     write_files(repository, repository_plan(repository, members, ensemble=ENSEMBLE, **options))
     return repository
 
 
-def memory(server: Server) -> dict[str, int]:
-    """PSS in bytes of Triton and of the supervisor that cleans up after it."""
+def memory_bytes(server: Server) -> dict[str, int]:
+    """Return the PSS in bytes of Triton and of its guard process."""
     return {"triton_pss_bytes": pss_bytes(server.triton_pid), "supervisor_pss_bytes": pss_bytes(server.state.pid)}
 
 
 @contextmanager
-def started(repository: Path) -> Iterator[tuple[Server, Start]]:
-    """A server of a repository on free ports, and how long it took to start."""
+def start_server(repository: Path) -> Iterator[tuple[Server, Start]]:
+    """Start a server of a repository on free ports. Yields the server and the duration of its start."""
     port = _free_port()
-    answered: list[float] = []
-    given_up = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(port, answered, given_up), name="watcher")
+    response_times: list[float] = []
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(port, response_times, stop), name="watcher")
     watcher.start()
     try:
-        begin = time.clock_gettime(time.CLOCK_BOOTTIME)
+        started_at = time.clock_gettime(time.CLOCK_BOOTTIME)
         context = serve(repository, ServeOptions(http_port=port, grpc_port=0, metrics_port=0, drain_s=1))
         server = context.__enter__()
-        took = time.clock_gettime(time.CLOCK_BOOTTIME) - begin
+        serve_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_at
     finally:
-        given_up.set()
+        stop.set()
         watcher.join()
     try:
-        born = start_s(server.triton_pid)
-        assert born is not None, "it has just answered"
-        yield server, Start(took, server.start_s, answered[0] - born)
+        process_start = process_start_s(server.triton_pid)
+        assert process_start is not None, "it has just response_times"
+        yield server, Start(serve_s, server.start_s, response_times[0] - process_start)
     finally:
         context.__exit__(None, None, None)
 
 
-def _watch(port: int, answered: list[float], given_up: threading.Event) -> None:
+def _watch(port: int, response_times: list[float], stop: threading.Event) -> None:
     with urllib3.HTTPConnectionPool("127.0.0.1", port, maxsize=1) as pool:
-        while not given_up.wait(_POLL_S):
+        while not stop.wait(_POLL_S):
             try:
                 if pool.request("GET", "/v2/health/live", retries=False, timeout=2.0).status != 200:
                     continue
-            except urllib3.exceptions.HTTPError:  # it does not listen yet
+            except urllib3.exceptions.HTTPError:  # not listening yet
                 continue
-            answered.append(time.clock_gettime(time.CLOCK_BOOTTIME))
+            response_times.append(time.clock_gettime(time.CLOCK_BOOTTIME))
             return
 
 

@@ -1,4 +1,4 @@
-"""How many images a second a form answers, to callers that each ask again as soon as they have an answer."""
+"""Measure the throughput of a form with concurrent callers, each of which calls again as soon as it has a response."""
 
 from __future__ import annotations
 
@@ -13,33 +13,38 @@ from numpy.typing import NDArray
 
 Predict = Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]]
 Call = tuple[float, float]
-"""When a call began and when it came back, in seconds of one clock."""
+"""Start and end of a call, in seconds of one clock."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Images a second in the window, and how long the calls took that came back in it."""
+    """Images per second in the time window, and the durations of the calls that ended in it."""
 
     images_per_s: float
     calls_ms: tuple[float, ...]
 
 
 def calls_in_window(calls: Sequence[Call], begin: float, end: float) -> float:
-    """How many calls fall into [begin, end), each counted by the part of its duration that does.
+    """Return the number of calls in [begin, end), each counted by the fraction of its duration in it.
 
-    Answers come in bursts from a server that joins requests: counting whole calls would be up to 8 % wrong for a window of 12 bursts.
+    A server that batches requests responds in bursts: counting whole calls would be up to 8 % wrong for a window of 12 bursts.
     """
-    return sum(max(0.0, min(came_back, end) - max(began, begin)) / (came_back - began) for began, came_back in calls)
+    return sum(max(0.0, min(ended, end) - max(began, begin)) / (ended - began) for began, ended in calls)
 
 
 def time_form(predict: Predict, images: NDArray[np.float32], *, warm_s: float, seconds: float) -> Timing:
-    """Times `predict` under `len(images)` callers, each a thread with a batch of its own: images (callers, N, C, H, W).
+    """Time `predict` with `len(images)` callers, each a thread with its own batch.
 
-    The window of `seconds` begins after `warm_s`. All callers go on until each one's call that was running at the end of the window has
-    come back, so that none of them has the machine to itself.
+    All callers continue until every call that was running at the end of the window has returned, so that none has the machine to itself.
+
+    Args:
+        predict: The function to time.
+        images: (callers, N, C, H, W).
+        warm_s: Seconds before the window starts.
+        seconds: Length of the window.
 
     Raises:
-        Exception: What `predict` raised in a caller; the others stop.
+        Exception: Whatever `predict` raised in a caller; the other callers stop.
     """
     callers = len(images)
     done = threading.Event()
@@ -50,25 +55,25 @@ def time_form(predict: Predict, images: NDArray[np.float32], *, warm_s: float, s
     failures: list[Exception] = []
     window = [0.0, 0.0]
 
-    def finished() -> None:
+    def mark_finished() -> None:
         with lock:
             unfinished[0] -= 1
             if unfinished[0] == 0:
                 done.set()
 
     def call(index: int) -> None:
-        own, batch, counted = calls[index], images[index], False
+        own_calls, batch, counted = calls[index], images[index], False
         ready.wait()
         began = time.perf_counter()
         try:
             while not done.is_set():
                 predict(batch)
                 now = time.perf_counter()
-                own.append((began, now))
+                own_calls.append((began, now))
                 began = now
                 if now >= window[1] and not counted:
                     counted = True
-                    finished()
+                    mark_finished()
         except Exception as error:
             failures.append(error)
             done.set()
@@ -83,6 +88,6 @@ def time_form(predict: Predict, images: NDArray[np.float32], *, warm_s: float, s
         thread.join()
     if failures:
         raise failures[0]
-    count = sum(calls_in_window(own, *window) for own in calls)
-    took = [1000 * (end - begin) for own in calls for begin, end in own if window[0] <= end < window[1]]
-    return Timing(count * images.shape[1] / seconds, tuple(took))
+    count = sum(calls_in_window(own_calls, *window) for own_calls in calls)
+    durations_ms = [1000 * (end - begin) for own_calls in calls for begin, end in own_calls if window[0] <= end < window[1]]
+    return Timing(count * images.shape[1] / seconds, tuple(durations_ms))

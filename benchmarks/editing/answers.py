@@ -1,4 +1,4 @@
-"""Which ensemble gave an answer? By numpy, in float64, from what each member says by itself: no code that is being measured."""
+"""Find the state that computed a response, by numpy in float64 from the logits of each member, without the code under test."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common.answers import Array
-from benchmarks.common.callers import rows_of
+from benchmarks.common.callers import choose_rows
 from benchmarks.editing.plan import State
 from defensemble_repository.averaging import TOLERANCE, largest_difference, reference_outputs
 
-APART = 1e-3
-"""By so much at least the answers of two states in a row differ, in every batch."""
+MIN_DIFFERENCE = 1e-3
+"""The smallest difference between the outputs of consecutive states, in every batch."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request, the `number`th of its caller; times in seconds of `time.monotonic`, the same in all processes.
+    """A call, the `number`th of its caller. Times are in seconds of `time.monotonic`, which is the same in all processes.
 
-    `answer` is (N, K), or None where the request failed, and `failure` why.
+    `answer` is (N, K), or None if the call failed for the reason `failure`.
     """
 
     caller: int
@@ -36,7 +36,7 @@ class Call:
 
 @dataclass
 class Verdict:
-    """What was found of all calls; the lists hold a text for each call that is not as it must be."""
+    """The verification of all calls. The lists have a text for each failed, wrong or stale call."""
 
     calls: int = 0
     failed: list[str] = field(default_factory=list)
@@ -47,28 +47,28 @@ class Verdict:
     largest_difference: float = 0.0
 
 
-def answer_of(state: State, logits: Mapping[tuple[str, int], Array]) -> Array:
-    """The probabilities (P, K) of a state for P images, from the `logits` (P, K) of each model's version."""
-    votes = [logits[vote.model, vote.version] for vote in state.votes]
-    return reference_outputs(votes, state.average, [vote.weight for vote in state.votes])["probabilities"]
+def state_probabilities(state: State, logits: Mapping[tuple[str, int], Array]) -> Array:
+    """Return the probabilities (P, K) of a state for P images, from the `logits` (P, K) of each version of a model."""
+    member_logits = [logits[member.model, member.version] for member in state.members]
+    return reference_outputs(member_logits, state.average, [member.weight for member in state.members])["probabilities"]
 
 
-def apart(ours: Array, theirs: Array, batch: int) -> float:
-    """By how much two states' answers (P, K) differ at least in any `batch` different images of the P."""
-    return float(np.sort(np.abs(ours - theirs).max(axis=1))[batch - 1])
+def min_difference(first: Array, second: Array, batch: int) -> float:
+    """Return the smallest difference between the outputs (P, K) of two states in any `batch` different images of the P."""
+    return float(np.sort(np.abs(first - second).max(axis=1))[batch - 1])
 
 
-def in_force(edits: Sequence[tuple[float, float]], sent: float, arrived: float) -> range:
-    """The states, 0 the one before all `edits` (begin, end), that were in force at some time between `sent` and `arrived`.
+def states_in_force(edits: Sequence[tuple[float, float]], sent: float, arrived: float) -> range:
+    """Return the states that were in force at some time between `sent` and `arrived`. State 0 is the one before all `edits` (begin, end).
 
-    While an edit is made, both are; before it has begun the new one cannot be, and after it has returned the old one must not be.
+    During an edit, both states are in force; before it, only the old one, and after it, only the new one.
     """
     first = sum(end < sent for _, end in edits)
     last = sum(begin <= arrived for begin, _ in edits)
     return range(first, last + 1)
 
 
-def judge(
+def verify_calls(
     calls: Sequence[Call],
     expected: Sequence[Array],
     edits: Sequence[tuple[float, float]],
@@ -77,29 +77,36 @@ def judge(
     batch: int,
     tolerance: float = TOLERANCE,
 ) -> Verdict:
-    """Holds every call against the states in force meanwhile, and each caller's against the order of the states.
+    """Compare every call with the states in force, and the calls of each caller with the order of the states.
 
-    `expected` are the answers (P, K) of every state for the whole pool, one more than `edits`. Where an answer is that of several states
-    (a rollback leads to what was before), it counts as that of the first which the caller may still see: so no order that is right
-    is called wrong.
+    If an output belongs to several states (a rollback restores an earlier one), it counts for the first that the caller may still see: a
+    correct order is never reported as wrong.
+
+    Args:
+        calls: The calls.
+        expected: The outputs (P, K) of every state for the whole pool, one more than `edits`.
+        edits: Begin and end of each edit.
+        seed: Seed of the batches.
+        batch: Images per call.
+        tolerance: The largest allowed difference.
     """
     verdict = Verdict()
     seen: Counter[int] = Counter()
-    for call in sorted(calls, key=lambda one: (one.caller, one.number)):
+    for call in sorted(calls, key=lambda call: (call.caller, call.number)):
         verdict.calls += 1
-        who = f"call {call.number} of caller {call.caller}"
+        name = f"call {call.number} of caller {call.caller}"
         if call.answer is None:
-            verdict.failed.append(f"{who}: {call.failure}")
+            verdict.failed.append(f"{name}: {call.failure}")
             continue
-        rows = rows_of(seed, call.caller, call.number, len(expected[0]), batch)
-        states = in_force(edits, call.sent, call.arrived)
+        rows = choose_rows(seed, call.caller, call.number, len(expected[0]), batch)
+        states = states_in_force(edits, call.sent, call.arrived)
         differences = {state: largest_difference(call.answer, expected[state][rows]) for state in states}
-        fits = [state for state, difference in differences.items() if difference <= tolerance]
-        allowed = [state for state in fits if state >= seen[call.caller]]
-        if not fits:
-            verdict.wrong.append(f"{who}: {_told(call.answer, [one[rows] for one in expected], states, tolerance)}")
+        matching = [state for state, difference in differences.items() if difference <= tolerance]
+        allowed = [state for state in matching if state >= seen[call.caller]]
+        if not matching:
+            verdict.wrong.append(f"{name}: {_describe_wrong(call.answer, [outputs[rows] for outputs in expected], states, tolerance)}")
         elif not allowed:
-            verdict.stale.append(f"{who}: the answer of state {fits[-1]}, after one of state {seen[call.caller]}")
+            verdict.stale.append(f"{name}: the output of state {matching[-1]} after one of state {seen[call.caller]}")
         else:
             seen[call.caller] = allowed[0]
             verdict.by_state[allowed[0]] += 1
@@ -108,8 +115,8 @@ def judge(
     return verdict
 
 
-def _told(answer: NDArray[np.floating[Any]], expected: Sequence[Array], states: range, tolerance: float) -> str:
+def _describe_wrong(answer: NDArray[np.floating[Any]], expected: Sequence[Array], states: range, tolerance: float) -> str:
     nearest = min(range(len(expected)), key=lambda state: largest_difference(answer, expected[state]))
     difference = largest_difference(answer, expected[nearest])
-    what = f"the answer of state {nearest}" if difference <= tolerance else f"no state's answer, {difference:.3g} from that of {nearest}"
-    return f"{what}, while {' and '.join(map(str, states))} {'was' if len(states) == 1 else 'were'} in force"
+    text = f"the output of state {nearest}" if difference <= tolerance else f"no state's output, {difference:.3g} from that of {nearest}"
+    return f"{text}, while {' and '.join(map(str, states))} {'was' if len(states) == 1 else 'were'} in force"

@@ -1,4 +1,4 @@
-"""Callers that ask again and again, and keep every answer."""
+"""Callers that call in a loop, and keep every response."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.callers import TIMEOUT_S, in_threads, rows_of
+from benchmarks.common.callers import TIMEOUT_S, choose_rows, run_in_threads
 from benchmarks.editing.answers import Call
 from defensemble import Client
 
-# A server that refuses at once must not be flooded.
+# A server that rejects calls immediately must not be flooded.
 _AFTER_FAILURE_S = 0.05
 
 
 @dataclass(frozen=True)
-class Asking:
-    """What the callers of one process ask: `callers` are their numbers, each with a client of its own."""
+class LoopingCallers:
+    """The callers of one process: `callers` are their numbers, each with its own client."""
 
     url: str
     callers: tuple[int, ...]
@@ -31,30 +31,30 @@ class Asking:
     batch: int
     seed: int
 
-    def work(self, stop: Event, begun: Callable[[], None]) -> list[Call]:
-        """Ask in a thread for each caller, until `stop` is set; all their calls."""
-        return in_threads(self.callers, lambda caller, own, first: _ask(self, caller, stop, own, first), begun)
+    def run(self, stop: Event, on_started: Callable[[], None]) -> list[Call]:
+        """Call in a thread for each caller until `stop` is set. Returns all calls."""
+        return run_in_threads(self.callers, lambda caller, own, first: _call_in_a_loop(self, caller, stop, own, first), on_started)
 
 
-def _ask(asking: Asking, caller: int, stop: Event, calls: list[Call], begun: threading.Barrier) -> None:
-    with Client(asking.url, asking.model, timeout_s=TIMEOUT_S) as client:
+def _call_in_a_loop(job: LoopingCallers, caller: int, stop: Event, calls: list[Call], first: threading.Barrier) -> None:
+    with Client(job.url, job.model, timeout_s=TIMEOUT_S) as client:
         number = 0
         while not stop.is_set():
-            images = asking.pool[rows_of(asking.seed, caller, number, len(asking.pool), asking.batch)]
-            calls.append(_called(client, images, caller, number))
+            images = job.pool[choose_rows(job.seed, caller, number, len(job.pool), job.batch)]
+            calls.append(_call(client, images, caller, number))
             if calls[-1].failure is not None:
                 stop.wait(_AFTER_FAILURE_S)
             if number == 0:
-                begun.wait()
+                first.wait()
             number += 1
 
 
-def _called(client: Client, images: NDArray[np.float32], caller: int, number: int) -> Call:
+def _call(client: Client, images: NDArray[np.float32], caller: int, number: int) -> Call:
     sent = time.monotonic()
-    answer: NDArray[Any] | None = None
+    probabilities: NDArray[Any] | None = None
     failure = None
     try:
-        answer = client.predict(images).probabilities
-    except Exception as error:  # whatever it was, the caller has no answer
+        probabilities = client.predict(images).probabilities
+    except Exception as error:  # whatever it was, the caller has no response
         failure = f"{type(error).__name__}: {error}"
-    return Call(caller, number, sent, time.monotonic(), answer, failure)
+    return Call(caller, number, sent, time.monotonic(), probabilities, failure)

@@ -1,4 +1,4 @@
-"""The page about edits under load: made of the result's JSON and of nothing else."""
+"""The page of the benchmark of edits under load, generated only from the result's JSON."""
 
 from __future__ import annotations
 
@@ -6,38 +6,37 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.common.markdown import commit, figures_table, look, measured_on, note
-from benchmarks.editing.figures import KINDS, among_loaded
+from benchmarks.common.markdown import figures_table, format_measurement, note_paragraph, quick_warning, short_commit
+from benchmarks.editing.figures import KINDS, edits_without_member_loads
 from benchmarks.editing.plan import ACTIONS
 
 _FIGURES = {
-    "failed_requests": "requests that failed",
-    "wrong_answers": "answers that are of no ensemble in force between sending and arrival",
-    "old_answers_after_new": "answers of an old ensemble to a caller that had seen the new one",
-    "p99_during_edits_by_without": "99th percentile of a call, during edits by without",
-    "own_work_of_an_edit_s": "an edit among loaded members: its writes and load calls, s, median",
-    "edit_by_call": "the whole of such an edit by a call without edits, medians",
-    "memory_late_by_early": "memory of the server after the last edits by that after the first",
+    "failed_requests": "failed requests",
+    "wrong_answers": "responses that match no ensemble in force between sending and arrival",
+    "old_answers_after_new": "responses of an old ensemble to a caller that had seen the new one",
+    "p99_during_edits_by_without": "99th percentile of a call, during / without edits",
+    "own_work_of_an_edit_s": "an edit that loads no member: its writes and load calls, s, median",
+    "edit_by_call": "total time of such an edit / a call without edits, medians",
+    "memory_late_by_early": "memory of the server after the last / first edits",
 }
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
-    """Markdown; the same result gives the same text."""
-    return f"""# An ensemble that is edited while it serves
-{look(result)}
+    """Return the page of a result as Markdown; the same result gives the same text."""
+    return f"""# Editing an ensemble while it serves
+{quick_warning(result)}
 {_how(result, json_name)}
 
 {figures_table(result["figures"], _FIGURES)}
 
-## Answers
+## Responses
 
 {_answers(result)}
 
 ## Calls
 
-Time of a call in ms, around the first {result["timed_edits"]} edits: {result["calls"]["seconds_with"]:.0f} s with edits and
-{result["calls"]["seconds_without"]:.0f} s without, before, between and after them. A call that was under way at any time of an edit
-counts as during it.
+Duration of a call in ms, around the first {result["timed_edits"]} edits: {result["calls"]["seconds_with"]:.0f} s with edits and
+{result["calls"]["seconds_without"]:.0f} s without, before, between and after them. A call that overlaps an edit counts as during it.
 
 {_calls(result["calls"])}
 
@@ -45,12 +44,12 @@ counts as during it.
 
 ## Edits
 
-All {len(result["edits"])}, in ms: medians, and of the whole edit the largest in brackets. "Own work" is writes, loads and unloads; most
-of the whole is waiting for answers behind the callers.
+All {len(result["edits"])} edits, in ms: medians, with the maximum of the total. "Own work" is writes, loads and unloads. Most of the total
+is waiting for responses behind the callers' requests.
 
 {_edits(result["edits"])}
 
-Where the time of an edit among loaded members goes, ms, median: {_kinds(result["edits"])}.
+Time of an edit that loads no member, by part, ms, median: {_kinds(result["edits"])}.
 
 ## Memory
 
@@ -61,77 +60,77 @@ Where the time of an edit among loaded members goes, ms, median: {_kinds(result[
 def _how(result: Mapping[str, Any], json_name: str) -> str:
     versions, spec = result["versions"], result["member_spec"]
     lines = [
-        f"{measured_on(result, json_name, 'edit_under_load')}ONNX Runtime {versions['onnxruntime']}, "
-        f"the embedded Triton {result['server']['version']}, commit {commit(result)}, seed {result['seed']}.",
+        f"{format_measurement(result, json_name, 'edit_under_load')}ONNX Runtime {versions['onnxruntime']}, "
+        f"the embedded Triton {result['server']['version']}, commit {short_commit(result)}, seed {result['seed']}.",
         "",
         f"{result['members']} defective networks ({spec['arch']}, width {spec['width']}, keep {spec['keep']}, blocks "
-        f"{', '.join(map(str, spec['blocks']))}) at {'x'.join(map(str, result['image_shape']))}, untrained, which changes no time, in one "
-        "ensemble;",
-        f"{result['callers']} callers with a client each, half over gRPC, half over HTTP, in processes of their own, ask about "
-        f"{result['batch']} images again and again.",
-        f"{len(result['edits'])} edits, drawn from the seed: {_counts(result['edits'])}; `switch` moves a vote to another version.",
+        f"{', '.join(map(str, spec['blocks']))}) at {'x'.join(map(str, result['image_shape']))}, untrained, which does not affect the "
+        "speed, in one ensemble;",
+        f"{result['callers']} callers, each with its own client, half over gRPC, half over HTTP, in separate processes, send "
+        f"{result['batch']} images in a loop.",
+        f"{len(result['edits'])} edits, drawn from the seed: {_counts(result['edits'])}; `switch` replaces a member by another version.",
     ]
-    return "\n".join([*lines, *note(result)])
+    return "\n".join([*lines, *note_paragraph(result)])
 
 
 def _counts(edits: Sequence[Mapping[str, Any]]) -> str:
-    found = [edit["action"] for edit in edits]
-    return ", ".join(f"{found.count(action)} {action}" for action in ACTIONS if action in found)
+    actions = [edit["action"] for edit in edits]
+    return ", ".join(f"{actions.count(action)} {action}" for action in ACTIONS if action in actions)
 
 
 def _answers(result: Mapping[str, Any]) -> str:
     answers = result["answers"]
     right = sum(answers["by_state"].values())
     lines = [
-        f"{answers['calls']:,} calls, {right:,} answers of an ensemble that was in force, within {answers['largest_difference']:.1g} of "
-        f"numpy's (float64, of each network's own logits; allowed {result['tolerance']:g}).",
-        f"{answers['while_two_states_were_in_force']:,} of them were asked while an edit was under way. Answers before and after an edit "
-        f"differ by {result['least_apart']:.2g} at least, in any batch.",
+        f"{answers['calls']:,} calls, {right:,} responses match an ensemble in force, within {answers['largest_difference']:.1g} of "
+        f"numpy's (float64, from the logits of each network; allowed: {result['tolerance']:g}).",
+        f"{answers['while_two_states_were_in_force']:,} of them were sent or answered during an edit. Outputs before and after an edit "
+        f"differ by at least {result['least_apart']:.2g} in any batch.",
     ]
-    for kind, told in (("failed", "failed"), ("wrong", "wrong"), ("old_after_new", "old after new")):
-        lines += [f"- {told}: {text}" for text in answers[kind]["first"]]
+    for kind, label in (("failed", "failed"), ("wrong", "wrong"), ("old_after_new", "old after new")):
+        lines += [f"- {label}: {text}" for text in answers[kind]["first"]]
     return "\n".join(lines)
 
 
 def _calls(calls: Mapping[str, Any]) -> str:
     lines = ["| callers | | n | p50 | p99 | max |", "|---|---|---|---|---|---|"]
-    for whose, told in (("all", calls), *calls["by_protocol"].items()):
+    for protocol, result in (("all", calls), *calls["by_protocol"].items()):
         for which in ("without", "during"):
-            one = told[which]
-            times = " | ".join("-" if one[key] is None else f"{one[key]:.0f}" for key in ("p50_ms", "p99_ms", "max_ms"))
-            lines.append(f"| {whose} | {which} edits | {one['n']:,} | {times} |")
+            times_ms = result[which]
+            times = " | ".join("-" if times_ms[key] is None else f"{times_ms[key]:.0f}" for key in ("p50_ms", "p99_ms", "max_ms"))
+            lines.append(f"| {protocol} | {which} edits | {times_ms['n']:,} | {times} |")
     return "\n".join(lines)
 
 
 def _interval(calls: Mapping[str, Any]) -> str:
     if calls["p99_interval"] is None:
-        return "The percentiles could not be compared: there were no calls with edits, or none without."
+        return "The percentiles could not be compared: there were no calls during edits, or none without."
     low, high = calls["p99_interval"]
     return (
-        f"The ratio of the 99th percentiles is {calls['p99_during_by_without']:.2f}; drawing edits and times between them anew, "
-        f"it lies between {low:.2f} and {high:.2f} (95 %)."
+        f"The ratio of the 99th percentiles is {calls['p99_during_by_without']:.2f}; its 95 % "
+        f"bootstrap interval, over edits and intervals, is {low:.2f} to {high:.2f}."
     )
 
 
 def _edits(edits: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| edits | n | own work | whole |", "|---|---|---|---|"]
+    lines = ["| edits | n | own work | total |", "|---|---|---|---|"]
     kinds = [(action, [edit for edit in edits if edit["action"] == action]) for action in ACTIONS]
     loading = [edit for edit in edits if edit["members_loaded"]]
-    for name, some in (*kinds, ("among loaded members", among_loaded(edits)), ("that load a member", loading)):
-        if some:
-            work = statistics.median(edit["own_work_s"] for edit in some)
-            whole = [edit["seconds"]["total"] for edit in some]
+    for name, selected in (*kinds, ("that load no member", edits_without_member_loads(edits)), ("that load a member", loading)):
+        if selected:
+            work = statistics.median(edit["own_work_s"] for edit in selected)
+            total_s = [edit["seconds"]["total"] for edit in selected]
             lines.append(
-                f"| {name} | {len(some)} | {1000 * work:.0f} | {1000 * statistics.median(whole):,.0f} ({1000 * max(whole):,.0f}) |"
+                f"| {name} | {len(selected)} | {1000 * work:.0f} | {1000 * statistics.median(total_s):,.0f} ({1000 * max(total_s):,.0f}) |"
             )
     return "\n".join(lines)
 
 
 def _kinds(edits: Sequence[Mapping[str, Any]]) -> str:
-    some = among_loaded(edits)
-    if not some:
+    selected = edits_without_member_loads(edits)
+    if not selected:
         return "there was none"
-    return ", ".join(f"{kind} {1000 * statistics.median(edit['seconds'][kind] for edit in some):.0f}" for kind in KINDS)
+    return ", ".join(f"{kind} {1000 * statistics.median(edit['seconds'][kind] for edit in selected):.0f}" for kind in KINDS)
 
 
 def _memory(result: Mapping[str, Any]) -> str:
@@ -139,8 +138,8 @@ def _memory(result: Mapping[str, Any]) -> str:
     steps = [(0, memory["pss_bytes_before"]), *enumerate((edit["pss_bytes_after"] for edit in result["edits"]), start=1)]
     shown = [(number, size) for number, size in steps if number % 5 == 0 or number in memory["after_edits"]]
     lines = [
-        "Proportional set size of Triton under load, MB, in the time after so many edits; the same models vote after edits "
-        f"{' and '.join(map(str, memory['after_edits']))}, which are compared.",
+        "Proportional set size of Triton under load, MB, after the given number of edits. The numbers after edits "
+        f"{' and '.join(map(str, memory['after_edits']))} are compared: the ensemble has the same models then.",
         "",
         "| edits | " + " | ".join(str(number) for number, _ in shown) + " |",
         "|---|" + "---|" * len(shown),

@@ -1,4 +1,4 @@
-"""Which edits are made, in which order: drawn from a seed, each to a state that answers otherwise than the one before."""
+"""The edits, changes from a seed. Each leads to a state whose outputs differ from those of the previous state."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from defensemble.ensembles import Applied, Ensembles
 
 ACTIONS = ("add", "remove", "weight", "average", "switch", "rollback")
-"""`switch` moves a vote to another version of its model: `add` with `in_place_of`."""
+"""`switch` replaces a member by another version of its model: `add` with `in_place_of`."""
 AVERAGES = ("probabilities", "logits")
 _WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
-# A call's time is by the number of votes: calls with and without edits are to be alike.
-_FEWEST = 4
+# The duration of a call depends on the number of members: calls with and without edits must be comparable.
+_MIN_MEMBERS = 4
 _ATTEMPTS = 10_000
 
 
 @dataclass(frozen=True, order=True)
-class Ballot:
-    """A member's vote."""
+class WeightedMember:
+    """A member with its weight."""
 
     model: str
     version: int = 1
@@ -34,89 +34,98 @@ class Ballot:
 
 @dataclass(frozen=True)
 class State:
-    """What an ensemble computes: who votes, and what is averaged."""
+    """The members of an ensemble, and what it averages."""
 
-    votes: tuple[Ballot, ...]
+    members: tuple[WeightedMember, ...]
     average: str = AVERAGES[0]
 
     @property
     def models(self) -> set[str]:
-        """Those that have to be loaded."""
-        return {vote.model for vote in self.votes}
+        """The models of the members."""
+        return {member.model for member in self.members}
 
 
 @dataclass(frozen=True)
 class Change:
-    """An edit: one of `ACTIONS`, what it is told, and the state that it leads to."""
+    """An edit: one of `ACTIONS`, its arguments, and the state that it leads to."""
 
     action: str
-    told: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     state: State
 
 
-def make(change: Change, ensembles: Ensembles, name: str) -> Applied:
-    """Makes a change by the public API.
+def apply_change(change: Change, ensembles: Ensembles, name: str) -> Applied:
+    """Apply a change with the public API.
 
     Raises:
-        Exception: What the API raises.
+        Exception: Whatever the API raises.
     """
-    told = change.told
+    arguments = change.arguments
     if change.action == "add":
-        return ensembles.add(name, [told["member"]], weight=told["weight"])
+        return ensembles.add(name, [arguments["member"]], weight=arguments["weight"])
     if change.action == "switch":
-        return ensembles.add(name, [told["member"]], in_place_of=told["in_place_of"])
+        return ensembles.add(name, [arguments["member"]], in_place_of=arguments["in_place_of"])
     if change.action == "remove":
-        return ensembles.remove(name, [told["member"]])
+        return ensembles.remove(name, [arguments["member"]])
     if change.action == "weight":
-        return ensembles.weight(name, {told["member"]: told["weight"]})
+        return ensembles.weight(name, {arguments["member"]: arguments["weight"]})
     if change.action == "average":
-        return ensembles.average(name, told["average"])
-    return ensembles.rollback(told["count"], name=name)
+        return ensembles.average(name, arguments["average"])
+    return ensembles.rollback(arguments["count"], name=name)
 
 
-def planned(
+def draw_changes(
     versions: Mapping[str, int],
     start: State,
     count: int,
     seed: int,
     *,
-    differ: Callable[[State, State], bool],
-    alike_at: Sequence[int] = (),
+    are_distinguishable: Callable[[State, State], bool],
+    same_models_after: Sequence[int] = (),
 ) -> list[Change]:
-    """As many edits as `count`, all actions about as often, of models that have so many `versions` each.
+    """Draw edits, with about the same number of each action.
 
-    `differ` says whether two states can be told apart by their answers: those before and after an edit always can. After the edits
-    `alike_at` (counted from 1) the same models vote, so that a server's memory then can be compared.
+    Args:
+        versions: Number of versions of each model.
+        start: The first state.
+        count: Number of edits.
+        seed: The seed.
+        are_distinguishable: Whether the outputs of two states differ; those before and after each edit always do.
+        same_models_after: Numbers of edits (from 1) after which the ensemble has the same models, so that memory can be compared.
 
     Raises:
-        ValueError: No such order was found.
+        ValueError: No such sequence was candidate.
     """
     for attempt in range(_ATTEMPTS):
-        drawn = _drawn(versions, start, count, np.random.default_rng((seed, attempt)), differ)
-        if len({frozenset(drawn[number - 1].state.models) for number in alike_at}) <= 1:
-            return drawn
-    raise ValueError(f"no order of {count} edits lets the same models vote after the edits {', '.join(map(str, alike_at))}")
+        changes = _draw_sequence(versions, start, count, np.random.default_rng((seed, attempt)), are_distinguishable)
+        if len({frozenset(changes[number - 1].state.models) for number in same_models_after}) <= 1:
+            return changes
+    raise ValueError(f"no sequence of {count} edits has the same models after the edits {', '.join(map(str, same_models_after))}")
 
 
-def _drawn(
-    versions: Mapping[str, int], start: State, count: int, generator: np.random.Generator, differ: Callable[[State, State], bool]
+def _draw_sequence(
+    versions: Mapping[str, int],
+    start: State,
+    count: int,
+    generator: np.random.Generator,
+    are_distinguishable: Callable[[State, State], bool],
 ) -> list[Change]:
     state, done, due = start, list[Change](), list[str]()
-    undoable_edits: list[State] = []  # what each edit that can be undone had found
+    undoable_edits: list[State] = []  # the state before each edit that can be undone
     while len(done) < count:
         due = due or list(ACTIONS)
         change = None
         for action in [*generator.permutation(due), *generator.permutation(ACTIONS)]:
-            found = _change(str(action), state, undoable_edits, versions, generator)
-            if found is not None and differ(state, found.state):
-                change = found
+            candidate = _draw_change(str(action), state, undoable_edits, versions, generator)
+            if candidate is not None and are_distinguishable(state, candidate.state):
+                change = candidate
                 break
         if change is None:
-            raise ValueError(f"no edit of {state} leads to an answer that differs")
+            raise ValueError(f"no edit of {state} changes its outputs")
         if change.action in due:
             due.remove(change.action)
         if change.action == "rollback":
-            del undoable_edits[-change.told["count"] :]
+            del undoable_edits[-change.arguments["count"] :]
         else:
             undoable_edits.append(state)
         done.append(change)
@@ -124,10 +133,10 @@ def _drawn(
     return done
 
 
-def _change(
+def _draw_change(
     action: str, state: State, undoable_edits: Sequence[State], versions: Mapping[str, int], generator: np.random.Generator
 ) -> Change | None:
-    """One edit of that kind; None where there is none."""
+    """Draw an edit of an action, or return None if there is none."""
     if action == "rollback":
         if not undoable_edits:
             return None
@@ -141,20 +150,24 @@ def _change(
         if not missing:
             return None
         model = str(generator.choice(missing))
-        new = Ballot(model, int(generator.integers(1, versions[model] + 1)), float(generator.choice(_WEIGHTS)))
-        return Change(action, {"member": str(new), "weight": new.weight}, dataclasses.replace(state, votes=(*state.votes, new)))
-    movable = [vote for vote in state.votes if action != "switch" or versions[vote.model] > 1]
-    if not movable or (action == "remove" and len(state.votes) <= _FEWEST):
+        new = WeightedMember(model, int(generator.integers(1, versions[model] + 1)), float(generator.choice(_WEIGHTS)))
+        return Change(action, {"member": str(new), "weight": new.weight}, dataclasses.replace(state, members=(*state.members, new)))
+    movable = [member for member in state.members if action != "switch" or versions[member.model] > 1]
+    if not movable or (action == "remove" and len(state.members) <= _MIN_MEMBERS):
         return None
     old = movable[int(generator.integers(len(movable)))]
-    told: dict[str, Any]
+    arguments: dict[str, Any]
     if action == "remove":
-        return Change(action, {"member": str(old)}, dataclasses.replace(state, votes=tuple(vote for vote in state.votes if vote != old)))
+        return Change(
+            action, {"member": str(old)}, dataclasses.replace(state, members=tuple(member for member in state.members if member != old))
+        )
     if action == "switch":
         others = [version for version in range(1, versions[old.model] + 1) if version != old.version]
         new = dataclasses.replace(old, version=int(generator.choice(others)))
-        told = {"member": str(new), "in_place_of": str(old)}
+        arguments = {"member": str(new), "in_place_of": str(old)}
     else:
         new = dataclasses.replace(old, weight=float(generator.choice([weight for weight in _WEIGHTS if weight != old.weight])))
-        told = {"member": str(old), "weight": new.weight}
-    return Change(action, told, dataclasses.replace(state, votes=tuple(new if vote == old else vote for vote in state.votes)))
+        arguments = {"member": str(old), "weight": new.weight}
+    return Change(
+        action, arguments, dataclasses.replace(state, members=tuple(new if member == old else member for member in state.members))
+    )

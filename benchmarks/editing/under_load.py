@@ -1,4 +1,4 @@
-"""The run itself: a server, its callers, and one edit after another, with a while without edits around each."""
+"""The run: a server, its callers, and one edit after another, with an interval without edits around each."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.answers import Array, logits_of_members
-from benchmarks.common.callers import Callers, calling
+from benchmarks.common.answers import Array, member_logits
+from benchmarks.common.callers import Callers, running_callers
 from benchmarks.common.command_line import OnProgress, silent
 from benchmarks.common.processes import pss_bytes
-from benchmarks.common.provenance import surroundings
-from benchmarks.common.servers import ENSEMBLE, started, written
+from benchmarks.common.provenance import machine_info
+from benchmarks.common.servers import ENSEMBLE, start_server, write_ensemble_repository
 from benchmarks.editing.answers import Call
-from benchmarks.editing.asking import Asking
-from benchmarks.editing.plan import Ballot, Change, State, make
+from benchmarks.editing.asking import LoopingCallers
+from benchmarks.editing.plan import Change, State, WeightedMember, apply_change
 from defensemble import Client
 from defensemble.ensembles import Applied, Ensembles
 from defensemble_export import ExportedMember, repository_plan, write_files
@@ -30,9 +30,17 @@ _READINGS = 5
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done: `edits`, of which the first `timed` have a while of `quiet_s` before and after, the others of `later_quiet_s`.
+    """The amount of work.
 
-    No such while is shorter than the edit before it. Memory is compared between the two whiles that follow the edits `memory_after`.
+    Attributes:
+        edits: Number of edits.
+        timed: Number of edits, from the first, whose calls are is_compared.
+        memory_after: The two edits after which memory is is_compared.
+        quiet_s: Seconds without edits around each timed edit, and never less than the edit before took.
+        later_quiet_s: The same for the other edits.
+        warm_s: Seconds before the first interval.
+        callers: Number of callers.
+        batch: Images per call.
     """
 
     edits: int
@@ -46,8 +54,8 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Made:
-    """An edit that was made, from `begin` to `end` in seconds of `time.monotonic`."""
+class AppliedChange:
+    """An applied edit, from `begin` to `end` in seconds of `time.monotonic`."""
 
     change: Change
     applied: Applied
@@ -57,45 +65,45 @@ class Made:
 
 @dataclass(frozen=True)
 class Run:
-    """What happened between `began` and `ended`; `memory` are the server's bytes in the while before each edit, and after the last."""
+    """The record of a run between `began` and `ended`. `memory` is the server's memory in bytes before each edit and after the last."""
 
     calls: list[Call]
-    made: list[Made]
+    made: list[AppliedChange]
     memory: list[list[int]]
     began: float
     ended: float
-    surroundings: dict[str, Any]
+    machine_info: dict[str, Any]
 
 
 def protocol_of(caller: int) -> str:
-    """Callers with even numbers ask over gRPC, the others over HTTP."""
+    """Return the protocol of a caller: gRPC for even numbers, HTTP for odd ones."""
     return PROTOCOLS[caller % len(PROTOCOLS)]
 
 
-def starting_state(members: Sequence[ExportedMember]) -> State:
-    """The ensemble that an export makes."""
-    return State(tuple(Ballot(member.name) for member in members))
+def initial_state(members: Sequence[ExportedMember]) -> State:
+    """Return the ensemble that an export creates."""
+    return State(tuple(WeightedMember(member.name) for member in members))
 
 
-def versions_of(members: Sequence[ExportedMember], later: Sequence[ExportedMember]) -> dict[str, int]:
-    """How many versions each model has, once `later` are exported beside `members`."""
+def version_counts(members: Sequence[ExportedMember], later: Sequence[ExportedMember]) -> dict[str, int]:
+    """Return the number of versions of each model after `later` are exported, too."""
     names = [member.name for member in (*members, *later)]
     return {name: names.count(name) for name in names}
 
 
-def logits_of(
+def version_logits(
     members: Sequence[ExportedMember], later: Sequence[ExportedMember], pool: NDArray[np.float32]
 ) -> dict[tuple[str, int], Array]:
-    """What each version of each model says by itself about the pool, by ONNX Runtime in this process: (P, K)."""
-    found: dict[tuple[str, int], Array] = {}
-    every = [*members, *later]
-    for member, logits in zip(every, logits_of_members(every, pool), strict=True):
-        version = 1 + sum(name == member.name for name, _ in found)
-        found[member.name, version] = logits
-    return found
+    """Return the logits (P, K) of each version of each model for the pool, computed by ONNX Runtime in this process."""
+    logits_by_version: dict[tuple[str, int], Array] = {}
+    all_members = [*members, *later]
+    for member, logits in zip(all_members, member_logits(all_members, pool), strict=True):
+        version = 1 + sum(name == member.name for name, _ in logits_by_version)
+        logits_by_version[member.name, version] = logits
+    return logits_by_version
 
 
-def edited_under_load(
+def run_under_load(
     members: Sequence[ExportedMember],
     later: Sequence[ExportedMember],
     pool: NDArray[np.float32],
@@ -106,47 +114,47 @@ def edited_under_load(
     seed: int,
     on_progress: OnProgress = silent,
 ) -> Run:
-    """Serves an ensemble of `members`, exports `later` beside them, and makes all `changes` while callers ask about the pool.
+    """Serve an ensemble of `members`, export `later`, and apply all `changes` while callers send images of the pool.
 
     Raises:
-        CallersGoneError: The callers cannot ask.
-        DefensembleError, ServerError, ExportError, OSError: What went wrong with the server or with an edit.
+        CallersDiedError: The callers cannot call.
+        DefensembleError, ServerError, ExportError, OSError: The server or an edit failed.
     """
-    repository = written(folder / "repository", members)
-    with started(repository) as (server, _), Client(server.http_url, admin_key=server.state.admin_key) as client:
-        # Only now, so that the server does not have them yet.
+    repository = write_ensemble_repository(folder / "repository", members)
+    with start_server(repository) as (server, _), Client(server.http_url, admin_key=server.state.admin_key) as client:
+        # Exported after the start, so that the server has not loaded them yet.
         write_files(repository, repository_plan(repository, later, ensemble=None, replace=True))
         ensembles = Ensembles(repository, client)
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         by_protocol: Mapping[str, list[int]] = {protocol: [] for protocol in PROTOCOLS}
         for caller in range(effort.callers):
             by_protocol[protocol_of(caller)].append(caller)
-        askings = [
-            Asking(urls[protocol], tuple(callers), ENSEMBLE, pool, effort.batch, seed)
+        jobs = [
+            LoopingCallers(urls[protocol], tuple(callers), ENSEMBLE, pool, effort.batch, seed)
             for protocol, callers in by_protocol.items()
             if callers
         ]
-        with calling(askings) as callers_at_work:
-            on_progress(f"{effort.callers} callers are at work")
+        with running_callers(jobs) as running:
+            on_progress(f"{effort.callers} callers are running")
             time.sleep(effort.warm_s)
             began = time.monotonic()
-            made: list[Made] = []
-            memory = [_quiet(server.triton_pid, effort.quiet_s, callers_at_work)]
+            made: list[AppliedChange] = []
+            memory = [_measure_memory(server.triton_pid, effort.quiet_s, running)]
             for change in changes:
                 begin = time.monotonic()
-                applied = make(change, ensembles, ENSEMBLE)
-                made.append(Made(change, applied, begin, time.monotonic()))
+                applied = apply_change(change, ensembles, ENSEMBLE)
+                made.append(AppliedChange(change, applied, begin, time.monotonic()))
                 on_progress(f"edit {len(made)}: {'; '.join(applied.changes)} ({1000 * (made[-1].end - begin):.0f} ms)")
-                compared = len(made) in effort.memory_after
-                quiet_s = effort.quiet_s if compared or len(made) <= effort.timed else effort.later_quiet_s
-                memory.append(_quiet(server.triton_pid, max(quiet_s, made[-1].end - begin), callers_at_work))
+                is_compared = len(made) in effort.memory_after
+                quiet_s = effort.quiet_s if is_compared or len(made) <= effort.timed else effort.later_quiet_s
+                memory.append(_measure_memory(server.triton_pid, max(quiet_s, made[-1].end - begin), running))
             ended = time.monotonic()
-            calls = callers_at_work.stop()
-        return Run(calls, made, memory, began, ended, surroundings(client.server_metadata()))
+            calls = running.stop()
+        return Run(calls, made, memory, began, ended, machine_info(client.server_metadata()))
 
 
-def _quiet(pid: int, seconds: float, callers: Callers[Call]) -> list[int]:
-    """Waits; the server's memory meanwhile."""
+def _measure_memory(pid: int, seconds: float, callers: Callers[Call]) -> list[int]:
+    """Wait, and return readings of the server's memory."""
     readings = []
     for _ in range(_READINGS):
         time.sleep(seconds / _READINGS)

@@ -1,1 +1,1 @@
-"""What one fused graph costs beside the pipeline of the same members, served and in process."""
+"""Parts of the benchmark of fused graphs."""

@@ -1,1 +1,1 @@
-"""What `precisions.py` measures, and how it tells it."""
+"""Parts of the benchmark of precisions."""

@@ -1,4 +1,4 @@
-"""What masks take in a file, and what they would if eight neurons shared a byte."""
+"""The size of masks in a file, as they are and with eight neurons per byte."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 def mask_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of the data of all BOOL initialisers: one for each neuron that has one of its own."""
+    """Return the size in bytes of all BOOL initialisers: one byte for each masked neuron."""
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer if tensor.data_type == TensorProto.BOOL)
 
 
 def with_packed_masks(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with eight neurons a byte in UINT8 initialisers, and nodes that unpack them, which ONNX Runtime folds at load."""
+    """Return the graph with eight neurons per byte in UINT8 initialisers, and nodes that unpack them, which ONNX Runtime folds at load."""
     packed = onnx.ModelProto()
     packed.CopyFrom(model)
     graph = packed.graph
@@ -36,7 +36,7 @@ def with_packed_masks(model: onnx.ModelProto) -> onnx.ModelProto:
             "none": np.zeros(1, np.int64),
         }
         added.append(numpy_helper.from_array(np.packbits(values), f"{name}.packed"))
-        added += [numpy_helper.from_array(value, f"{name}.{what}") for what, value in shape.items()]
+        added += [numpy_helper.from_array(value, f"{name}.{suffix}") for suffix, value in shape.items()]
         nodes += [
             helper.make_node("Reshape", [f"{name}.packed", "unpack.column"], [f"{name}.column"]),
             helper.make_node("BitShift", [f"{name}.column", "unpack.shifts"], [f"{name}.shifted"], direction="RIGHT"),

@@ -1,1 +1,1 @@
-"""What an ensemble behind Triton costs beside the same networks in the caller's own process."""
+"""Parts of the benchmark of serving."""

@@ -1,4 +1,4 @@
-"""The two forms that are compared: a training run as users start it, and a plain loop of the same steps."""
+"""The two compared forms: a training run as users start it, and a plain loop of the same steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from defensemble_training import Compute, Dataset, ModelSpec, Recipe, RunFolder,
 
 @dataclass(frozen=True)
 class Task:
-    """What both forms do: one epoch on the training images, then a look at the test images."""
+    """The work of both forms: one epoch on the training images, and one evaluation of the test images."""
 
     spec: ModelSpec
     dataset: Dataset
@@ -30,11 +30,11 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """Of the epoch."""
+        """Number of steps of the epoch."""
         return max(1, round(len(self.dataset.train) / self.recipe.batch_size))
 
     def outline(self) -> str:
-        """For people."""
+        """Return a description for users."""
         shape = "x".join(str(extent) for extent in self.spec.input_shape)
         return f"{self.spec.arch} of width {self.spec.width} on {shape}, {self.steps} steps of {self.recipe.batch_size} images"
 
@@ -44,10 +44,10 @@ class Run:
     """One run of a form.
 
     Attributes:
-        whole_s: from the call to its return.
-        steps_s: from the end of the first step to the end of the last.
-        steps_cpu_s: the same, of the processor's time that the process took: another process's load is not in it.
-        weights: what it ended with.
+        whole_s: Seconds of the whole call.
+        steps_s: Seconds from the end of the first step to the end of the last.
+        steps_cpu_s: The same in processor time of this process, which excludes the load of other processes.
+        weights: The final weights.
     """
 
     whole_s: float
@@ -56,38 +56,38 @@ class Run:
     weights: Mapping[str, torch.Tensor]
 
 
-class _Watch:
-    """Looks at the clocks after the first and the last step."""
+class _StepTimer:
+    """Read the clocks after the first and the last step."""
 
     def __init__(self, steps: int) -> None:
-        self._steps, self._began = steps, time.perf_counter()
-        self._looks: dict[int, tuple[float, float]] = {}
+        self._steps, self._start = steps, time.perf_counter()
+        self._readings: dict[int, tuple[float, float]] = {}
 
     def step_done(self, step: int) -> None:
         if step in (1, self._steps):
-            self._looks[step] = time.perf_counter(), time.process_time()
+            self._readings[step] = time.perf_counter(), time.process_time()
 
     def run(self, weights: Mapping[str, torch.Tensor]) -> Run:
-        whole_s = time.perf_counter() - self._began
-        (first, first_cpu), (last, last_cpu) = self._looks[1], self._looks[self._steps]
+        whole_s = time.perf_counter() - self._start
+        (first, first_cpu), (last, last_cpu) = self._readings[1], self._readings[self._steps]
         return Run(whole_s, last - first, last_cpu - first_cpu, weights)
 
 
 def harness(task: Task) -> Run:
-    """`train_module` as the command line calls it: a folder that makes the run resumable, log, learning curve, a progress bar.
+    """Run `train_module` as the command line does: with a folder for resuming, a log, a learning curve and a progress bar.
 
-    The bar is drawn as on a terminal, and thrown away.
+    The bar is drawn as on a terminal, and discarded.
     """
     with (
         tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder,
-        open(os.devnull, "w") as nowhere,
-        _bar(Console(file=nowhere, force_terminal=True)) as show,
+        open(os.devnull, "w") as null,
+        _bar(Console(file=null, force_terminal=True)) as show,
     ):
-        watch = _Watch(task.steps)
+        timer = _StepTimer(task.steps)
 
         def on_progress(progress: TrainingProgress) -> None:
             show(progress)
-            watch.step_done(progress.step)
+            timer.step_done(progress.step)
 
         module, _ = train_module(
             lambda: build(task.spec),
@@ -99,29 +99,29 @@ def harness(task: Task) -> Run:
             run=RunFolder(Path(folder) / "run"),
             on_progress=on_progress,
         )
-        return watch.run(module.state_dict())
+        return timer.run(module.state_dict())
 
 
 @contextmanager
 def _bar(console: Console) -> Iterator[Callable[[TrainingProgress], None]]:
-    """What the command line draws: steps, loss and accuracy, once a second."""
-    columns = (TextColumn("{task.fields[told]}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    """Draw the command line's progress bar: steps, loss and accuracy, once a second."""
+    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, refresh_per_second=1) as bar:
-        task = bar.add_task("training", total=None, told="")
+        task = bar.add_task("training", total=None, text="")
 
         def show(progress: TrainingProgress) -> None:
-            told = f"epoch {progress.epoch}/{progress.epochs} loss {progress.loss:.3f} accuracy {progress.train_accuracy:.3f}"
-            bar.update(task, total=progress.steps, completed=progress.step, told=told)
+            text = f"epoch {progress.epoch}/{progress.epochs} loss {progress.loss:.3f} accuracy {progress.train_accuracy:.3f}"
+            bar.update(task, total=progress.steps, completed=progress.step, text=text)
 
         yield show
 
 
 def bare(task: Task) -> Run:
-    """The same steps, written plainly: no log, no saved state, no loss or accuracy read, no check of either.
+    """Run the same steps as a plain loop: no log, no saved state, no reading or checking of loss and accuracy.
 
-    It draws by the harness's seeds, so that both can be held to the same weights; everything else is torch alone.
+    It uses the harness's seeds, so that both must end with the same weights; everything else is plain torch.
     """
-    watch = _Watch(task.steps)
+    timer = _StepTimer(task.steps)
     recipe, seed = task.recipe, task.seed
     pixels, labels = torch.tensor(task.dataset.train.pixels), torch.tensor(task.dataset.train.labels)
     count, channels, height, width = pixels.shape
@@ -142,24 +142,24 @@ def bare(task: Task) -> Run:
         along = torch.arange(width)
         columns = torch.where(mirrored[:, None], width - 1 - along, along) + left[:, None]
         rows = torch.arange(height) + up[:, None]
-        of_images, of_channels = torch.arange(size)[:, None, None, None], torch.arange(channels)[None, :, None, None]
-        images = padded[of_images, of_channels, rows[:, None, :, None], columns[:, None, None, :]].float() / 255
+        image_index, channel_index = torch.arange(size)[:, None, None, None], torch.arange(channels)[None, :, None, None]
+        images = padded[image_index, channel_index, rows[:, None, :, None], columns[:, None, None, :]].float() / 255
         loss = functional.cross_entropy(module(images), labels[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step, task.steps)
         optimizer.step()
-        watch.step_done(step + 1)
+        timer.step_done(step + 1)
     module.eval()
     with torch.inference_mode():
         module(torch.from_numpy(task.dataset.test.images())).argmax(dim=1)
-    return watch.run(module.state_dict())
+    return timer.run(module.state_dict())
 
 
-def _derived_seed(seed: int, *of: object) -> int:
-    """The harness's rule, written again."""
-    text = ":".join(["defensemble-train-v1", str(seed), *map(str, of)])
+def _derived_seed(seed: int, *parts: object) -> int:
+    """Derive a seed by the harness's rule, reimplemented."""
+    text = ":".join(["defensemble-train-v1", str(seed), *map(str, parts)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
@@ -167,5 +167,5 @@ FORMS = {"harness": harness, "bare": bare}
 
 
 def same_weights(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
-    """Whether two runs ended with the same weights and masks, bit for bit: then they did the same steps."""
+    """Return whether two runs ended with bitwise equal weights and masks, which shows that they did the same steps."""
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

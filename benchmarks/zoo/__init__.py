@@ -1,1 +1,1 @@
-"""The zoo: small networks trained on CIFAR-10, what is said of each, and how they do under transferred attacks."""
+"""Parts of the benchmark and of the training of the zoo."""

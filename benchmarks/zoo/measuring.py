@@ -1,4 +1,4 @@
-"""How networks do on images that were made to fool another one: probabilities, rates, and the figures that were asked for."""
+"""Evaluate networks on images that were crafted to fool another one: probabilities, rates, and figures."""
 
 from __future__ import annotations
 
@@ -37,9 +37,16 @@ def image_sets(
     on_progress: OnProgress,
     keep_in: Path | None = None,
 ) -> dict[str, Images]:
-    """The images, with uniform noise of the attacks' l_inf radius, and attacked; all but the clean ones rounded to 8 bits.
+    """Return the images clean, with uniform noise of the attacks' l_inf radius, and attacked; all but the clean ones rounded to 8 bits.
 
-    With `keep_in`, a folder, examples that were crafted before on the same weights and images are read from it, and new ones kept there.
+    Args:
+        source: The network that the examples are crafted on.
+        images: float32 (n, C, H, W) in [0, 1].
+        labels: int64 (n,).
+        batch_size: Images per batch.
+        seed: Seed of the noise.
+        on_progress: Called with the current step, the number of images done, and the number of all images.
+        keep_in: Folder in which examples are kept, and from which those of the same weights and images are read.
     """
     epsilon = np.float32(ATTACKS[ATTACKED["pgd"]].epsilon or 0)
     noise = np.random.default_rng(seed).uniform(-epsilon, epsilon, images.shape).astype(np.float32)
@@ -52,13 +59,13 @@ def image_sets(
         def craft(preset: str = preset, on_batch: Callable[[int, int], None] = on_batch) -> Images:
             return adversarial_examples(source, images, labels, preset, batch_size=batch_size, eight_bit=True, on_progress=on_batch)
 
-        kept = None if keep_in is None else keep_in / f"{preset}-{_identity(source, images, labels, preset)}.npy"
-        sets[name] = craft() if kept is None else _kept(kept, craft)
+        kept = None if keep_in is None else keep_in / f"{preset}-{_examples_digest(source, images, labels, preset)}.npy"
+        sets[name] = craft() if kept is None else _load_or_craft(kept, craft)
     return sets
 
 
-def _kept(path: Path, craft: Callable[[], Images]) -> Images:
-    """Examples from a file of grey levels, written first where it is not there: 8 bits hold all of what was rounded to 8 bits."""
+def _load_or_craft(path: Path, craft: Callable[[], Images]) -> Images:
+    """Load examples from a file, or craft and save them. They are saved as grey levels: 8 bits are exact for examples rounded to 8 bits."""
     if path.exists():
         kept: Images = np.load(path, allow_pickle=False).astype(np.float32) / np.float32(255)
         return kept
@@ -70,8 +77,8 @@ def _kept(path: Path, craft: Callable[[], Images]) -> Images:
     return examples
 
 
-def _identity(source: nn.Module, images: Images, labels: Labels, preset: str) -> str:
-    """16 hexadecimal digits of all that examples depend on."""
+def _examples_digest(source: nn.Module, images: Images, labels: Labels, preset: str) -> str:
+    """Return a digest (16 hexadecimal digits) of everything that the examples depend on."""
     digest = hashlib.sha256(repr((ATTACKS[preset], images.shape, torch.__version__)).encode())
     for name, tensor in sorted(source.state_dict().items()):
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -80,7 +87,7 @@ def _identity(source: nn.Module, images: Images, labels: Labels, preset: str) ->
 
 
 def probabilities(module: nn.Module, images: Images, batch_size: int, on_batch: Callable[[int], None]) -> NDArray[np.float64]:
-    """A network's probabilities (n, K): float32 arithmetic, the softmax in float64."""
+    """Return a network's probabilities (n, K), with float32 arithmetic and the softmax in float64."""
     parts = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):
@@ -90,7 +97,7 @@ def probabilities(module: nn.Module, images: Images, batch_size: int, on_batch: 
     return np.concatenate(parts)
 
 
-def classes_of(
+def predict_classes(
     networks: Mapping[str, nn.Module],
     averaged: list[str],
     sets: Mapping[str, Images],
@@ -98,65 +105,68 @@ def classes_of(
     batch_size: int,
     on_progress: OnProgress,
 ) -> dict[str, dict[str, Labels]]:
-    """What each network, and where there are two or more to average their average (of probabilities), answers to each set of images."""
-    answers: dict[str, dict[str, Labels]] = {name: {} for name in networks}
+    """Return the classes that each network, and the average of the `averaged` ones if there are two or more, predicts for each set."""
+    classes: dict[str, dict[str, Labels]] = {name: {} for name in networks}
     for what, images in sets.items():
-        total = np.zeros(())
+        average = np.zeros(())
         for name, module in networks.items():
 
-            def on_batch(done: int, name: str = name, what: str = what, of: int = len(images)) -> None:
-                on_progress(f"{name} on {what}", done, of)
+            def on_batch(done: int, name: str = name, what: str = what, total_images: int = len(images)) -> None:
+                on_progress(f"{name} on {what}", done, total_images)
 
-            told = probabilities(module, images, batch_size, on_batch)
-            answers[name][what] = told.argmax(axis=1)
+            scores = probabilities(module, images, batch_size, on_batch)
+            classes[name][what] = scores.argmax(axis=1)
             if name in averaged:
-                total = total + told / len(averaged)
+                average = average + scores / len(averaged)
         if len(averaged) > 1:
-            answers.setdefault(AVERAGE, {})[what] = total.argmax(axis=1)
-    return answers
+            classes.setdefault(AVERAGE, {})[what] = average.argmax(axis=1)
+    return classes
 
 
-def rates_of(
-    answers: Mapping[str, Mapping[str, Labels]], labels: Labels, fooled: Mapping[str, NDArray[np.bool_]]
+def compute_rates(
+    classes: Mapping[str, Mapping[str, Labels]], labels: Labels, fooled: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each network and set: accuracy, the two defense rates and the accuracy on what all get right when clean, each with n.
+    """Return for each network and set: accuracy, two defense rates, and accuracy on the images that all classify correctly when clean.
 
-    `fooled`: for each attacked set, which images the source gets wrong; None in the place of rates that need an attack or a source.
+    Args:
+        classes: Predicted classes by network and set.
+        labels: int64 (n,).
+        fooled: For each attacked set, which images the source misclassifies. Rates that need an attack or a source are else None.
     """
-    right = {name: {what: told == labels for what, told in sets.items()} for name, sets in answers.items()}
-    all_right = np.logical_and.reduce([sets["clean"] for sets in right.values()])
+    correct = {name: {what: predicted == labels for what, predicted in sets.items()} for name, sets in classes.items()}
+    all_correct = np.logical_and.reduce([sets["clean"] for sets in correct.values()])
     return {
         name: {
             what: {
                 "accuracy": rate(hits).json(),
                 "defense_rate": None if what == "clean" else rate(hits[sets["clean"]]).json(),
                 "defense_rate_source_fooled": rate(hits[sets["clean"] & fooled[what]]).json() if what in fooled else None,
-                "accuracy_where_all_right": None if what == "clean" else rate(hits[all_right]).json(),
+                "accuracy_where_all_right": None if what == "clean" else rate(hits[all_correct]).json(),
             }
             for what, hits in sets.items()
         }
-        for name, sets in right.items()
+        for name, sets in correct.items()
     }
 
 
-def comparison(answers: Mapping[str, Mapping[str, Labels]], labels: Labels, averaged: list[str], what: str) -> dict[str, Any] | None:
-    """The average beside the best of its members on one set: the difference of accuracies, and on how many images only one is right."""
-    if AVERAGE not in answers:
+def compare_average(classes: Mapping[str, Mapping[str, Labels]], labels: Labels, averaged: list[str], what: str) -> dict[str, Any] | None:
+    """Compare the average with its best member on one set: the difference of accuracies, and the images on which only one is correct."""
+    if AVERAGE not in classes:
         return None
-    right = {name: answers[name][what] == labels for name in (*averaged, AVERAGE)}
-    best = max(averaged, key=lambda name: int(right[name].sum()))
-    ours, theirs = right[AVERAGE], right[best]
+    correct = {name: classes[name][what] == labels for name in (*averaged, AVERAGE)}
+    best = max(averaged, key=lambda name: int(correct[name].sum()))
+    average_correct, member_correct = correct[AVERAGE], correct[best]
     return {
         "best_member": best,
-        "difference": float(ours.mean() - theirs.mean()),
-        "only_average_right": int((ours & ~theirs).sum()),
-        "only_member_right": int((theirs & ~ours).sum()),
+        "difference": float(average_correct.mean() - member_correct.mean()),
+        "only_average_right": int((average_correct & ~member_correct).sum()),
+        "only_member_right": int((member_correct & ~average_correct).sum()),
         "n": len(labels),
     }
 
 
-def figures_of(rates: Mapping[str, Any], averaged: list[str], compared: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
-    """What the issue asked for. The defective network is the one that comes nearest to both of its goals; None does not hold."""
+def compute_figures(rates: Mapping[str, Any], averaged: list[str], compared: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """Compute the figures. The defective network is the one closest to both of its goals; the value None misses a goal."""
 
     def accuracy(name: str, what: str) -> float:
         return float(rates[name][what]["accuracy"]["value"])
@@ -164,18 +174,18 @@ def figures_of(rates: Mapping[str, Any], averaged: list[str], compared: Mapping[
     def margin(name: str) -> float:
         return min(accuracy(name, "pgd") - PGD_GOAL, accuracy(name, "clean") - CLEAN_GOAL)
 
-    nearest = max(averaged, key=margin) if averaged else None
+    closest = max(averaged, key=margin) if averaged else None
     standard = accuracy("standard", "clean") if "standard" in rates else None
     values: dict[str, tuple[float | None, float]] = {
         "standard_clean": (standard, STANDARD_GOAL),
-        "defective_pgd": (None if nearest is None else accuracy(nearest, "pgd"), PGD_GOAL),
-        "defective_clean": (None if nearest is None else accuracy(nearest, "clean"), CLEAN_GOAL),
+        "defective_pgd": (None if closest is None else accuracy(closest, "pgd"), PGD_GOAL),
+        "defective_clean": (None if closest is None else accuracy(closest, "clean"), CLEAN_GOAL),
     }
-    for what, found in compared.items():
-        values[f"average_minus_best_member_{what}"] = (None if found is None else found["difference"], 0.0)
+    for what, comparison in compared.items():
+        values[f"average_minus_best_member_{what}"] = (None if comparison is None else comparison["difference"], 0.0)
     figures = {
         name: {"value": value, "goal": f"> {goal:g}", "holds": value is not None and value > goal} for name, (value, goal) in values.items()
     }
     for name in ("defective_pgd", "defective_clean"):
-        figures[name]["network"] = nearest
+        figures[name]["network"] = closest
     return figures

@@ -1,6 +1,6 @@
-"""What the paper (arXiv 1911.08432) says in its Table 2, as far as it is known, and what was to be trained at its width.
+"""Known figures of Table 2 of the paper (arXiv 1911.08432), and the planned networks of the paper's width.
 
-Percent, as (clean, FGSM, PGD). A figure that is not known is None, and stays so.
+In percent, as (clean, FGSM, PGD). Unknown figures are None.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ MISSING: Figures = (None, None, None)
 
 STANDARD: Figures = (95.03, 55.92, 15.96)
 ADVERSARIAL_TRAINING: Figures = (87.14, 77.10, 78.10)
-# Fractions: what a standard network of the zoo, and a defective one of the paper's width, are to be above.
+# Goals, as fractions: lower limits for a standard network of the zoo, and for a defective one of the paper's width.
 STANDARD_GOAL = 0.85
 CLEAN_GOAL = 0.91
-PGD_GOAL = 0.781  # adversarial training's
+PGD_GOAL = 0.781  # that of adversarial training
 
 GPU_ROWS: Mapping[str, Figures] = {
     "standard": STANDARD,
@@ -33,7 +33,7 @@ GPU_ROWS: Mapping[str, Figures] = {
     "Table 5: channel": MISSING,
     "Table 5: shared": MISSING,
 }
-"""Full-width ResNet-18s that need a GPU, in the order in which they are to be trained."""
+"""Full-width ResNet-18s that need a GPU, in the planned order of training."""
 
 OTHERS: Mapping[str, Figures] = {
     "BPFC": (82.30, 75.52, 77.07),
@@ -42,4 +42,4 @@ OTHERS: Mapping[str, Figures] = {
     "Yuan & He": MISSING,
     "Defective CNN": MISSING,
 }
-"""What else the paper's table has, and this project does not train under that name."""
+"""Other rows of the paper's table, which this project does not train."""

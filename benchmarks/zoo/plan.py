@@ -1,4 +1,4 @@
-"""Which networks the zoo has, in the order in which they are trained, and the command that trains each."""
+"""The networks of the zoo in training order, and the command that trains each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FOLDER = Path("zoo/cifar10")  # all paths are relative to the checkout: they go 
 RUNS = Path("runs/zoo")
 WIDTH = 16
 BATCH_SIZE = 128
-LARGEST_FILE = 2_000_000  # bytes
+MAX_FILE_BYTES = 2_000_000
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network of the zoo; `mask_seed` is None where there are no masks."""
+    """A network of the zoo; `mask_seed` is None without masks."""
 
     name: str
     keep: float
@@ -27,11 +27,11 @@ class Network:
 
     @property
     def path(self) -> Path:
-        """Of its checkpoint."""
+        """Path of its checkpoint."""
         return FOLDER / f"{self.name}.safetensors"
 
     def arguments(self, *more: str) -> list[str]:
-        """The words after `defensemble` that train it, or go on where training stopped; `more` are options of the machine."""
+        """Return the arguments of `defensemble` that train it or resume training; `more` are options for the machine."""
         masks = [] if self.mask_seed is None else ["--mask-seed", str(self.mask_seed)]
         return [
             *("train", "--dataset", "cifar10", "--width", str(WIDTH), "--keep", str(self.keep), "--seed", str(self.seed), *masks),
@@ -52,20 +52,24 @@ PLAN = (
 )
 
 
-def check_is(network: Network, path: Path) -> None:
-    """Read a checkpoint, and raise unless it is the plan's network and small enough to ship.
+def check_network(network: Network, path: Path) -> None:
+    """Check that a checkpoint is the network of the plan and small enough to ship.
+
+    Args:
+        network: The network of the plan.
+        path: The checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read, is another network, or is too large.
-        OSError: the file cannot be read.
+        CheckpointError: The checkpoint is damaged, another network, or too large.
+        OSError: The file cannot be read.
     """
     _, spec, record = load_checkpoint(path)
     got = (record.data, spec.arch, spec.width, spec.keep, record.seed, spec.mask_seed, record.epochs)
-    planned = ("cifar10", "resnet18", WIDTH, network.keep, network.seed, network.mask_seed or 0, network.epochs)
-    if got != planned:
+    expected = ("cifar10", "resnet18", WIDTH, network.keep, network.seed, network.mask_seed or 0, network.epochs)
+    if got != expected:
         raise CheckpointError(
-            f"{path} is not the network that the plan calls {network.name}: (data, arch, width, keep, seed, mask seed, epochs) are {got}, "
-            f"expected {planned}; move it away, and train it again with: make zoo ARGS='--only {network.name}'"
+            f"{path} is not the network {network.name} of the plan: (data, arch, width, keep, seed, mask seed, epochs) is {got}; "
+            f"expected {expected}. Move it away, and train the network again with: make zoo ARGS='--only {network.name}'"
         )
-    if (size := path.stat().st_size) > LARGEST_FILE:
-        raise CheckpointError(f"{path} has {size:,} bytes, expected at most {LARGEST_FILE:,}; was it written without --half?")
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise CheckpointError(f"{path} has {size:,} bytes; expected at most {MAX_FILE_BYTES:,}. Was it written without --half?")

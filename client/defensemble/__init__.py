@@ -1,7 +1,12 @@
-"""Calls, and probes from outside, an ensemble of defective CNNs that NVIDIA Triton serves.
+"""Client for ensembles of defective CNNs that NVIDIA Triton serves: predictions, live edits, and robustness probes.
 
-Images are float32 arrays of shape (N, C, H, W) with values in [0, 1], everywhere. The names below are loaded when
-they are first used, so that `import defensemble` loads neither numpy nor tritonclient (half a second).
+Images are float32 arrays of shape (N, C, H, W) with values in [0, 1], everywhere. `import defensemble` loads neither numpy nor tritonclient
+(half a second): each name below is imported on first use.
+
+Example:
+    >>> from defensemble import Client
+    >>> with Client("grpc://localhost:8001") as client:
+    ...     print(client.predict(images).labels)
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
     from ._transport.http_transport import HttpTransport as HttpTransport
     from .results.intervals import Rate as Rate, rate as rate, wilson as wilson
 
-_HOMES = {
+_NAMES_BY_MODULE = {
     "_client.client": ("Client",),
     "_exceptions": (
         "ClientClosedError",
@@ -77,14 +82,14 @@ _HOMES = {
         "Transport",
     ),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted([*_HOME_OF, "__version__"])
+_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+__all__ = sorted([*_MODULE_BY_NAME, "__version__"])
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULE_BY_NAME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -1,72 +1,79 @@
-"""The errors of this package, all of which pickle.
+"""The errors of this package. All of them pickle.
 
     DefensembleError
-    ├── InputError (ValueError)           what the caller gave is wrong; nothing was sent
-    ├── OutputNotRequestedError           the prediction does not hold what was asked of it
-    ├── ClientClosedError                 the client was closed before this call
-    ├── MissingExtraError (ImportError)   a part of this distribution is not installed
-    └── ServiceError                      went wrong on the way to the server, or in it
+    ├── InputError (ValueError)           an argument is invalid; nothing was sent
+    ├── OutputNotRequestedError           the prediction does not have the output
+    ├── ClientClosedError                 the client was closed before the call
+    ├── MissingExtraError (ImportError)   an optional part of this distribution is not installed
+    └── ServiceError                      the call failed at the server or on the way to it
         ├── ConnectionFailedError         no connection, or it was lost during the call
         ├── DeadlineExceededError (TimeoutError)
-        ├── NotReadyError                 it answers, but cannot serve this now (or its queue is full)
-        ├── ForbiddenError                it does not let this client do that
-        ├── ModelNotFoundError            it serves no such model
-        ├── RequestRefusedError           it calls the request wrong
-        └── ServerFailedError             it failed, or its answer breaks the protocol
+        ├── NotReadyError                 the server is loading or overloaded
+        ├── ForbiddenError                the server does not allow this client the call
+        ├── ModelNotFoundError            the server has no such model
+        ├── RequestRefusedError           the server rejects the request as invalid
+        └── ServerFailedError             the server failed, or its response breaks the protocol
 
-What tritonclient, grpc, sockets and HTTP report is turned into these in one place, `_transport/error_mapping.py`, and chained.
+`_transport/error_mapping.py` translates the errors of tritonclient, grpc, sockets and HTTP into these, with the original as the cause.
 """
 
 from __future__ import annotations
 
 
 class DefensembleError(Exception):
-    """Anything that this package reports; its text says what, got, expected and how to mend it."""
+    """The base class of all errors of this package. The text states what is wrong, what was expected and how to fix it.
+
+    Example:
+        >>> try:
+        ...     client.predict(images)
+        ... except NotReadyError:
+        ...     client.wait_ready(30)
+    """
 
 
 class InputError(DefensembleError, ValueError):
-    """What the caller gave is wrong, and nothing was sent."""
+    """An argument is invalid. Nothing was sent."""
 
 
 class OutputNotRequestedError(DefensembleError):
-    """The prediction does not hold this output, because `predict` was not asked for it."""
+    """The prediction does not have this output, because `predict` did not request it."""
 
 
 class ClientClosedError(DefensembleError):
-    """The client was closed before this call."""
+    """The client was closed before the call."""
 
 
 class MissingExtraError(DefensembleError, ImportError):
-    """A part of this distribution is not installed; the text holds the pip command."""
+    """An optional part of this distribution is not installed. The text has the pip command."""
 
 
 class ServiceError(DefensembleError):
-    """Something went wrong on the way to the server, or in it."""
+    """The call failed at the server or on the way to it."""
 
 
 class ConnectionFailedError(ServiceError):
-    """There is no connection to the server, or it was lost during the call."""
+    """The connection to the server could not be made, or was lost during the call."""
 
 
 class DeadlineExceededError(ServiceError, TimeoutError):
-    """The answer did not come in time."""
+    """The server did not respond in time."""
 
 
 class NotReadyError(ServiceError):
-    """The server answers, but cannot serve this now: it is loading, or its queue is full."""
+    """The server responds, but cannot serve the call now: it is loading, or its queue is full."""
 
 
 class ForbiddenError(ServiceError):
-    """The server does not let this client do that."""
+    """The server does not allow this client the call."""
 
 
 class ModelNotFoundError(ServiceError):
-    """The server serves no such model."""
+    """The server has no such model."""
 
 
 class RequestRefusedError(ServiceError):
-    """The server calls the request itself wrong; sending it again will not help."""
+    """The server rejects the request as invalid. Sending it again does not help."""
 
 
 class ServerFailedError(ServiceError):
-    """The server failed, or its answer breaks the protocol."""
+    """The server failed, or its response breaks the protocol."""

@@ -1,4 +1,4 @@
-"""The version, without reading the installed metadata (a test holds it equal to pyproject.toml)."""
+"""The version. It is stated here so that importing it reads no installed metadata; a test compares it with pyproject.toml."""
 
 from __future__ import annotations
 

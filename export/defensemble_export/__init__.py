@@ -1,4 +1,4 @@
-"""Checkpoints to ONNX, and to entries of a Triton model repository. Edits of what is there: `defensemble_export.editing`."""
+"""Export checkpoints and ONNX files into a Triton model repository. To edit a repository, see `defensemble_export.editing`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .members.from_checkpoint import (
     onnx_from_module as onnx_from_module,
 )
 from .members.from_onnx import OnnxSource as OnnxSource
-from .members.write import Form as Form
+from .members.write import ExportOptions as ExportOptions
 from .profiles import (
     EngineCacheOptions as EngineCacheOptions,
     profile_states as profile_states,

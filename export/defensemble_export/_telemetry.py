@@ -1,4 +1,7 @@
-"""Imported before ONNX Runtime, whose wheels (seen: 1.32) send events to Microsoft by default; a value that is set wins."""
+"""Turn off ONNX Runtime's telemetry: its wheels (seen in 1.32) send events to Microsoft by default.
+
+Import this module before `onnxruntime`. A value that is already set is kept.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""The errors of this package; those of what a repository holds are in `defensemble_repository.errors`.
+"""The errors of this package. Errors about the content of a repository are in `defensemble_repository.errors`.
 
 ExportError (a RepositoryError)
-├── VerificationError    an exported graph does not compute what the checkpoint does
-├── DeclarationError     a YAML file that declares no ensemble
-├── HistoryError         a history of edits that is damaged
-├── ProfileError         a profile that cannot be written or removed as it was asked for
-├── EngineError          a TensorRT plan cannot be built here, or does not answer as its graph does
-└── ExistsError          the repository holds it already
-OtherImagesWarning (a UserWarning)   an export is verified on other images than those that the checkpoint was trained with
+├── VerificationError    the outputs of an exported graph differ from those of its source
+├── DeclarationError     a YAML file does not declare an ensemble
+├── HistoryError         the edit history is damaged
+├── ProfileError         a profile cannot be written or removed
+├── EngineError          a TensorRT plan cannot be built on this machine, or its outputs differ from those of its graph
+└── ExistsError          the repository already contains it
+DatasetMismatchWarning (a UserWarning)   an export is verified on other data than the checkpoint was trained on
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from defensemble_repository.errors import RepositoryError
 
 
 class ExportError(RepositoryError):
-    """Anything that stops this package from writing into a repository."""
+    """A problem that keeps this package from writing into a repository."""
 
 
 class VerificationError(ExportError):
-    """An exported graph does not compute what the checkpoint does."""
+    """The outputs of an exported graph differ from those of its source by more than the tolerance."""
 
 
 class DeclarationError(ExportError):
-    """A YAML file that declares no ensemble; says in which line."""
+    """A YAML file does not declare an ensemble. The message contains the line."""
 
 
 class HistoryError(ExportError):
-    """A repository's history of edits is damaged, or of a newer schema; says in which line."""
+    """The edit history of a repository is damaged or has a newer schema. The message contains the line."""
 
 
 class ProfileError(ExportError):
-    """A profile cannot be written or removed: an unknown name, a missing file, an edit by hand."""
+    """A profile cannot be written or removed: unknown name, missing file, or a file edited by hand."""
 
 
 class EngineError(ExportError):
-    """A TensorRT plan cannot be built here, or does not answer as the graph that it was built from."""
+    """A TensorRT plan cannot be built on this machine, or its outputs differ from those of its graph."""
 
 
 class ExistsError(ExportError):
-    """The repository already holds what was to be written."""
+    """The repository already contains what was to be written."""
 
 
 class DatasetMismatchWarning(UserWarning):
-    """An export is verified on other images than those of the data that the checkpoint was trained on."""
+    """An export is verified on other data than the checkpoint was trained on."""

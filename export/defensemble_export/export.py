@@ -1,4 +1,4 @@
-"""From checkpoints, and from other people's ONNX files, to entries in a model repository: each verified first, all written at once."""
+"""Export checkpoints and ONNX files into a model repository. Each network is verified first; all files are written in one transaction."""
 
 from __future__ import annotations
 
@@ -20,30 +20,39 @@ from defensemble_repository.view import RepositoryView
 from .entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, check_members_fit, check_request, check_same_interface, repository_plan
 from .errors import ExportError
 from .foreign.reader import check_is_checkpoint
-from .fused import check_fuse_request, fuse_planned, fused_member, fused_plan
+from .fused import check_fuse_request, fuse_planned_ensemble, fused_member, fused_plan
 from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint
 from .members.from_onnx import OnnxSource
-from .members.write import Form
-from .verification.images import dataset_of, images_for_verification
+from .members.write import ExportOptions
+from .verification.images import dataset_from_record, images_for_verification
 
 
 @dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint to be exported as the member ``name``; None: named after the file."""
+    """A checkpoint to export.
+
+    Args:
+        path: The checkpoint (.safetensors).
+        name: The name of the member. None: the name of the file without its suffix.
+
+    Example:
+        >>> export_networks([CheckpointSource(Path("vgg19.safetensors"), "vgg")], Path("model_repository"))
+    """
 
     path: Path
     name: str | None = None
 
     @property
     def member_name(self) -> str:
-        """The member's name."""
+        """The name of the member."""
         return self.path.stem if self.name is None else self.name
 
-    def check(self, form: Form, images: np.ndarray[Any, Any] | None) -> None:
-        """Find out before any slow work whether it can be read.
+    def check(self, options: ExportOptions, images: np.ndarray[Any, Any] | None) -> None:
+        """Check that the checkpoint can be read, before any slow work.
 
         Raises:
-            ExportError, defensemble_training.CheckpointError: it cannot.
+            ExportError: The file is ONNX or belongs to another framework.
+            defensemble_training.CheckpointError: The checkpoint cannot be read.
         """
         check_is_checkpoint(self.path)
         from defensemble_training import load_checkpoint
@@ -51,34 +60,46 @@ class CheckpointSource:
         load_checkpoint(self.path)
 
     def real_images(self, data_dir: Path | None) -> np.ndarray[Any, Any]:
-        """Test images (N,C,H,W) of the data that it was trained on.
+        """Return test images (N,C,H,W) of the dataset that the checkpoint was trained on.
 
         Raises:
-            ExportError: they are not there.
+            ExportError: The dataset is not found.
         """
         from defensemble_training import read_metadata
 
-        known = read_metadata(self.path)
-        return images_for_verification(dataset_of(known.record, known.spec.input_shape, data_dir)).images
+        metadata = read_metadata(self.path)
+        return images_for_verification(dataset_from_record(metadata.record, metadata.spec.input_shape, data_dir)).images
 
-    def outline(self) -> ExportedMember:
-        """The member that it will be, without its graph: what it takes, and which classes it knows."""
+    def describe_member(self) -> ExportedMember:
+        """Return the member to export, without its graph: input shape, class names and preprocessing."""
         from defensemble_training import read_metadata
 
-        known = read_metadata(self.path)
-        names, rule = known.record.class_names, known.record.preprocessing
+        metadata = read_metadata(self.path)
+        names, rule = metadata.record.class_names, metadata.record.preprocessing
         preprocessing = None if rule is None else Preprocessing.from_values(rule, str(self.path))
-        return ExportedMember(self.member_name, b"", known.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
+        return ExportedMember(self.member_name, b"", metadata.spec.input_shape, len(names), names, None, preprocessing=preprocessing)
 
     def write_onnx(self, path: Path, *, data_dir: Path | None, **settings: Any) -> None:
-        """Export and verify it: ``onnx_from_checkpoint``."""
+        """Export and verify the checkpoint with `onnx_from_checkpoint`."""
         onnx_from_checkpoint(self.path, path, data_dir=data_dir, **settings)
 
 
 def export_checkpoints(checkpoints: Sequence[Path], repository: Path, **settings: Any) -> list[str]:
-    """Export ``checkpoints`` as members named after their files: ``export_networks``."""
+    """Export checkpoints as members that are named after their files.
+
+    Args:
+        checkpoints: Checkpoints (.safetensors).
+        repository: The model repository. It is created if it does not exist.
+        **settings: See `export_networks`.
+
+    Raises:
+        ExportError: There is no checkpoint; see also `export_networks`.
+
+    Example:
+        >>> export_checkpoints([Path("a.safetensors"), Path("b.safetensors")], Path("model_repository"), ensemble="digits")
+    """
     if not checkpoints:
-        raise ExportError("no checkpoint is given: name at least one .safetensors file")
+        raise ExportError("got no checkpoint, expected at least one .safetensors file: name the checkpoints to export")
     return export_networks([CheckpointSource(checkpoint) for checkpoint in checkpoints], repository, **settings)
 
 
@@ -91,35 +112,52 @@ def export_networks(
     weights: Mapping[str, float] | None = None,
     max_batch_size: int | None = None,
     replace: bool = False,
-    form: Form | None = None,
+    options: ExportOptions | None = None,
     images: np.ndarray[Any, Any] | None = None,
     data_dir: Path | None = None,
     fuse: str | None = None,
     on_exported: Callable[[Path, ExportedMember], None] = lambda path, member: None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Export ``networks`` as members in ``form`` and, unless ``ensemble`` is None, into an ensemble (``repository_plan``).
+    """Export networks as members of a model repository and of an ensemble.
 
-    ``fuse`` names a graph of the whole ensemble, written beside it; where ``ensemble`` is None the networks go into that graph alone, with
-    ``weights`` and ``average``, and are no members of the repository.
+    Nothing is written until every network is exported and verified (see `onnx_from_checkpoint`), each up to the largest batch that its
+    configuration allows. Files that a killed export left next to the repository are removed.
 
-    Returns the paths written, relative to ``repository``. Nothing is written unless every network was exported and verified, each at the
-    largest batch that its configuration will allow, on ``images`` or the test images of its data (``onnx_from_checkpoint``). What an export
-    that was killed had left next to the repository is removed; ``on_progress`` gets a line about it.
+    Args:
+        networks: The checkpoints and ONNX files to export.
+        repository: The model repository. It is created if it does not exist.
+        ensemble: The ensemble that gets the members. None: no ensemble.
+        average: What the ensemble averages, "probabilities" or "logits".
+        weights: Weights by member name.
+        max_batch_size: Largest batch of the models, 1 to 4096. None: that of the existing models, or the default.
+        replace: Add a new version to each model that exists.
+        options: Precision and calibration.
+        images: Float32 (N,C,H,W) in [0, 1] to verify on. None: test images of the dataset of each checkpoint.
+        data_dir: Folder of that dataset.
+        fuse: Name of a model that computes the whole ensemble in one graph. If `ensemble` is None, the networks are written only into
+            this graph, with `weights` and `average`, and do not become members.
+        on_exported: Called with the source and the member after each export.
+        on_progress: Called with a line about each leftover that is removed.
+
+    Returns:
+        The paths written, relative to `repository`.
 
     Raises:
-        ExportError, defensemble_training.CheckpointError, OSError: the repository is as it was.
+        ExportError: The request is not valid, or a network cannot be exported. The repository is unchanged after every error.
+        defensemble_training.CheckpointError: A checkpoint cannot be read.
+        OSError: A file cannot be read or written.
     """
     if repository.exists() and not repository.is_dir():
-        raise ExportError(f"{repository} is a file: name a folder for the model repository")
-    form = Form() if form is None else form
+        raise ExportError(f"model repository {repository} is a file, expected a folder: name a folder (--repository FOLDER)")
+    options = ExportOptions() if options is None else options
     names = [network.member_name for network in networks]
-    alone = batch = None
+    fused_ensemble = batch = None
     if fuse is not None:
         taken = [*names, *([] if ensemble is None else [ensemble])]
         batch = check_fuse_request(repository, fuse, taken, max_batch_size=max_batch_size, replace=replace)
     if fuse is not None and ensemble is None:
-        alone = Ensemble(fuse, tuple(map(Member, names))).extended({}, weights or {}, average)
+        fused_ensemble = Ensemble(fuse, tuple(map(Member, names))).extended({}, weights or {}, average)
         batches = dict.fromkeys(names, batch or DEFAULT_MAX_BATCH_SIZE)
     else:
         batches = check_request(
@@ -128,34 +166,38 @@ def export_networks(
     require_valid_configs(RepositoryView(repository), [name for name in batches if (repository / name).exists()])
     check_writable(repository)
     for network in networks:
-        network.check(form, images)
-    outlines = [network.outline() for network in networks]
-    for outline in outlines if alone is None else ():
-        if (repository / outline.name).exists():
-            check_same_interface(repository / outline.name, outline)
+        network.check(options, images)
+    descriptions = [network.describe_member() for network in networks]
+    for description in descriptions if fused_ensemble is None else ():
+        if (repository / description.name).exists():
+            check_same_interface(repository / description.name, description)
     if ensemble is not None or fuse is not None:
-        check_members_fit(repository, ensemble, outlines)
+        check_members_fit(repository, ensemble, descriptions)
     members: list[ExportedMember] = []
     with tempfile.TemporaryDirectory(prefix="defensemble-export-") as folder:
         for number, network in enumerate(networks):
             path = Path(folder) / f"{number}.onnx"
-            network.write_onnx(path, max_batch_size=batches[network.member_name], form=form, images=images, data_dir=data_dir)
+            network.write_onnx(path, max_batch_size=batches[network.member_name], options=options, images=images, data_dir=data_dir)
             members.append(member_from_onnx(path, network.member_name))
             on_exported(network.path, members[-1])
     real = images
     if fuse is not None and real is None:
         real = next((network.real_images(data_dir) for network in networks if isinstance(network, CheckpointSource)), None)
-    fused = None if alone is None else fused_member(alone.name, alone, members, real, max_batch_size=batches[names[0]])
+    fused = None
+    if fused_ensemble is not None:
+        fused = fused_member(fused_ensemble.name, fused_ensemble, members, real, max_batch_size=batches[names[0]])
     with locked(repository):
         for stale in remove_stale_staging(repository):
-            on_progress(f"removed {stale}, which an export that was killed had left")
-        if fused is not None and alone is not None:
-            plan = fused_plan(repository, fused, alone, max_batch_size=batches[names[0]], replace=replace)
+            on_progress(f"removed {stale}, left by an export that was killed")
+        if fused is not None and fused_ensemble is not None:
+            planned_files = fused_plan(repository, fused, fused_ensemble, max_batch_size=batches[names[0]], replace=replace)
         else:
-            plan = repository_plan(
+            planned_files = repository_plan(
                 repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace
             )
             if fuse is not None and ensemble is not None:
-                plan |= fuse_planned(repository, ensemble, fuse, plan, images=real, max_batch_size=max_batch_size, replace=replace)
-        write_files(repository, plan)
-    return list(plan)
+                planned_files |= fuse_planned_ensemble(
+                    repository, ensemble, fuse, planned_files, images=real, max_batch_size=max_batch_size, replace=replace
+                )
+        write_files(repository, planned_files)
+    return list(planned_files)

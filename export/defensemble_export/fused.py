@@ -1,4 +1,4 @@
-"""A fused graph as a model of a repository, beside the ensemble whose answers it gives or in its place."""
+"""Write a fused graph as a model of a repository, next to its ensemble or instead of it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from .graphs.traversal import metadata_of
 from .labels import default_labels, first_difference
 from .members.report import report_from_export
 from .verification.fused import FUSED_TOLERANCE, verify_fused
-from .verification.images import images_of_record
+from .verification.images import images_from_record
 from .verification.tolerances import checked_precision, lowest_precision
 
 
@@ -67,40 +67,56 @@ def fuse_repository(
     replace: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Fuse the members that ``ensemble`` pins in ``repository`` into the model ``name``; returns the paths written, relative to it.
+    """Fuse the members of an ensemble into one graph and write it as a model.
 
-    Each member's file is compared with the digest that its configuration carries, and the fused graph with the members, before anything is
-    written: on random images and on ``images`` (N,C,H,W), by default test images of the data that the first member that says so was trained
-    on (from ``data_dir`` where it is given). ``max_batch_size`` None stands for that of an existing
-    ``name``, else of the ensemble.
+    Before anything is written, the file of each member is compared with the digest in its configuration, and the fused graph with the
+    members.
+
+    Args:
+        repository: The model repository.
+        ensemble: The ensemble; its members are fused at the versions that it pins.
+        name: The model to write.
+        images: Float32 (N,C,H,W) in [0, 1] to compare on, in addition to random images. None: test images of the dataset that the first
+            member with a training record was trained on.
+        data_dir: Folder of that dataset.
+        max_batch_size: Largest batch, 1 to 4096. None: that of the existing model `name`, else that of the ensemble.
+        replace: Add a new version if `name` exists.
+        on_progress: Called with a line about each leftover of a killed export that is removed.
+
+    Returns:
+        The paths written, relative to `repository`.
 
     Raises:
-        ExistsError: ``name`` exists and ``replace`` is False, or is something else than a fused graph.
-        EnsembleError: the ensemble is not one that was exported, its members cannot be fused, or the name is not allowed.
-        ExportError: a file is missing or damaged, ``images`` are not what the members take, the ensemble was edited meanwhile.
-        VerificationError: the fused graph answers otherwise than the ensemble.
-        ConfigError, OSError: a configuration cannot be read, or a file cannot be written; the repository is as it was.
+        ExistsError: `name` exists and `replace` is False, or `name` is not a fused graph.
+        EnsembleError: The ensemble was not exported by this package, its members cannot be fused, or the name is not allowed.
+        ExportError: A file is missing or damaged, the images do not fit the members, or the ensemble was edited during the command.
+        VerificationError: The outputs of the fused graph differ from those of the ensemble.
+        ConfigError: A configuration cannot be read. The repository is unchanged after every error.
+        OSError: A file cannot be read or written.
+
+    Example:
+        >>> fuse_repository(Path("model_repository"), "ensemble", "ensemble_fused")
     """
     check_fuse_request(repository, name, [ensemble], max_batch_size=max_batch_size, replace=replace)
     check_writable(repository)
-    votes, members, usual = voting_members(repository, ensemble)
-    taken = [vote.model for vote in votes.members]
-    batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or usual
+    pinned, members, ensemble_batch = read_ensemble_members(repository, ensemble)
+    taken = [member.model for member in pinned.members]
+    batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or ensemble_batch
     if images is None:
-        recorded = (images_of_record(onnx.load_model_from_string(one.onnx), one.name, data_dir) for one in members)
-        images = next((found.images for found in recorded if found is not None), None)
-    fused = fused_member(name, votes, members, images, max_batch_size=batch)
+        recorded = (images_from_record(onnx.load_model_from_string(member.onnx), member.name, data_dir) for member in members)
+        images = next((real.images for real in recorded if real is not None), None)
+    fused = fused_member(name, pinned, members, images, max_batch_size=batch)
     with locked(repository):
         for stale in remove_stale_staging(repository):
-            on_progress(f"removed {stale}, which an export that was killed had left")
-        if voting_members(repository, ensemble)[0] != votes:
-            raise ExportError(f"'{ensemble}' was edited while its members were fused: run the same command again")
-        plan = fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
-        write_files(repository, plan)
-    return list(plan)
+            on_progress(f"removed {stale}, left by an export that was killed")
+        if read_ensemble_members(repository, ensemble)[0] != pinned:
+            raise ExportError(f"'{ensemble}' was edited while its members were fused; nothing was written. Run the same command again")
+        planned_files = fused_plan(repository, fused, pinned, max_batch_size=batch, replace=replace)
+        write_files(repository, planned_files)
+    return list(planned_files)
 
 
-def fuse_planned(
+def fuse_planned_ensemble(
     repository: Path,
     ensemble: str,
     name: str,
@@ -110,22 +126,45 @@ def fuse_planned(
     max_batch_size: int | None = None,
     replace: bool = False,
 ) -> dict[str, bytes]:
-    """Plan the files that fuse ``ensemble`` as it will be once ``planned`` (a ``repository_plan``) is written: write both at once."""
-    votes, members, usual = voting_members(repository, ensemble, planned)
-    taken = [ensemble, *(vote.model for vote in votes.members), *(path.split("/")[0] for path in planned)]
-    batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or usual
-    fused = fused_member(name, votes, members, images, max_batch_size=batch)
-    return fused_plan(repository, fused, votes, max_batch_size=batch, replace=replace)
+    """Fuse an ensemble whose files are planned but not yet written; return the files to write together with `planned`.
+
+    Args:
+        repository: The model repository.
+        ensemble: The ensemble to fuse, as it will be once `planned` is written.
+        name: The model to write.
+        planned: The files of `repository_plan`.
+        images: See `fuse_repository`.
+        max_batch_size: See `fuse_repository`.
+        replace: See `fuse_repository`.
+    """
+    pinned, members, ensemble_batch = read_ensemble_members(repository, ensemble, planned)
+    taken = [ensemble, *(member.model for member in pinned.members), *(path.split("/")[0] for path in planned)]
+    batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or ensemble_batch
+    fused = fused_member(name, pinned, members, images, max_batch_size=batch)
+    return fused_plan(repository, fused, pinned, max_batch_size=batch, replace=replace)
 
 
 def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None, replace: bool) -> int | None:
-    """Refuse by names and numbers alone, before any slow work; ``taken`` are names of the members and the ensemble.
+    """Check the names and numbers of a request before any slow work.
 
-    Returns how many images the graph takes at once: as many as an existing one, else ``max_batch_size``.
+    Args:
+        repository: The model repository.
+        name: The model to write.
+        taken: Names that it must not have: those of the ensemble and its members.
+        max_batch_size: Largest batch, or None.
+        replace: Add a new version if `name` exists.
+
+    Returns:
+        The largest batch of the graph: that of the existing model, else `max_batch_size`.
+
+    Raises:
+        ExistsError: `name` exists and `replace` is False, or `name` is not a fused graph.
+        EnsembleError: The name is taken or not allowed.
+        ExportError: `max_batch_size` is not 1 to 4096, or differs from that of the existing model.
     """
     check_name(name)
     if name in taken:
-        raise EnsembleError(f"'{name}' is the name of the ensemble or of a member: choose another name (`defensemble fuse NAME`)")
+        raise EnsembleError(f"'{name}' is the name of the ensemble or of a member: choose another name for the fused graph")
     if max_batch_size is not None:
         checked_batch_size(max_batch_size, "max_batch_size")
     folder = repository / name
@@ -133,73 +172,84 @@ def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max
         return max_batch_size
     config = read_config(folder)
     if is_ensemble(config) or not {"average", "weights", "members"} <= set(config.parameters):
-        what = "an ensemble" if is_ensemble(config) else "a single network"
-        raise ExistsError(f"{folder} exists and is {what}, no fused graph: choose another name (`defensemble fuse NAME`)")
+        kind = "an ensemble" if is_ensemble(config) else "a single network"
+        raise ExistsError(f"{folder} exists and is {kind}, not a fused graph: choose another name for the fused graph")
     if not replace:
-        raise ExistsError(
-            f"{folder} exists already: choose another name (`defensemble fuse NAME`), or pass --replace, which adds the next version "
-            "and keeps the old"
-        )
+        raise ExistsError(f"{folder} exists already: choose another name for the fused graph, or pass --replace to add a new version to it")
     return read_max_batch_size(folder, max_batch_size)
 
 
-def voting_members(
+def read_ensemble_members(
     repository: Path, ensemble: str, planned: Mapping[str, bytes] | None = None
 ) -> tuple[Ensemble, list[ExportedMember], int]:
-    """Read an ensemble, its members at the versions that it pins, and how many images it takes at once.
+    """Read an ensemble, its members at the versions that it pins, and its largest batch.
 
-    ``planned`` (path relative to ``repository``, to bytes) counts as if it were written. Raises an EnsembleError, ConfigError or
-    ExportError where the ensemble is not one that was exported, or a member's file is not the one that its configuration describes.
+    Args:
+        repository: The model repository.
+        ensemble: The name of the ensemble.
+        planned: Files (path relative to `repository`, to bytes) to treat as written.
+
+    Raises:
+        EnsembleError: The ensemble was not exported by this package, or a member is missing.
+        ConfigError: A configuration cannot be read.
+        ExportError: The file of a member is not the one that its configuration describes.
     """
     files = RepositoryView(repository, planned or {})
     config = files.config(ensemble)
     if not is_ensemble(config):
-        raise EnsembleError(f"{repository / ensemble} is not an ensemble: name one, or export its members into one first")
+        raise EnsembleError(f"{repository / ensemble} is not an ensemble: name an ensemble, or export its members into one first")
     models = [step.model_name for step in config.ensemble_scheduling.step]
-    known = {model: files.config(model) for model in models if files.content(f"{model}/{CONFIG_FILE}") is not None}
-    votes = ensemble_from_configs(ensemble, {**known, ensemble: config})
-    gone = sorted({vote.model for vote in votes.members} - set(known))
-    if gone:
-        raise EnsembleError(f"'{ensemble}' lets {', '.join(gone)} vote, which {repository} lacks: put it back")
-    members = [_member(files, vote.model, vote.version, known[vote.model]) for vote in votes.members]
+    configs = {model: files.config(model) for model in models if files.content(f"{model}/{CONFIG_FILE}") is not None}
+    pinned = ensemble_from_configs(ensemble, {**configs, ensemble: config})
+    missing = sorted({member.model for member in pinned.members} - set(configs))
+    if missing:
+        raise EnsembleError(f"'{ensemble}' has the members {', '.join(missing)}, which are missing in {repository}: put them back")
+    members = [_read_member(files, member.model, member.version, configs[member.model]) for member in pinned.members]
     _check_averaging(files, ensemble, config)
     labels = files.content(f"{ensemble}/{LABELS_FILE}")
     if labels is not None:
-        told = class_names_from_labels(labels)
-        for member in members:
-            if member.class_names != told:
-                other = first_difference(told, member.class_names)
+        class_names = class_names_from_labels(labels)
+        for exported in members:
+            if exported.class_names != class_names:
+                difference = first_difference(class_names, exported.class_names)
                 raise EnsembleError(
-                    f"{repository / ensemble / LABELS_FILE} has other class names than '{member.name}', {other}: a graph has one set of "
-                    "names; make the files equal"
+                    f"{repository / ensemble / LABELS_FILE} and '{exported.name}' have different class names, {difference}: "
+                    "a fused graph has one set of class names; make the files equal"
                 )
-    return votes, members, checked_batch_size(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
+    return pinned, members, checked_batch_size(int(config.max_batch_size), f"max_batch_size in {repository / ensemble / CONFIG_FILE}")
 
 
 def fused_member(
     name: str, ensemble: Ensemble, members: Sequence[ExportedMember], images: np.ndarray[Any, Any] | None, *, max_batch_size: int
 ) -> ExportedMember:
-    """Fuse ``members``, those of the ensemble's votes in their order, and verify the graph; its report says what was measured.
+    """Fuse members into one graph and verify it; its report contains the measurements.
+
+    Args:
+        name: The name of the fused model.
+        ensemble: The ensemble.
+        members: The exported members, in the order of `ensemble.members`.
+        images: Real images, float32 (N,C,H,W) in [0, 1]. None: only random images are compared.
+        max_batch_size: Largest batch to compare.
 
     Raises:
-        EnsembleError: the members differ in classes, in image size or in how images are brought to it, or are not one for each vote.
-        ExportError: a member cannot be merged, or ``images`` are not what the members take.
-        VerificationError: the fused graph answers otherwise than the ensemble.
+        EnsembleError: The members differ in classes, image size or preprocessing, or their number differs from the ensemble's.
+        ExportError: A member cannot be merged, or `images` do not fit the members.
+        VerificationError: The outputs of the fused graph differ from those of the ensemble.
     """
     first = members[0]
     check_same(members, shape="image size")
     contents = [member.onnx for member in members]
-    preprocessing = next((member.preprocessing for member in members if member.preprocessing is not None), None)  # the same of all
+    preprocessing = next((member.preprocessing for member in members if member.preprocessing is not None), None)  # all have the same
     content = fused_onnx(contents, ensemble, preprocessing=None if preprocessing is None else preprocessing.to_json())
     measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
-    # Of mixed ones the lowest: what is compared with the graph later, such as an engine, is to keep the tolerance of that.
+    # Of mixed precisions the lowest: an engine that is compared with this graph later must meet the tolerance of that precision.
     precision = lowest_precision(checked_precision(member.precision) for member in members)
     origin = {
         "kind": "fused",
         "average": ensemble.average,
         "members": [
-            {"member": f"{vote.model}@{vote.version}", "weight": vote.weight, "precision": member.precision}
-            for vote, member in zip(ensemble.members, members, strict=True)
+            {"member": f"{member.model}@{member.version}", "weight": member.weight, "precision": exported.precision}
+            for member, exported in zip(ensemble.members, members, strict=True)
         ],
     }
     report = report_from_export(
@@ -211,17 +261,25 @@ def fused_member(
 def fused_plan(
     repository: Path, fused: ExportedMember, ensemble: Ensemble, *, max_batch_size: int, replace: bool = False
 ) -> dict[str, bytes]:
-    """Compute the files that add what ``fused_member`` made of ``ensemble`` to ``repository``, in the order in which they are to appear.
+    """Compute the files that add a fused model to a repository, in the order in which to write them.
 
-    A model that exists gets its next version (``replace``), which is served once its configuration, the last file, says so; what was
-    edited there stays, and so do the older versions on the disk.
+    An existing model gets a new version (`replace`), which Triton serves once the configuration, the last file, is written. Edits of the
+    configuration and older versions are kept.
+
+    Args:
+        repository: The model repository.
+        fused: The model, from `fused_member`.
+        ensemble: The ensemble that it computes.
+        max_batch_size: Largest batch, 1 to 4096.
+        replace: Add a new version if the model exists.
 
     Raises:
-        ExistsError: the name exists and ``replace`` is False, or is something else than a fused graph, or one of other images or classes.
-        EnsembleError: the name is not allowed, or that of a member.
-        ExportError: ``max_batch_size`` is not 1 to 4096, or not what the existing configuration says.
+        ExistsError: The name exists and `replace` is False, or the existing model is not a fused graph of the same interface.
+        EnsembleError: The name is not allowed, or is the name of a member.
+        ExportError: `max_batch_size` is not 1 to 4096, or differs from that of the existing model.
     """
-    check_fuse_request(repository, fused.name, [vote.model for vote in ensemble.members], max_batch_size=max_batch_size, replace=replace)
+    taken = [member.model for member in ensemble.members]
+    check_fuse_request(repository, fused.name, taken, max_batch_size=max_batch_size, replace=replace)
     folder = repository / fused.name
     version = next_version(folder)
     files = version_files(fused, version)
@@ -238,7 +296,7 @@ def fused_plan(
             ensemble,
             fused.interface(max_batch_size),
             version=version,
-            member_digests=[known or "" for known in digests_of_members(fused.onnx)],
+            member_digests=[digest or "" for digest in digests_of_members(fused.onnx)],
             preprocessing=fused.rule,
             existing=existing,
         )
@@ -250,27 +308,28 @@ def fused_plan(
 
 
 def _check_averaging(files: RepositoryView, ensemble: str, config: schema.ModelConfig) -> None:
-    """Refuse averaging models that compute something else than their parameters say, or whose files were changed."""
-    found = Inspection(files)
+    """Reject averaging models whose graph does not match their parameters, or whose files were changed."""
+    inspection = Inspection(files)
     models = dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step if step.model_name.startswith(RESERVED_PREFIXES))
-    averaging = [model for model in models if found.has(model)]
+    averaging = [model for model in models if inspection.has(model)]
     for model in averaging:
-        check_model(found, model)
-    check_averages(found, ensemble, averaging)
-    if wrong := [str(finding) for finding in found.findings if finding.is_error]:
+        check_model(inspection, model)
+    check_averages(inspection, ensemble, averaging)
+    if errors := [str(finding) for finding in inspection.findings if finding.is_error]:
         raise EnsembleError(
-            f"'{ensemble}' is not averaged as its configurations say: {'; '.join(wrong)}; export the ensemble's members again (--replace), "
+            f"the averaging of '{ensemble}' does not match its configurations: {'; '.join(errors)}; export the members again (--replace), "
             "which writes new averaging models"
         )
 
 
-def _member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> ExportedMember:
-    """A member of the repository as it was when it was exported."""
+def _read_member(files: RepositoryView, model: str, version: int, config: schema.ModelConfig) -> ExportedMember:
+    """Read a member of the repository back as it was exported."""
     graph = stored_graph(files, model, version, config)
     tensors = {tensor.name: list(tensor.dims) for tensor in (*config.input, *config.output)}
     if set(tensors) != {"images", "logits"} or len(tensors["images"]) != 3 or len(tensors["logits"]) != 1:
         raise EnsembleError(
-            f"'{model}' takes and gives {tensors}, expected images (C, H, W) and logits (K): it is no member that can be fused"
+            f"'{model}' cannot be fused: its inputs and outputs are {tensors}, expected images (C, H, W) and logits (K). "
+            "Take it out of the ensemble, or serve the ensemble without fusing it"
         )
     channels, height, width = tensors["images"]
     labels = files.content(f"{model}/{LABELS_FILE}")
@@ -280,7 +339,7 @@ def _member(files: RepositoryView, model: str, version: int, config: schema.Mode
     elif CLASS_NAMES in metadata:
         names = tuple(json.loads(metadata[CLASS_NAMES]))
     else:
-        names = default_labels(tensors["logits"][0])  # as the client has it
+        names = default_labels(tensors["logits"][0])  # as in the client
     return ExportedMember(
         model,
         graph.content,
@@ -299,7 +358,9 @@ def _check_same_interface(folder: Path, fused: ExportedMember) -> None:
     expected = {"images": list(fused.input_shape), "probabilities": [fused.num_classes]}
     got = {name: dims.get(name) for name in expected}
     if got != expected:
-        raise ExistsError(f"{folder} takes and gives {got}, the new version {expected}: choose another name (`defensemble fuse NAME`)")
+        raise ExistsError(
+            f"{folder} has the inputs and outputs {got}, the new version has {expected}: choose another name for the fused graph"
+        )
     labels = folder / LABELS_FILE
     if labels.is_file() and class_names_from_labels(labels.read_bytes()) != fused.class_names:
-        raise ExistsError(f"the class names in {labels} differ from the new version's: choose another name (`defensemble fuse NAME`)")
+        raise ExistsError(f"the class names in {labels} differ from those of the new version: choose another name for the fused graph")

@@ -1,7 +1,7 @@
-"""Profiles: what a network's configuration says on another kind of machine, derived from its ``config.pbtxt``.
+"""Serving profiles: variants of a network's `config.pbtxt` for other kinds of machines.
 
-A profile is a file ``configs/<profile>.pbtxt`` in a model's folder, which ``defensemble serve --profile`` chooses. It differs from
-``config.pbtxt`` in where and by what the network is run, and in nothing that a caller sees. Averaging models and ensembles have none.
+A profile is a file `configs/<profile>.pbtxt` in the folder of a model; `defensemble serve --profile` selects it. It changes on which
+device and with which backend the network runs, and nothing that a caller sees. Averaging models and ensembles have no profiles.
 """
 
 from __future__ import annotations
@@ -29,7 +29,18 @@ _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_
 
 @dataclass(frozen=True)
 class EngineCacheOptions:
-    """Of the profile ``gpu-ort-tensorrt``: where its engines are kept, on the serving machine, and what building one may take, in MiB."""
+    """Settings of the profile `gpu-ort-tensorrt`, in which ONNX Runtime builds TensorRT engines.
+
+    Args:
+        cache_dir: Absolute folder of the engines, on the serving machine or in its container.
+        workspace_mib: GPU memory that a build may use, 1 to 1048576 MiB.
+
+    Raises:
+        ProfileError: The folder is not absolute, or the size is out of range.
+
+    Example:
+        >>> write_profile(Path("model_repository"), "gpu-ort-tensorrt", EngineCacheOptions("/engines", 2048))
+    """
 
     cache_dir: str = "/var/cache/defensemble"
     workspace_mib: int = 1024
@@ -37,67 +48,82 @@ class EngineCacheOptions:
     def __post_init__(self) -> None:
         if not PurePosixPath(self.cache_dir).is_absolute():
             raise ProfileError(
-                f"the folder of the engines must be absolute, as the serving machine or container has it, got {self.cache_dir!r}"
+                f"cache_dir is {self.cache_dir!r}; expected an absolute folder on the serving machine or in its container, such as /engines"
             )
         if not 1 <= self.workspace_mib <= 1 << 20:
-            raise ProfileError(f"the workspace must be 1 to {1 << 20} MiB, got {self.workspace_mib}")
+            raise ProfileError(f"workspace_mib is {self.workspace_mib}; expected 1 to {1 << 20} MiB")
 
 
 @dataclass(frozen=True)
 class ProfileState:
-    """One model and one profile: "written", "not written", "edited by hand", "out of date", or what is missing for it."""
+    """The state of one profile of one model: "written", "not written", "edited by hand", "by hand", "out of date", or what is missing."""
 
     model: str
     profile: str
     state: str
 
 
-def networks(repository: Path, on_progress: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
-    """The models that profiles are for, by name: of ONNX Runtime's backend, taking ``images``: members, standard networks, fused graphs.
+def find_networks(repository: Path, on_progress: Callable[[str], None] = lambda text: None) -> dict[str, schema.ModelConfig]:
+    """Return the configurations of the models that can have profiles: those of the ONNX Runtime backend with the input `images`.
 
-    ``on_progress`` gets a line about each folder that is no model. Raises a ProfileError where there is none, or no such folder.
+    These are members, standard networks and fused graphs.
+
+    Args:
+        repository: The model repository.
+        on_progress: Called with a line about each folder that is not a model.
+
+    Raises:
+        ProfileError: The repository does not exist, or has no such model.
+        ConfigError: A configuration cannot be read.
     """
     if not repository.is_dir():
-        what = "is a file" if repository.exists() else "does not exist"
-        raise ProfileError(f"model repository {repository} {what}: name a folder that `defensemble export` has written")
-    configs = read_models(repository, on_progress)
-    named = ((name, config, [tensor.name for tensor in config.input]) for name, config in configs.items())
-    found = {name: config for name, config, inputs in named if model_backend(config) == BACKEND and inputs == ["images"]}
-    if not found:
+        problem = "is a file" if repository.exists() else "does not exist"
         raise ProfileError(
-            f"{repository} holds no network of backend {BACKEND} that takes `images`: "
-            f"write some with `defensemble export CHECKPOINT... --repository {repository}`"
+            f"model repository {repository} {problem}: name a folder that `defensemble export` has written (--repository FOLDER)"
         )
-    return found
+    networks = {
+        name: config
+        for name, config in read_models(repository, on_progress).items()
+        if model_backend(config) == BACKEND and [tensor.name for tensor in config.input] == ["images"]
+    }
+    if not networks:
+        raise ProfileError(
+            f"{repository} has no network of the backend {BACKEND} with the input `images`: "
+            f"export one with `defensemble export CHECKPOINT... --repository {repository}`"
+        )
+    return networks
 
 
 def _engine_parameters(config: schema.ModelConfig, digests: Mapping[int, str], settings: EngineCacheOptions) -> dict[str, str]:
-    # The names are those of the table in the README of NVIDIA's onnxruntime_backend.
+    # Names as in the table in the README of NVIDIA's onnxruntime_backend.
     parameters = {"max_workspace_size_bytes": str(settings.workspace_mib << 20)}
     batch, sizes = config.max_batch_size, "x".join(map(str, config.input[0].dims))
     if batch > 0 and min(config.input[0].dims) > 0:
-        # Without them an engine is built anew, while callers wait, for each batch that is larger than all before.
+        # Without these shapes ONNX Runtime rebuilds the engine for each batch that is larger than all earlier ones, while callers wait.
         for bound, count in (("min", 1), ("opt", batch), ("max", batch)):
             parameters[f"trt_profile_{bound}_shapes"] = f"images:{count}x{sizes}"
     if len(digests) == 1:
-        # ONNX Runtime names an engine by the names in its graph, not by its weights: two members of one architecture, or two versions of
-        # a member, would get each other's engine out of a shared folder. It makes one level of folders itself.
+        # ONNX Runtime names an engine after the names in its graph, not its weights. In a shared folder, two members of one architecture
+        # or two versions of a member would load each other's engine. ONNX Runtime creates one level of folders itself.
         folder = PurePosixPath(settings.cache_dir) / f"{config.name}-{next(iter(digests.values()))[:16]}"
         parameters |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
     return parameters
 
 
 def profile_states(repository: Path, *, on_progress: Callable[[str], None] = lambda text: None) -> list[ProfileState]:
-    """The state of each network with each profile, those that somebody has written by hand among them (state "by hand").
+    """Return the state of each profile of each network, including profiles that were written by hand (state "by hand").
 
-    ``on_progress`` gets a line about each folder that is no model.
+    Args:
+        repository: The model repository.
+        on_progress: Called with a line about each folder that is not a model.
 
     Raises:
-        ProfileError, ConfigError: see ``networks``.
+        ProfileError: The repository does not exist, or has no network.
+        ConfigError: A configuration cannot be read.
     """
-    found = networks(repository, on_progress)
-    profiles = [*PROFILES, *sorted(set(_written(repository, found)) - set(PROFILES))]
-    pairs = ((profile, name, config) for profile in profiles for name, config in found.items())
+    configs = find_networks(repository, on_progress)
+    profiles = [*PROFILES, *sorted(set(_written_profiles(repository, configs)) - set(PROFILES))]
+    pairs = ((profile, name, config) for profile in profiles for name, config in configs.items())
     return [ProfileState(name, profile, _state(repository / name, config, profile)) for profile, name, config in pairs]
 
 
@@ -109,80 +135,103 @@ def write_profile(
     force: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
-    """Write ``profile`` for every network of ``repository``, all or none; returns the paths that were written.
+    """Write a profile for every network of a repository, in one transaction. Files that would not change are left alone.
 
-    A file that would not change stays. ``on_progress`` gets a line about each network whose engines will not be kept (``gpu-ort-tensorrt``
-    keeps those of a network with one served version), and about folders that are no models.
+    Args:
+        repository: The model repository.
+        profile: "cpu", "gpu", "gpu-ort-tensorrt" or "gpu-tensorrt".
+        settings: Settings of `gpu-ort-tensorrt`. None: the defaults.
+        force: Overwrite files that were edited by hand.
+        on_progress: Called with a line about each network whose engines cannot be cached (`gpu-ort-tensorrt` caches the engines of
+            networks with one served version), and about each folder that is not a model.
+
+    Returns:
+        The paths written, relative to `repository`.
 
     Raises:
-        ProfileError: the profile is unknown, a file that it serves is missing, or, without ``force``, its file was edited by hand.
-        ConfigError: a configuration cannot be read, or no Triton would load it.
-        ExportError, OSError: it cannot be written; nothing was.
+        ProfileError: The profile is unknown, a file that it serves is missing, or its file was edited by hand and `force` is False.
+        ConfigError: A configuration cannot be read, or Triton would not load it.
+        ExportError: The repository cannot be written. Nothing is written after an error.
+        OSError: A file cannot be read or written.
+
+    Example:
+        >>> write_profile(Path("model_repository"), "gpu")
+        ['vgg/configs/gpu.pbtxt']
     """
     if profile not in PROFILES:
-        raise ProfileError(f"a profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    networks(repository, on_progress)
+        raise ProfileError(f"unknown profile {profile!r}, expected one of {', '.join(PROFILES)}")
+    find_networks(repository, on_progress)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
-        found = networks(repository)
-        if missing := {name: problem for name, config in found.items() if (problem := _missing(repository / name, config, profile))}:
-            raise ProfileError(_missing_text(repository, profile, missing))
-        require_valid_configs(RepositoryView(repository), found)
-        paths = {name: _path(name, profile) for name in found}
+        configs = find_networks(repository)
+        if missing := {name: problem for name, config in configs.items() if (problem := _find_missing(repository / name, config, profile))}:
+            raise ProfileError(_format_missing(repository, profile, missing))
+        require_valid_configs(RepositoryView(repository), configs)
+        paths = {name: _profile_path(name, profile) for name in configs}
         if not force:
-            _check_unedited(repository, paths.values(), "written anew")
-        plan = {}
-        for name, config in found.items():
+            _check_unedited(repository, paths.values(), "overwrite")
+        planned_files = {}
+        for name, config in configs.items():
             file = repository / paths[name]
-            content = pbtxt_from_config(_derived(repository / name, config, profile, settings or EngineCacheOptions()))
+            content = pbtxt_from_config(_derive(repository / name, config, profile, settings or EngineCacheOptions()))
             if not file.exists() or read_regular(file) != content:
-                plan[paths[name]] = content
-        write_files(repository, plan)
-        for name, config in found.items() if profile == "gpu-ort-tensorrt" else ():
+                planned_files[paths[name]] = content
+        write_files(repository, planned_files)
+        for name, config in configs.items() if profile == "gpu-ort-tensorrt" else ():
             versions = served_versions(repository / name, config)
             if len(versions) > 1:
                 on_progress(
-                    f"{name} serves {len(versions)} versions, whose engines ONNX Runtime would mix up, so they are not kept but built at "
-                    "each start; with one version in its version_policy they would be kept"
+                    f"{name} serves {len(versions)} versions: ONNX Runtime would mix up their engines, so these are not cached "
+                    "but built at every start. To cache them, serve one version (version_policy)"
                 )
-    return list(plan)
+    return list(planned_files)
 
 
 def remove_profile(repository: Path, profile: str, *, force: bool = False) -> list[str]:
-    """Remove what ``write_profile`` has written, all or nothing; returns the paths that were removed.
+    """Remove a profile from every network of a repository, in one transaction.
+
+    Args:
+        repository: The model repository.
+        profile: The name of the profile.
+        force: Remove files that were edited by hand, too.
+
+    Returns:
+        The paths removed, relative to `repository`.
 
     Raises:
-        ProfileError: there is none, or, without ``force``, one was edited by hand.
-        ConfigError, ExportError, OSError: a configuration cannot be read, or a file not removed; nothing was.
+        ProfileError: No network has the profile, or its file was edited by hand and `force` is False.
+        ConfigError: A configuration cannot be read.
+        ExportError: The repository cannot be written. Nothing is removed after an error.
+        OSError: A file cannot be read or removed.
     """
-    networks(repository)
+    find_networks(repository)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
-        found = networks(repository)
-        paths = [path for name in found if (repository / (path := _path(name, profile))).exists()]
+        configs = find_networks(repository)
+        paths = [path for name in configs if (repository / (path := _profile_path(name, profile))).exists()]
         if not paths:
-            known = ", ".join(_written(repository, found)) or "none"
-            raise ProfileError(f"no model in {repository} has the profile '{profile}': there are {known}")
+            existing_profiles = ", ".join(_written_profiles(repository, configs)) or "none"
+            raise ProfileError(f"no model in {repository} has the profile '{profile}'; existing profiles: {existing_profiles}")
         if not force:
-            _check_unedited(repository, paths, "removed")
+            _check_unedited(repository, paths, "remove")
         remove_files(repository, paths)
     return paths
 
 
-def _path(model: str, profile: str) -> str:
+def _profile_path(model: str, profile: str) -> str:
     return f"{model}/{PROFILES_FOLDER}/{profile}.pbtxt"
 
 
-def _artefact(config: schema.ModelConfig, profile: str) -> str:
-    """The name of the file that a profile serves."""
+def _served_file(config: schema.ModelConfig, profile: str) -> str:
+    """Return the name of the file that a profile serves."""
     return PLAN_FILE if profile == "gpu-tensorrt" else config.default_model_filename or MODEL_FILE
 
 
-def _missing(folder: Path, config: schema.ModelConfig, profile: str) -> str:
-    """What a profile lacks in one model; empty where it lacks nothing."""
-    name = _artefact(config, profile)
+def _find_missing(folder: Path, config: schema.ModelConfig, profile: str) -> str:
+    """Return what a profile is missing in one model; empty if nothing."""
+    name = _served_file(config, profile)
     served = served_versions(folder, config)
     versions = [str(version) for version in served if not (folder / str(version) / name).is_file()]
     if not versions:
@@ -190,25 +239,27 @@ def _missing(folder: Path, config: schema.ModelConfig, profile: str) -> str:
     return f"version{'s' if len(versions) > 1 else ''} {', '.join(versions)} {'have' if len(versions) > 1 else 'has'} no {name}"
 
 
-def _missing_text(repository: Path, profile: str, missing: Mapping[str, str]) -> str:
-    mend = (
-        f"build what is missing with `defensemble build-engine --repository {repository}` on a machine with that GPU and TensorRT"
+def _format_missing(repository: Path, profile: str, missing: Mapping[str, str]) -> str:
+    fix = (
+        f"Build the missing plans with `defensemble build-engine --repository {repository}` on a machine with that GPU and TensorRT"
         if profile == "gpu-tensorrt"
-        else f"export it again, or move that version, or the whole model, out of {repository}"
+        else f"Export the model again, or move that version or the whole model out of {repository}"
     )
     listing = "\n".join(f"  {name}: {problem}" for name, problem in missing.items())
-    return f"the profile '{profile}' cannot be written, and nothing was:\n{listing}\n{mend}"
+    return f"the profile '{profile}' cannot be written; nothing was written:\n{listing}\n{fix}"
 
 
-def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: EngineCacheOptions) -> schema.ModelConfig:
-    """Derive a profile from a network's ``config.pbtxt``; inputs, outputs, batch, version policy and parameters stay."""
+def _derive(folder: Path, config: schema.ModelConfig, profile: str, settings: EngineCacheOptions) -> schema.ModelConfig:
+    """Derive a profile from a network's `config.pbtxt`; inputs, outputs, batch, version policy and parameters do not change."""
     derived = schema.ModelConfig()
     derived.CopyFrom(config)
     derived.name = folder.name
-    digests = {}  # of the file that the profile serves, by version
+    digests = {}  # version to SHA-256 of the file that the profile serves
     for version in served_versions(folder, config):
-        known = None if profile == "gpu-tensorrt" else parameter(config, f"sha256.{version}")
-        digests[version] = known or hashlib.sha256(read_regular(folder / str(version) / _artefact(config, profile))).hexdigest()
+        digest = None if profile == "gpu-tensorrt" else parameter(config, f"sha256.{version}")
+        if not digest:
+            digest = hashlib.sha256(read_regular(folder / str(version) / _served_file(config, profile))).hexdigest()
+        digests[version] = digest
     kind = _CPU if profile == "cpu" else _GPU
     for group in derived.instance_group or [derived.instance_group.add()]:
         group.kind = kind
@@ -216,8 +267,8 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: E
     accelerators = derived.optimization.execution_accelerators
     accelerators.ClearField("gpu_execution_accelerator")
     if profile == "gpu-ort-tensorrt":
-        engines = accelerators.gpu_execution_accelerator.add(name="tensorrt")
-        engines.parameters.update(_engine_parameters(derived, digests, settings))
+        accelerator = accelerators.gpu_execution_accelerator.add(name="tensorrt")
+        accelerator.parameters.update(_engine_parameters(derived, digests, settings))
     elif profile == "gpu-tensorrt":
         derived.backend = "tensorrt"
         derived.ClearField("platform")
@@ -236,7 +287,7 @@ def _derived(folder: Path, config: schema.ModelConfig, profile: str, settings: E
 
 
 def _is_edited(path: Path) -> bool:
-    """Whether a profile's file is not as ``write_profile`` or a later export has left it: a comment is an edit too."""
+    """Return whether a profile's file differs from what `write_profile` or a later export wrote: a comment is an edit, too."""
     content = read_regular(path, MAX_TEXT_BYTES)
     try:
         config = config_from_pbtxt(content.decode(errors="replace"), str(path))
@@ -245,42 +296,43 @@ def _is_edited(path: Path) -> bool:
     return not matches_digest(config) or content != pbtxt_from_config(config)
 
 
-def _check_unedited(repository: Path, paths: Iterable[str], done: str) -> None:
+def _check_unedited(repository: Path, paths: Iterable[str], action: str) -> None:
     edited = [str(path) for name in paths if (path := repository / name).exists() and _is_edited(path)]
     if edited:
         raise ProfileError(
-            f"edited by hand, or not written by `defensemble profile write`: {', '.join(edited)}; nothing was changed. Keep a copy, or "
-            f"pass --force to have it {done}"
+            f"edited by hand, or not written by `defensemble profile write`: {', '.join(edited)}; nothing was changed. "
+            f"Keep a copy, then pass --force to {action} them"
         )
 
 
-def _written(repository: Path, models: Mapping[str, object]) -> list[str]:
+def _written_profiles(repository: Path, models: Mapping[str, object]) -> list[str]:
     return sorted({path.stem for name in models for path in (repository / name / PROFILES_FOLDER).glob("*.pbtxt")})
 
 
 def _state(folder: Path, config: schema.ModelConfig, profile: str) -> str:
-    path = folder.parent / _path(folder.name, profile)
+    path = folder.parent / _profile_path(folder.name, profile)
     if profile not in PROFILES:
         return "by hand" if path.exists() else "not written"
-    missing = _missing(folder, config, profile)
+    missing = _find_missing(folder, config, profile)
     if missing:
         return missing
     if not path.exists():
         return "not written"
     if _is_edited(path):
         return "edited by hand"
-    there = config_from_file(path)  # written again with the same settings, would it change?
-    return "written" if there == _derived(folder, config, profile, _settings_of(there)) else "out of date"
+    written = config_from_file(path)
+    # Up to date if writing it again with the same settings changes nothing.
+    return "written" if written == _derive(folder, config, profile, _read_settings(written)) else "out of date"
 
 
-def _settings_of(config: schema.ModelConfig) -> EngineCacheOptions:
-    """The settings that a profile was written with."""
-    for engines in config.optimization.execution_accelerators.gpu_execution_accelerator:
-        parameters = engines.parameters
-        usual = EngineCacheOptions()
+def _read_settings(config: schema.ModelConfig) -> EngineCacheOptions:
+    """Return the settings that a profile was written with."""
+    for accelerator in config.optimization.execution_accelerators.gpu_execution_accelerator:
+        parameters = accelerator.parameters
+        defaults = EngineCacheOptions()
         folder, size = parameters.get("trt_engine_cache_path"), parameters.get("max_workspace_size_bytes")
         return EngineCacheOptions(
-            str(PurePosixPath(folder).parent) if folder is not None else usual.cache_dir,
-            int(size) >> 20 if size is not None else usual.workspace_mib,
+            str(PurePosixPath(folder).parent) if folder is not None else defaults.cache_dir,
+            int(size) >> 20 if size is not None else defaults.workspace_mib,
         )
     return EngineCacheOptions()

@@ -1,4 +1,4 @@
-"""What the tests of benchmarks share."""
+"""Fixtures of the tests of benchmarks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Torch on one thread, for all tests of a module."""
+    """Limit torch to one thread for all tests of a module."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""What all benchmarks share: their options, their pages, CIFAR-10 as the zoo numbers its classes."""
+"""Shared code of the benchmarks: options, pages, and CIFAR-10 with the class indices of the zoo."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_has_the_options_of_all(script: str) -> None:
+def test_every_script_has_the_common_options(script: str) -> None:
     done = CliRunner().invoke(importlib.import_module(f"benchmarks.{script}").main, ["--help"])
     assert done.exit_code == 0
     for text in ("--json FILE", "--quick", "--note TEXT", "--seed", f"python benchmarks/{script}.py --quick"):
@@ -44,7 +44,7 @@ def test_every_script_has_the_options_of_all(script: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_page_that_is_kept_is_made_of_the_json_that_is_kept(name: str) -> None:
+def test_every_kept_page_matches_its_json(name: str) -> None:
     path = ROOT / f"docs/results/{name}.json"
     page = importlib.import_module(f"benchmarks.{PAGES[name]}").page(json.loads(path.read_text()), path.name)
     assert page == path.with_suffix(".md").read_text()
@@ -54,13 +54,13 @@ def test_every_kept_result_has_its_page() -> None:
     assert sorted(path.stem for path in (ROOT / "docs/results").glob("*.json")) == sorted(PAGES)
 
 
-def a_benchmark(holds: bool, error: Exception | None = None) -> click.Command:
-    @benchmark_command("some", quick="less", seed="nothing")
+def benchmark_that(holds: bool, error: Exception | None = None) -> click.Command:
+    @benchmark_command("example", quick="fewer calls", seed="nothing")
     def main(options: Options) -> NoReturn:
         def measure(on_progress: object) -> dict[str, object]:
             if error is not None:
                 raise error
-            return {"seed": options.seed, "figures": {"one": {"value": 1, "goal": "1", "holds": holds}}}
+            return {"seed": options.seed, "figures": {"figure": {"value": 1, "goal": "1", "holds": holds}}}
 
         run(measure, lambda result, name: f"# {name}, seed {result['seed']}", options, errors=(TrainingError,), cores=None)
 
@@ -69,26 +69,26 @@ def a_benchmark(holds: bool, error: Exception | None = None) -> click.Command:
 
 @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 1)])
 def test_a_run_writes_its_result_and_its_page(tmp_path: Path, holds: bool, status: int) -> None:
-    out = tmp_path / "some.json"
+    out = tmp_path / "example.json"
     earlier = [tmp_path / "earlier.json", tmp_path / "earlier.md"]
     for file in earlier:
         file.write_text("old")
-        file.with_stem("some").hardlink_to(file)
-    done = CliRunner().invoke(a_benchmark(holds), ["--json", str(out), "--quick", "--note", "A note.", "--seed", "7"])
+        file.with_stem("example").hardlink_to(file)
+    done = CliRunner().invoke(benchmark_that(holds), ["--json", str(out), "--quick", "--note", "A note.", "--seed", "7"])
     assert done.exit_code == status
     result = json.loads(out.read_text())
     assert (result["seed"], result["quick"], result["note"]) == (7, True, "A note.")
-    assert out.with_suffix(".md").read_text() == "# some.json, seed 7"
-    assert [file.read_text() for file in earlier] == ["old", "old"], "replaced as a whole, not overwritten"
+    assert out.with_suffix(".md").read_text() == "# example.json, seed 7"
+    assert [file.read_text() for file in earlier] == ["old", "old"], "replaced atomically, not overwritten"
 
 
-def test_an_error_of_a_run_has_its_text_alone(tmp_path: Path) -> None:
-    done = CliRunner().invoke(a_benchmark(True, TrainingError("no data")), ["--json", str(tmp_path / "some.json")])
+def test_an_error_of_a_run_is_shown_without_a_traceback(tmp_path: Path) -> None:
+    done = CliRunner().invoke(benchmark_that(True, TrainingError("no data")), ["--json", str(tmp_path / "example.json")])
     assert (done.exit_code, done.stderr) == (1, "Error: no data\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_empty_cells_of_a_table() -> None:
+def test_a_table_may_have_empty_cells() -> None:
     assert table(("a", ""), [("1", "2")]) == "| a | |\n|---|---|\n| 1 | 2 |"
 
 
@@ -104,22 +104,22 @@ def checkpoint(folder: Path, name: str, class_names: tuple[str, ...]) -> Path:
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """The classes of a dataset that stands in for CIFAR-10; test image i is of class i."""
+    """Replace CIFAR-10 by a dataset whose test image i is of class i. Returns its class names."""
     count = tiny_spec().num_classes
     part = Part(np.zeros((count, 3, 8, 8), np.uint8), np.arange(count, dtype=np.int64))
-    found = tuple(f"class{index}" for index in range(count))
-    data = Dataset("cifar10", found, part, part, (0.5,) * 3, (0.5,) * 3, flip=True, source="a test", digest="0" * 16)
-    monkeypatch.setattr(cifar10, "load_dataset", lambda *arguments, **more: data)
-    return found
+    class_names = tuple(f"class{index}" for index in range(count))
+    data = Dataset("cifar10", class_names, part, part, (0.5,) * 3, (0.5,) * 3, flip=True, source="a test", digest="0" * 16)
+    monkeypatch.setattr(cifar10, "load_dataset", lambda *arguments, **options: data)
+    return class_names
 
 
-def test_labels_are_the_numbers_that_the_networks_give_to_the_names(tmp_path: Path, names: tuple[str, ...]) -> None:
-    turned = (*names[1:], names[0])
-    data = cifar10_for([checkpoint(tmp_path, "a", turned), checkpoint(tmp_path, "b", turned)], None)
-    assert [turned[label] for label in data.test.labels] == list(names)
+def test_labels_are_the_class_indices_of_the_networks(tmp_path: Path, names: tuple[str, ...]) -> None:
+    rotated = (*names[1:], names[0])
+    data = cifar10_for([checkpoint(tmp_path, "a", rotated), checkpoint(tmp_path, "b", rotated)], None)
+    assert [rotated[label] for label in data.test.labels] == list(names)
 
 
-def test_networks_that_number_their_classes_differently_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_networks_with_different_class_indices_are_rejected(tmp_path: Path, names: tuple[str, ...]) -> None:
     paths = [checkpoint(tmp_path, "a", names), checkpoint(tmp_path, "b", names[::-1])]
     with pytest.raises(DataError, match=r"a\.safetensors.*b\.safetensors"):
         cifar10_for(paths, None)

@@ -1,4 +1,4 @@
-"""The benchmark of edits under load: which edits it makes, what it finds wrong with answers, when a figure holds, and a real run."""
+"""The benchmark of edits under load: the edits, the verification of responses, figures, and a real run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.common.callers import CallersGoneError, calling, rows_of
+from benchmarks.common.callers import CallersDiedError, choose_rows, running_callers
 from benchmarks.common.figures import exit_status
 from benchmarks.edit_under_load import SCHEMA, measure
-from benchmarks.editing.answers import APART, Call, answer_of, apart, in_force, judge
-from benchmarks.editing.asking import Asking
-from benchmarks.editing.figures import edit_told, figures_of, latencies, result_of, verdict_told
+from benchmarks.editing.answers import MIN_DIFFERENCE, Call, min_difference, state_probabilities, states_in_force, verify_calls
+from benchmarks.editing.asking import LoopingCallers
+from benchmarks.editing.figures import build_result, compute_figures, edit_json, latencies, verdict_json
 from benchmarks.editing.page import page
-from benchmarks.editing.plan import ACTIONS, Ballot, Change, State, planned
-from benchmarks.editing.under_load import Effort, Made, Run, logits_of
+from benchmarks.editing.plan import ACTIONS, Change, State, WeightedMember, draw_changes
+from benchmarks.editing.under_load import AppliedChange, Effort, Run, version_logits
 from defensemble.ensembles import Applied
 from defensemble_server import Server
 from tests.support import tiny
@@ -33,23 +33,23 @@ POOL, BATCH, SEED = 12, 4, 7
 LOGITS = {(name, 1): tiny.logits(seed, tiny.images(POOL)) for name, seed in (("a", 1), ("b", 2), ("c", 3))}
 LOGITS["a", 2] = tiny.logits(4, tiny.images(POOL))
 STATES = [
-    State((Ballot("a"), Ballot("b"))),
-    State((Ballot("a"), Ballot("b", weight=3.0))),
-    State((Ballot("a"), Ballot("b", weight=3.0)), "logits"),
-    State((Ballot("a"), Ballot("b", weight=3.0))),
+    State((WeightedMember("a"), WeightedMember("b"))),
+    State((WeightedMember("a"), WeightedMember("b", weight=3.0))),
+    State((WeightedMember("a"), WeightedMember("b", weight=3.0)), "logits"),
+    State((WeightedMember("a"), WeightedMember("b", weight=3.0))),
 ]
-EXPECTED = [answer_of(state, LOGITS) for state in STATES]
+EXPECTED = [state_probabilities(state, LOGITS) for state in STATES]
 EDITS = [(10.0, 12.0), (20.0, 22.0), (30.0, 32.0)]
 
 
 def call(number: int, sent: float, state: int, *, caller: int = 0, off: float = 0.0) -> Call:
-    """One that arrives a second after it was sent, with the answer of a state."""
-    rows = rows_of(SEED, caller, number, POOL, BATCH)
+    """Return a call that arrives a second after it was sent, with the output of a state."""
+    rows = choose_rows(SEED, caller, number, POOL, BATCH)
     return Call(caller, number, sent, sent + 1, (EXPECTED[state][rows] + off).astype(np.float32))
 
 
-def judged(calls: Sequence[Call]) -> tuple[list[str], list[str], list[str]]:
-    verdict = judge(calls, EXPECTED, EDITS, seed=SEED, batch=BATCH)
+def verified(calls: Sequence[Call]) -> tuple[list[str], list[str], list[str]]:
+    verdict = verify_calls(calls, EXPECTED, EDITS, seed=SEED, batch=BATCH)
     assert verdict.calls == len(calls)
     assert sum(verdict.by_state.values()) + len(verdict.failed) + len(verdict.wrong) + len(verdict.stale) == len(calls)
     return verdict.failed, verdict.wrong, verdict.stale
@@ -58,16 +58,16 @@ def judged(calls: Sequence[Call]) -> tuple[list[str], list[str], list[str]]:
 GOOD = [call(0, 1, 0), call(1, 9.5, 0), call(2, 11, 1), call(3, 12, 1), call(4, 15, 1), call(5, 20.5, 2), call(6, 29, 2), call(7, 33, 3)]
 
 
-def test_right_answers_in_the_order_of_the_states_are_what_is_asked_for() -> None:
-    assert judged(GOOD) == ([], [], [])
-    verdict = judge(GOOD, EXPECTED, EDITS, seed=SEED, batch=BATCH)
+def test_correct_responses_in_the_order_of_the_states_are_accepted() -> None:
+    assert verified(GOOD) == ([], [], [])
+    verdict = verify_calls(GOOD, EXPECTED, EDITS, seed=SEED, batch=BATCH)
     assert dict(verdict.by_state) == {0: 2, 1: 3, 2: 2, 3: 1}
     assert verdict.between == 5  # the second to fourth, sixth and seventh
     assert 0 < verdict.largest_difference < 1e-6
 
 
-def test_a_failed_request_is_found() -> None:
-    failed, wrong, stale = judged([*GOOD[:3], Call(0, 3, 12, 13, None, "UnavailableError: gone"), *GOOD[4:]])
+def test_a_failed_request_is_reported() -> None:
+    failed, wrong, stale = verified([*GOOD[:3], Call(0, 3, 12, 13, None, "UnavailableError: gone"), *GOOD[4:]])
     assert (wrong, stale) == ([], [])
     assert_each(failed, "call 3 | caller 0 | UnavailableError | gone")
 
@@ -76,73 +76,73 @@ def test_a_failed_request_is_found() -> None:
     ("bad", "text"),
     [
         (call(4, 15, 1, off=2e-5), "no state | 2e-05 | 1"),
-        (call(4, 15, 0), "state 0 | 1"),  # gone since 12
-        (call(4, 18.9, 2), "state 2 | 1"),  # not there before 20
+        (call(4, 15, 0), "state 0 | 1"),  # replaced at 12
+        (call(4, 18.9, 2), "state 2 | 1"),  # not in force before 20
         (call(4, 19.5, 0), "state 0 | 1 and 2"),
         (call(4, 15, 1, off=float("nan")), "no state | inf"),
         (replace(call(4, 15, 1), answer=np.zeros((BATCH, 2))), "no state | inf"),
-        (replace(call(4, 15, 1), answer=call(5, 15, 1).answer), "no state"),  # of other images
+        (replace(call(4, 15, 1), answer=call(5, 15, 1).answer), "no state"),  # for other images
     ],
 )
-def test_a_wrong_answer_is_found(bad: Call, text: str) -> None:
-    failed, wrong, stale = judged([*GOOD[:4], bad])
+def test_a_wrong_response_is_reported(bad: Call, text: str) -> None:
+    failed, wrong, stale = verified([*GOOD[:4], bad])
     assert (failed, stale) == ([], [])
     assert len(wrong) == 1
     assert_facts(wrong[0], f"call 4 | caller 0 | {text}")
 
 
-def test_an_answer_that_mixes_two_states_is_wrong() -> None:
+def test_a_response_that_mixes_two_states_is_wrong() -> None:
     mixed = call(2, 11, 1)
     assert mixed.answer is not None
-    mixed.answer[2:] = EXPECTED[0][rows_of(SEED, 0, 2, POOL, BATCH)][2:]
-    failed, wrong, stale = judged([mixed])
+    mixed.answer[2:] = EXPECTED[0][choose_rows(SEED, 0, 2, POOL, BATCH)][2:]
+    failed, wrong, stale = verified([mixed])
     assert (failed, len(wrong), stale) == ([], 1, [])
 
 
-def test_an_old_answer_after_a_new_one_is_found_for_that_caller_alone() -> None:
+def test_an_old_response_after_a_new_one_is_stale_only_for_that_caller() -> None:
     calls = [call(0, 10.2, 1), call(1, 10.4, 0), call(0, 10.2, 0, caller=1), call(1, 10.4, 1, caller=1), call(2, 10.9, 0, caller=1)]
-    failed, wrong, stale = judged(calls)
+    failed, wrong, stale = verified(calls)
     assert (failed, wrong) == ([], [])
     assert_each(stale, "call 1 | caller 0 | state 0 | state 1", "call 2 | caller 1 | state 0 | state 1")
 
 
-def test_states_that_answer_alike_are_told_apart_by_time() -> None:
-    # States 1 and 3 are the same ensemble: back to it after 2 is right while the third edit is made, and wrong before.
-    assert judged([call(0, 21, 2), call(1, 30.5, 3)]) == ([], [], [])
-    failed, wrong, stale = judged([call(0, 20.5, 2), call(1, 20.9, 1)])
+def test_states_with_equal_outputs_are_distinguished_by_time() -> None:
+    # States 1 and 3 are the same ensemble: its output after state 2 is correct during the third edit, and wrong before.
+    assert verified([call(0, 21, 2), call(1, 30.5, 3)]) == ([], [], [])
+    failed, wrong, stale = verified([call(0, 20.5, 2), call(1, 20.9, 1)])
     assert (failed, wrong, len(stale)) == ([], [], 1)
-    # With a call that long all four were in force, and the old one may still be the third.
+    # During such a long call all four states were in force, and the first response may be that of the third.
     long = replace(call(1, 12, 3), arrived=31.0)
-    assert judged([call(0, 20.5, 2), long]) == ([], [], [])
+    assert verified([call(0, 20.5, 2), long]) == ([], [], [])
 
 
 @pytest.mark.parametrize(
     ("sent", "arrived", "states"),
     [(0, 1, [0]), (0, 10, [0, 1]), (12, 13, [0, 1]), (12.1, 13, [1]), (9, 31, [0, 1, 2, 3]), (40, 41, [3])],
 )
-def test_the_states_in_force_while_a_call_was_under_way(sent: float, arrived: float, states: list[int]) -> None:
-    assert list(in_force(EDITS, sent, arrived)) == states
+def test_states_in_force_during_a_call(sent: float, arrived: float, states: list[int]) -> None:
+    assert list(states_in_force(EDITS, sent, arrived)) == states
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
-def test_the_answer_of_a_state_is_that_of_the_definition(average: str) -> None:
-    state = State((Ballot("a", 2, 0.5), Ballot("c", 1, 2.0)), average)
-    for row, got in enumerate(answer_of(state, LOGITS)):
+def test_the_output_of_a_state_follows_the_definition(average: str) -> None:
+    state = State((WeightedMember("a", 2, 0.5), WeightedMember("c", 1, 2.0)), average)
+    for row, got in enumerate(state_probabilities(state, LOGITS)):
         first, second = LOGITS["a", 2][row], LOGITS["c", 1][row]
         if average == "probabilities":
-            wanted = (0.5 * tiny.softmax(first) + 2 * tiny.softmax(second)) / 2.5
+            expected_row = (0.5 * tiny.softmax(first) + 2 * tiny.softmax(second)) / 2.5
         else:
-            wanted = tiny.softmax((0.5 * first + 2 * second) / 2.5)
-        assert got == pytest.approx(wanted, abs=1e-12)
+            expected_row = tiny.softmax((0.5 * first + 2 * second) / 2.5)
+        assert got == pytest.approx(expected_row, abs=1e-12)
 
 
-def test_states_differ_in_any_batch_by_what_is_told() -> None:
+def test_the_minimum_difference_holds_for_any_batch() -> None:
     ours, theirs = np.zeros((4, 2)), np.array([[0, 0.5], [0.1, 0], [0, 0.3], [0.2, 0]])
-    assert [apart(ours, theirs, batch) for batch in (1, 2, 4)] == [0.1, 0.2, 0.5]
+    assert [min_difference(ours, theirs, batch) for batch in (1, 2, 4)] == [0.1, 0.2, 0.5]
 
 
-def differ(one: State, other: State) -> bool:
-    return apart(answer_of(one, LOGITS), answer_of(other, LOGITS), BATCH) > APART
+def are_distinguishable(first: State, second: State) -> bool:
+    return min_difference(state_probabilities(first, LOGITS), state_probabilities(second, LOGITS), BATCH) > MIN_DIFFERENCE
 
 
 VERSIONS = {"a": 2, "b": 1, "c": 1, "d": 1, "e": 1}
@@ -151,82 +151,93 @@ for index, name in enumerate(("d", "e")):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_edits_are_drawn_from_the_seed_and_can_all_be_seen(seed: int) -> None:
-    start = State(tuple(Ballot(name) for name in "abcd"))
-    changes = planned(VERSIONS, start, 30, seed, differ=differ, alike_at=(5, 30))
-    assert changes == planned(VERSIONS, start, 30, seed, differ=differ, alike_at=(5, 30))
-    assert changes != planned(VERSIONS, start, 30, seed + 100, differ=differ, alike_at=(5, 30))
+def test_edits_are_drawn_from_the_seed_and_change_the_outputs(seed: int) -> None:
+    start = State(tuple(WeightedMember(name) for name in "abcd"))
+    changes = draw_changes(VERSIONS, start, 30, seed, are_distinguishable=are_distinguishable, same_models_after=(5, 30))
+    assert changes == draw_changes(VERSIONS, start, 30, seed, are_distinguishable=are_distinguishable, same_models_after=(5, 30))
+    assert changes != draw_changes(VERSIONS, start, 30, seed + 100, are_distinguishable=are_distinguishable, same_models_after=(5, 30))
     assert len(changes) == 30
     assert changes[4].state.models == changes[29].state.models
     state = start
     for change in changes:
-        assert differ(state, change.state)
-        assert len(change.state.votes) >= 4
+        assert are_distinguishable(state, change.state)
+        assert len(change.state.members) >= 4
         state = change.state
     counts = [sum(change.action == action for change in changes) for action in ACTIONS]
     assert min(counts) >= 3
     with pytest.raises(ValueError, match="no edit"):
-        planned({"a": 1}, State((Ballot("a"),)), 1, seed, differ=lambda one, other: False)
+        draw_changes({"a": 1}, State((WeightedMember("a"),)), 1, seed, are_distinguishable=lambda first, second: False)
 
 
-def made(begin: float, end: float, *, writes: float = 0.02, loads: float = 0.03, loaded: Sequence[str] = ("average_1",)) -> Made:
+def applied_change(
+    begin: float, end: float, *, writes: float = 0.02, loads: float = 0.03, loaded: Sequence[str] = ("average_1",)
+) -> AppliedChange:
     seconds = {"checks": 0.1, "writes": writes, "loads": loads, "inferences": 0.2, "drain": 0.1, "total": end - begin}
     applied = Applied("ensemble", None, ("weight",), loaded={"grpc://x": tuple(loaded)}, seconds=seconds)
-    return Made(Change("weight", {}, STATES[0]), applied, begin, end)
+    return AppliedChange(Change("weight", {}, STATES[0]), applied, begin, end)
 
 
-def at(sent: float, took: float, caller: int = 0) -> Call:
+def call_at(sent: float, took: float, caller: int = 0) -> Call:
     return Call(caller, 0, sent, sent + took, np.zeros((1, 2)))
 
 
-def test_calls_are_split_by_whether_an_edit_was_under_way() -> None:
-    edits = [made(10, 11), made(20, 22)]
-    calls = [at(9.5, 0.4), at(9.8, 0.5), at(10.9, 1), at(15, 0.2, 1), at(19.9, 3), at(25, 0.3), at(0.5, 0.1), at(29.9, 0.2)]
-    told = latencies([*calls, Call(0, 1, 12, 13, None, "failed")], edits, 1.0, 30.0)
-    assert (told["during"]["n"], told["without"]["n"]) == (3, 3)
-    assert told["during"]["max_ms"] == pytest.approx(3000)
-    assert (told["seconds_with"], told["seconds_without"]) == (3, 26)
-    assert told["p99_during_by_without"] == pytest.approx(np.percentile([0.5, 1, 3], 99) / np.percentile([0.4, 0.2, 0.3], 99), rel=1e-3)
-    assert told["p99_interval"][0] < told["p99_during_by_without"] <= told["p99_interval"][1]
-    assert told["by_protocol"]["http"]["without"] == {"n": 1, "p50_ms": 200, "p99_ms": 200, "max_ms": 200}
+def test_calls_are_split_by_whether_they_overlap_an_edit() -> None:
+    edits = [applied_change(10, 11), applied_change(20, 22)]
+    calls = [
+        call_at(9.5, 0.4),
+        call_at(9.8, 0.5),
+        call_at(10.9, 1),
+        call_at(15, 0.2, 1),
+        call_at(19.9, 3),
+        call_at(25, 0.3),
+        call_at(0.5, 0.1),
+        call_at(29.9, 0.2),
+    ]
+    output = latencies([*calls, Call(0, 1, 12, 13, None, "failed")], edits, 1.0, 30.0)
+    assert (output["during"]["n"], output["without"]["n"]) == (3, 3)
+    assert output["during"]["max_ms"] == pytest.approx(3000)
+    assert (output["seconds_with"], output["seconds_without"]) == (3, 26)
+    assert output["p99_during_by_without"] == pytest.approx(np.percentile([0.5, 1, 3], 99) / np.percentile([0.4, 0.2, 0.3], 99), rel=1e-3)
+    assert output["p99_interval"][0] < output["p99_during_by_without"] <= output["p99_interval"][1]
+    assert output["by_protocol"]["http"]["without"] == {"n": 1, "p50_ms": 200, "p99_ms": 200, "max_ms": 200}
     none = latencies([], edits, 1.0, 30.0)
     assert none["p99_during_by_without"] is None
     assert none["p99_interval"] is None
 
 
-def a_result(calls: Sequence[Call] = GOOD, **values: Any) -> dict[str, Any]:
-    """Three edits of 2 s, calls of a second."""
-    edits = [made(*times, **values) for times in EDITS]
+def result_with(calls: Sequence[Call] = GOOD, **values: Any) -> dict[str, Any]:
+    """Return the result of three edits of 2 s and calls of a second."""
+    edits = [applied_change(*times, **values) for times in EDITS]
     run = Run(list(calls), edits, [[100, 100], [104, 90], [100, 101], [100, 103]], 0.5, 40.0, {})
-    return result_of(run, judge(calls, EXPECTED, EDITS, seed=SEED, batch=BATCH), 3, (1, 3))
+    return build_result(run, verify_calls(calls, EXPECTED, EDITS, seed=SEED, batch=BATCH), 3, (1, 3))
 
 
 @pytest.mark.parametrize(
     ("missed", "change"),
     [
-        ("", lambda: a_result()),
-        ("failed_requests", lambda: a_result([*GOOD, Call(1, 0, 1, 2, None, "gone")])),
-        ("wrong_answers", lambda: a_result([*GOOD, call(8, 35, 2)])),
-        ("old_answers_after_new", lambda: a_result([*GOOD, call(0, 10.2, 1, caller=1), call(1, 10.4, 0, caller=1)])),
-        ("p99_during_edits_by_without", lambda: a_result([*GOOD[:-1], replace(call(7, 30, 3), arrived=32.0)])),
-        ("own_work_of_an_edit_s", lambda: a_result(writes=0.08)),
-        ("edit_by_call", lambda: a_result([replace(one, sent=one.arrived - 0.3) for one in GOOD])),
+        ("", lambda: result_with()),
+        ("failed_requests", lambda: result_with([*GOOD, Call(1, 0, 1, 2, None, "gone")])),
+        ("wrong_answers", lambda: result_with([*GOOD, call(8, 35, 2)])),
+        ("old_answers_after_new", lambda: result_with([*GOOD, call(0, 10.2, 1, caller=1), call(1, 10.4, 0, caller=1)])),
+        ("p99_during_edits_by_without", lambda: result_with([*GOOD[:-1], replace(call(7, 30, 3), arrived=32.0)])),
+        ("own_work_of_an_edit_s", lambda: result_with(writes=0.08)),
+        ("edit_by_call", lambda: result_with([replace(entry, sent=entry.arrived - 0.3) for entry in GOOD])),
     ],
 )
-def test_a_figure_that_does_not_hold_is_told_and_ends_with_status_1(missed: str, change: Callable[[], dict[str, Any]]) -> None:
+def test_a_missed_figure_is_named_and_ends_with_status_1(missed: str, change: Callable[[], dict[str, Any]]) -> None:
     figures = change()["figures"]
     assert [name for name, figure in figures.items() if not figure["holds"]] == ([missed] if missed else [])
     assert exit_status(figures) == (1 if missed else 0)
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
-def test_memory_is_compared_both_ways_and_what_was_not_measured_does_not_hold() -> None:
-    result = a_result()
+def test_memory_has_two_limits_and_missing_values_miss_their_goal() -> None:
+    result = result_with()
     assert result["memory"]["ratio"] == pytest.approx(101.5 / 97, abs=1e-4)
     for ratio, holds in ((1.05, True), (1.051, False), (0.949, False)):
-        figures = figures_of({**result, "memory": {"ratio": ratio}})
+        figures = compute_figures({**result, "memory": {"ratio": ratio}})
         assert figures["memory_late_by_early"] == {"value": ratio, "goal": "within 5 %", "holds": holds}
-    empty = a_result([])
+    empty = result_with([])
     missing = {name: figure["value"] for name, figure in empty["figures"].items() if not figure["holds"]}
     assert missing == {
         "failed_requests": 0,
@@ -235,18 +246,18 @@ def test_memory_is_compared_both_ways_and_what_was_not_measured_does_not_hold() 
         "p99_during_edits_by_without": None,
         "edit_by_call": None,
     }
-    loading = a_result(loaded=["member1", "average_2"])
+    loading = result_with(loaded=["member1", "average_2"])
     assert loading["figures"]["own_work_of_an_edit_s"]["value"] is None
 
 
-def test_own_work_is_writes_and_loads_of_edits_that_load_no_member() -> None:
-    told = edit_told(made(10, 11, loaded=["average_1", "member1"]), [3, 1, 2])
-    assert (told["own_work_s"], told["members_loaded"], told["pss_bytes_after"]) == (0.05, ["member1"], 2)
+def test_own_work_is_writes_and_loads() -> None:
+    output = edit_json(applied_change(10, 11, loaded=["average_1", "member1"]), [3, 1, 2])
+    assert (output["own_work_s"], output["members_loaded"], output["pss_bytes_after"]) == (0.05, ["member1"], 2)
 
 
-def whole(result: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """With all that the page tells of the surroundings."""
-    about = {
+def complete(result: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """Add the description of the machine, which the page needs."""
+    description = {
         "quick": False,
         "note": None,
         "duration_s": 1.0,
@@ -265,93 +276,93 @@ def whole(result: dict[str, Any], **values: Any) -> dict[str, Any]:
         "git_commit": "0123456789abcdef",
         "member_spec": {"arch": "resnet18", "width": 16, "keep": 0.3, "blocks": [0, 1, 2], "trained": False},
     }
-    return {**about, **result, **values}
+    return {**description, **result, **values}
 
 
-def test_the_page_tells_what_the_result_says() -> None:
-    shown = page(whole(a_result()), "result.json")
-    assert "[result.json](result.json)" in shown
-    assert shown.count("| holds |") == 7
-    assert "**missed**" not in shown
-    assert "8 calls, 8 answers" in shown
-    assert page(whole(a_result()), "result.json") == shown
-    bad = page(whole(a_result([*GOOD, call(8, 35, 2)]), quick=True, note="Others worked."), "result.json")
-    assert "A quick look, which proves nothing" in bad
+def test_the_page_shows_the_result() -> None:
+    text = page(complete(result_with()), "result.json")
+    assert "[result.json](result.json)" in text
+    assert text.count("| holds |") == 7
+    assert "**missed**" not in text
+    assert "8 calls, 8 responses" in text
+    assert page(complete(result_with()), "result.json") == text
+    bad = page(complete(result_with([*GOOD, call(8, 35, 2)]), quick=True, note="Others worked."), "result.json")
+    assert "A quick run" in bad
     assert "Others worked." in bad
     assert bad.count("**missed**") == 1
     assert_facts(bad, "wrong | call 8 | caller 0 | state 2 | 3")
-    nothing = page(whole(a_result([])), "result.json")
+    nothing = page(complete(result_with([])), "result.json")
     assert nothing.count("**missed**") == 5
     assert "not measured" in nothing
-    assert max(len(line) for text in (shown, bad, nothing) for line in text.splitlines() if not line.startswith("|")) <= 250
+    assert max(len(line) for shown in (text, bad, nothing) for line in shown.splitlines() if not line.startswith("|")) <= 250
 
 
-def test_the_figures_that_are_kept_follow_from_the_result() -> None:
+def test_the_kept_figures_follow_from_the_result() -> None:
     path = ROOT / "docs/results/edit_under_load.json"
     result = json.loads(path.read_text())
     assert result["schema"] == SCHEMA == "defensemble.benchmark.edit_under_load/1"
     assert (result["quick"], len(result["edits"]), result["timed_edits"], result["memory"]["after_edits"]) == (False, 50, 20, [5, 50])
-    assert result["figures"] == figures_of(result)
+    assert result["figures"] == compute_figures(result)
 
 
-def test_verdicts_tell_the_first_ten() -> None:
+def test_verdicts_list_the_first_ten() -> None:
     calls = [Call(0, number, 1, 2, None, "gone") for number in range(12)]
-    told = verdict_told(judge(calls, EXPECTED, EDITS, seed=SEED, batch=BATCH))
-    assert (told["failed"]["n"], len(told["failed"]["first"]), told["wrong"]["n"]) == (12, 10, 0)
+    output = verdict_json(verify_calls(calls, EXPECTED, EDITS, seed=SEED, batch=BATCH))
+    assert (output["failed"]["n"], len(output["failed"]["first"]), output["wrong"]["n"]) == (12, 10, 0)
 
 
-def test_callers_in_processes_of_their_own_tell_every_answer_and_every_failure(triton: Server) -> None:
+def test_callers_in_separate_processes_return_every_response_and_failure(triton: Server) -> None:
     pool = tiny.images(POOL)
-    askings = [
-        Asking(triton.grpc_url, (0, 2), "ensemble", pool, BATCH, SEED),
-        Asking(triton.http_url, (1,), "ensemble", pool, BATCH, SEED),
-        Asking(triton.grpc_url, (3,), "nobody", pool, BATCH, SEED),
+    jobs = [
+        LoopingCallers(triton.grpc_url, (0, 2), "ensemble", pool, BATCH, SEED),
+        LoopingCallers(triton.http_url, (1,), "ensemble", pool, BATCH, SEED),
+        LoopingCallers(triton.grpc_url, (3,), "unknown", pool, BATCH, SEED),
     ]
-    began = time.monotonic()
-    with calling(askings) as callers:
+    started = time.monotonic()
+    with running_callers(jobs) as callers:
         callers.check()
         calls = callers.stop()
     assert {call.caller for call in calls} == {0, 1, 2, 3}
-    expected = answer_of(State((Ballot("a"), Ballot("b", weight=3.0))), LOGITS)
+    expected = state_probabilities(State((WeightedMember("a"), WeightedMember("b", weight=3.0))), LOGITS)
     for caller in range(4):
-        own = sorted((call for call in calls if call.caller == caller), key=lambda call: call.number)
-        assert [call.number for call in own] == list(range(len(own)))
-        assert all(began < one.sent <= one.arrived < time.monotonic() for one in own)
-    verdict = judge(calls, [expected], [], seed=SEED, batch=BATCH)
+        caller_calls = sorted((call for call in calls if call.caller == caller), key=lambda call: call.number)
+        assert [call.number for call in caller_calls] == list(range(len(caller_calls)))
+        assert all(started < call.sent <= call.arrived < time.monotonic() for call in caller_calls)
+    verdict = verify_calls(calls, [expected], [], seed=SEED, batch=BATCH)
     assert (verdict.wrong, verdict.stale) == ([], [])
     assert len(verdict.failed) == sum(call.caller == 3 for call in calls) > 0
     assert all("caller 3: ModelNotFoundError" in text for text in verdict.failed)
 
 
-def test_callers_that_died_are_missed(triton: Server) -> None:
-    with calling([Asking(triton.http_url, (0,), "ensemble", tiny.images(POOL), BATCH, SEED)]) as callers:
+def test_dead_callers_are_detected(triton: Server) -> None:
+    with running_callers([LoopingCallers(triton.http_url, (0,), "ensemble", tiny.images(POOL), BATCH, SEED)]) as callers:
         process = callers._processes[0]
         process.kill()
         process.join(timeout=30)
-        with pytest.raises(CallersGoneError, match="status -9"):
+        with pytest.raises(CallersDiedError, match="status -9"):
             callers.check()
-        with pytest.raises(CallersGoneError):
+        with pytest.raises(CallersDiedError):
             callers.stop()
 
 
-def test_help_names_the_options() -> None:
+def test_help_lists_the_options() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     for option in ("--json FILE", "--quick", "--note", "--seed", "Examples:"):
         assert option in done.stdout
 
 
-def test_versions_of_one_model_are_numbered_in_the_order_of_their_export() -> None:
+def test_versions_of_a_model_are_numbered_in_export_order() -> None:
     members, later = [tiny.member("a", 1), tiny.member("b", 2)], [tiny.member("c", 3), tiny.member("a", 4)]
-    found = logits_of(members, later, tiny.images(POOL))
-    assert set(found) == {("a", 1), ("a", 2), ("b", 1), ("c", 1)}
-    for key, answer in found.items():
+    logits_by_version = version_logits(members, later, tiny.images(POOL))
+    assert set(logits_by_version) == {("a", 1), ("a", 2), ("b", 1), ("c", 1)}
+    for key, answer in logits_by_version.items():
         assert answer == pytest.approx(LOGITS[key], abs=1e-4)
 
 
 @pytest.mark.slow
-def test_no_request_fails_and_none_is_answered_wrongly_while_an_ensemble_is_edited() -> None:
-    """All kinds of edits under eight callers of a real Triton; what it takes is not judged here."""
+def test_no_request_fails_or_is_wrong_while_an_ensemble_is_edited() -> None:
+    """All kinds of edits under eight callers of a real Triton; durations are not asserted."""
     members = [tiny.member(f"m{seed}", seed) for seed in range(5)]
     later = [tiny.member("m5", 5), tiny.member("m0", 6)]
     effort = Effort(edits=20, timed=20, memory_after=(5, 20), quiet_s=0.2, later_quiet_s=0.2, warm_s=0.5)
@@ -364,6 +375,6 @@ def test_no_request_fails_and_none_is_answered_wrongly_while_an_ensemble_is_edit
     assert sum(answers["by_state"].values()) == answers["calls"] > 200
     assert len(answers["by_state"]) > 10
     assert answers["while_two_states_were_in_force"] > 20
-    assert result["least_apart"] > APART > 10 * result["tolerance"]
-    shown = page(whole(result), "result.json")
-    assert f"{answers['calls']:,} calls, {answers['calls']:,} answers" in shown
+    assert result["least_apart"] > MIN_DIFFERENCE > 10 * result["tolerance"]
+    text = page(complete(result), "result.json")
+    assert f"{answers['calls']:,} calls, {answers['calls']:,} responses" in text

@@ -1,4 +1,4 @@
-"""The zoo that ships: its plan, its files, its cards and the page of results, each regenerated and compared."""
+"""The shipped zoo: its plan, files and cards, each regenerated and compared."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import click
 import pytest
 
 from benchmarks.zoo.card import model_card
-from benchmarks.zoo.plan import FOLDER, LARGEST_FILE, PLAN, ROOT, Network, check_is
+from benchmarks.zoo.plan import FOLDER, MAX_FILE_BYTES, PLAN, ROOT, Network, check_network
 from benchmarks.zoo_table import SCHEMA
-from benchmarks.zoo_training import main, state_of, train_all
+from benchmarks.zoo_training import main, train_all, training_state
 from defensemble_training import CheckpointError, build, load_checkpoint, mask_digest, read_metadata, save_checkpoint
 from defensemble_training.models.defect import defect_masks
 from defensemble_training.trainer.run_state import STATE_FILE
@@ -24,10 +24,10 @@ from tests.support.untrained import record_of, tiny_spec
 
 RESULT = ROOT / "docs/results/zoo_cifar10.json"
 SHIPPED = sorted((ROOT / FOLDER).glob("*.safetensors"))
-needs_zoo = pytest.mark.skipif(not SHIPPED, reason="no network of the zoo is here: make zoo trains them")
+needs_zoo = pytest.mark.skipif(not SHIPPED, reason="no network of the zoo exists; make zoo trains them")
 
 
-def test_the_plan_is_the_issue_s_in_its_order() -> None:
+def test_the_plan_has_the_networks_in_order() -> None:
     assert [(network.name, network.keep, network.epochs) for network in PLAN] == [
         ("standard", 1.0, 12),
         ("standard-other", 1.0, 12),
@@ -41,13 +41,13 @@ def test_the_plan_is_the_issue_s_in_its_order() -> None:
     assert [network.mask_seed for network in PLAN] == [None, None, 0, 1, 2, 3, 4]
 
 
-def test_every_command_is_a_call_that_train_takes() -> None:
+def test_train_accepts_every_command() -> None:
     from defensemble.cli.commands.train import command
 
     for network in PLAN:
-        words = network.arguments("--precision", "bf16", "--compile", "--threads", "1")
-        assert words[0] == "train"
-        values = command.make_context("train", words[1:]).params
+        arguments = network.arguments("--precision", "bf16", "--compile", "--threads", "1")
+        assert arguments[0] == "train"
+        values = command.make_context("train", arguments[1:]).params
         assert values["output"] == network.path == Path(f"zoo/cifar10/{network.name}.safetensors")
         assert (values["width"], values["keep"], values["seed"], values["epochs"]) == (16, network.keep, network.seed, network.epochs)
         assert (values["mask_seed"], values["half"], values["resume"], values["preset"]) == (network.mask_seed or 0, True, True, "fast")
@@ -56,9 +56,9 @@ def test_every_command_is_a_call_that_train_takes() -> None:
 # What ships
 
 
-def test_nothing_is_in_the_zoo_but_the_plan_s_networks_and_their_cards() -> None:
+def test_the_zoo_contains_only_networks_of_the_plan_and_their_cards() -> None:
     if not (ROOT / FOLDER).exists():
-        pytest.skip("there is no zoo here: make zoo trains it")
+        pytest.skip("there is no zoo; make zoo trains it")
     names = {path.name for path in (ROOT / FOLDER).iterdir() if not path.name.startswith(".")}
     assert names <= {f"{network.name}.{suffix}" for network in PLAN for suffix in ("safetensors", "md")}
     assert {path.with_suffix(".md").name for path in SHIPPED} == {name for name in names if name.endswith(".md")}
@@ -66,12 +66,12 @@ def test_nothing_is_in_the_zoo_but_the_plan_s_networks_and_their_cards() -> None
 
 @needs_zoo
 @pytest.mark.parametrize("network", PLAN, ids=lambda network: network.name)
-def test_a_network_is_the_plan_s_with_its_digest_and_its_card(network: Network) -> None:
+def test_a_shipped_network_matches_the_plan_and_its_card(network: Network) -> None:
     path = ROOT / network.path
     if not path.exists():
         pytest.skip(f"{network.name} is not trained")
-    assert path.stat().st_size <= LARGEST_FILE
-    check_is(network, path)
+    assert path.stat().st_size <= MAX_FILE_BYTES
+    check_network(network, path)
     module, _, record = load_checkpoint(path)
     assert mask_digest(defect_masks(module)) == read_metadata(path).mask_digest
     assert len(record.data_digest) == 16
@@ -79,7 +79,7 @@ def test_a_network_is_the_plan_s_with_its_digest_and_its_card(network: Network) 
     assert path.with_suffix(".md").read_text() == model_card(path)
 
 
-def test_the_results_are_of_all_test_images() -> None:
+def test_the_results_cover_all_test_images() -> None:
     if not RESULT.exists():
         pytest.skip("the zoo's table was not measured: python benchmarks/zoo_table.py --json docs/results/zoo_cifar10.json")
     result = json.loads(RESULT.read_text())
@@ -87,19 +87,19 @@ def test_the_results_are_of_all_test_images() -> None:
 
 
 @needs_zoo
-def test_the_results_are_of_the_files_that_ship() -> None:
+def test_the_results_are_of_the_shipped_files() -> None:
     if not RESULT.exists():
         pytest.skip("the zoo's table was not measured: python benchmarks/zoo_table.py --json docs/results/zoo_cifar10.json")
     result = json.loads(RESULT.read_text())
     measured = {result["source"]["name"]: result["source"]["sha256"]}
-    measured |= {name: told["sha256"] for name, told in result["networks"].items() if told is not None}
+    measured |= {name: entry["sha256"] for name, entry in result["networks"].items() if entry is not None}
     assert measured == {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in SHIPPED}
 
 
 # Cards
 
 
-def test_a_card_tells_what_the_checkpoint_holds(tmp_path: Path) -> None:
+def test_a_card_describes_its_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     spec = tiny_spec()
     module = build(spec)
@@ -112,7 +112,7 @@ def test_a_card_tells_what_the_checkpoint_holds(tmp_path: Path) -> None:
     assert f"{path.stat().st_size:,} bytes, weights as float16" in card
     assert f"{sum(parameter.numel() for parameter in module.parameters()):,} parameters" in card
     assert mask_digest(defect_masks(module)) in card
-    # Wilson's interval of 300 of 400 by hand: 0.747622 +- 0.042299.
+    # Wilson's interval of 300 of 400, calculated manually: 0.747622 +- 0.042299.
     assert "75.00% (300 of 400; Wilson 95 % interval 70.53% to 78.99%)" in card
     assert f"$ defensemble {command}\n" in card
     assert "Apache-2.0" in card
@@ -122,22 +122,22 @@ def test_a_card_tells_what_the_checkpoint_holds(tmp_path: Path) -> None:
 
 
 def fake_training(root: Path, calls: list[list[str]], *, status: int = 0) -> object:
-    """Stands for `defensemble train`, which takes minutes here: writes an untrained network of the plan, as float16."""
+    """Replace `defensemble train`, which takes minutes: write an untrained network of the plan, as float16."""
 
-    def run(words: list[str]) -> int:
-        calls.append(words)
+    def run(arguments: list[str]) -> int:
+        calls.append(arguments)
         if status:
             return status
-        network = next(network for network in PLAN if str(network.path) == words[-1])
+        network = next(network for network in PLAN if str(network.path) == arguments[-1])
         spec = tiny_spec(keep=network.keep, width=16, mask_seed=network.mask_seed or 0)
         record = record_of(spec, data="cifar10", seed=network.seed, epochs=network.epochs)
-        save_checkpoint(root / words[-1], build(spec), spec, record, half=True)
+        save_checkpoint(root / arguments[-1], build(spec), spec, record, half=True)
         return 0
 
     return run
 
 
-def test_what_is_finished_is_left_and_the_rest_is_trained_in_order(tmp_path: Path) -> None:
+def test_only_unfinished_networks_are_trained_in_order(tmp_path: Path) -> None:
     calls: list[list[str]] = []
     run = fake_training(tmp_path, calls)
     train_all(PLAN[1:2], [], root=tmp_path, run=run)  # type: ignore[arg-type]
@@ -151,58 +151,58 @@ def test_what_is_finished_is_left_and_the_rest_is_trained_in_order(tmp_path: Pat
     earlier.hardlink_to(card)
     train_all(PLAN[:1], [], root=tmp_path, run=run)  # type: ignore[arg-type]
     assert card.read_text() == model_card(tmp_path / PLAN[0].path)
-    assert earlier.read_text() == "old", "replaced as a whole, not overwritten"
+    assert earlier.read_text() == "old", "replaced atomically, not overwritten"
     assert len(calls) == 3
 
 
-def test_a_training_that_ends_badly_ends_the_script_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_failed_training_ends_the_script_and_suggests_how_to_resume(tmp_path: Path) -> None:
     calls: list[list[str]] = []
     with raises(click.ClickException, "standard | exit status 1 | make zoo"):
         train_all(PLAN, [], root=tmp_path, run=fake_training(tmp_path, calls, status=1))  # type: ignore[arg-type]
     assert len(calls) == 1
 
 
-def test_states(tmp_path: Path) -> None:
+def test_training_states(tmp_path: Path) -> None:
     network = PLAN[2]
-    assert state_of(network, tmp_path) == "to do"
+    assert training_state(network, tmp_path) == "to do"
     folder = tmp_path / "runs/zoo/keep0.1"
     folder.mkdir(parents=True)
     (folder / STATE_FILE).touch()
-    assert state_of(network, tmp_path) == "interrupted"
+    assert training_state(network, tmp_path) == "interrupted"
     (tmp_path / network.path).parent.mkdir(parents=True)
     (tmp_path / network.path).touch()
-    assert state_of(network, tmp_path) == "finished"
+    assert training_state(network, tmp_path) == "finished"
 
 
-def test_another_network_under_a_name_of_the_plan_is_refused(tmp_path: Path) -> None:
+def test_another_network_with_a_name_of_the_plan_is_rejected(tmp_path: Path) -> None:
     spec = tiny_spec(keep=0.5, width=16)
     path = tmp_path / "keep0.1.safetensors"
     save_checkpoint(path, build(spec), spec, record_of(spec))
     with pytest.raises(CheckpointError, match=r"keep0\.1"):
-        check_is(PLAN[2], path)
+        check_network(PLAN[2], path)
 
 
-def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_rejected(tmp_path: Path) -> None:
     network = PLAN[0]
     path = tmp_path / "standard.safetensors"
     spec = tiny_spec(keep=1.0, width=16)
     save_checkpoint(path, build(spec), spec, record_of(spec, data="cifar10", seed=0, epochs=12))
     with raises(CheckpointError, "2,000,000 | --half"):
-        check_is(network, path)
+        check_network(network, path)
 
 
-def test_list_tells_the_commands_and_does_nothing() -> None:
+def test_list_shows_the_commands_and_trains_nothing() -> None:
     script = ROOT / "benchmarks/zoo_training.py"
     done = subprocess.run([sys.executable, str(script), "--list", "--only", "keep0.7"], capture_output=True, text=True, check=True)
     assert re.match(r"keep0\.7: (finished|interrupted|to do)\n  defensemble train --dataset cifar10 --width 16 --keep 0\.7 ", done.stdout)
 
 
-def test_without_data_both_ways_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_both_remedies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from click.testing import CliRunner
 
     monkeypatch.setattr("benchmarks.zoo_training.ROOT", tmp_path)
-    monkeypatch.setattr("benchmarks.zoo_training.state_of", lambda network: "to do")
-    done = CliRunner().invoke(main, ["--data-dir", str(tmp_path / "nowhere")])
+    monkeypatch.setattr("benchmarks.zoo_training.training_state", lambda network: "to do")
+    done = CliRunner().invoke(main, ["--dataset", str(tmp_path / "nowhere")])
     assert done.exit_code == 1
     assert "DEFENSEMBLE_DATA_DIR" in done.output
     assert "the hub" in done.output

@@ -1,4 +1,4 @@
-"""The zoo's table against numpy on tiny networks: examples, rates, averages, goals, and what is not there."""
+"""The zoo's table, compared with numpy on tiny networks: examples, rates, averages, figures, and missing networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.zoo.measuring import comparison, figures_of, image_sets, rates_of
+from benchmarks.zoo.measuring import compare_average, compute_figures, compute_rates, image_sets
 from benchmarks.zoo.page import page
 from benchmarks.zoo_table import measure
 from defensemble_training import TrainingError, build, load_checkpoint, save_checkpoint
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A source, a standard network, two defective ones, and one whose file is not there."""
+    """A source, a standard network, two defective ones, and a missing one."""
     folder = tmp_path_factory.mktemp("zoo")
     names = {"standard": 1.0, "source": 1.0, "keep0.5": 0.5, "keep0.7": 0.7, "keep0.9": 0.9}
     for seed, (name, keep) in enumerate(names.items()):
@@ -34,7 +34,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             torch.manual_seed(seed)
             module = build(spec).train()
             with torch.no_grad():
-                for _ in range(20):  # BatchNorm's statistics, without which all images get one answer
+                for _ in range(20):  # BatchNorm's statistics, without which all images get the same outputs
                     module(torch.rand(32, *spec.input_shape))
             save_checkpoint(folder / f"{name}.safetensors", module, spec, record_of(spec))
     return {name: folder / f"{name}.safetensors" for name in names}
@@ -52,20 +52,20 @@ def labels() -> Any:
 
 @pytest.fixture(scope="module")
 def result(checkpoints: dict[str, Path], images: Any, labels: Any) -> dict[str, Any]:
-    told = measure(checkpoints, images, labels, source="source", batch_size=7, seed=3)
-    whole: dict[str, Any] = json.loads(json.dumps(told, allow_nan=False))
-    return whole
+    measured = measure(checkpoints, images, labels, source="source", batch_size=7, seed=3)
+    parsed: dict[str, Any] = json.loads(json.dumps(measured, allow_nan=False))
+    return parsed
 
 
-def shares(hits: Any) -> tuple[int, int]:
+def counts(hits: Any) -> tuple[int, int]:
     return int(np.sum(hits)), len(hits)
 
 
-def told_shares(rate: dict[str, Any]) -> tuple[int, int]:
+def stated_counts(rate: dict[str, Any]) -> tuple[int, int]:
     return rate["successes"], rate["n"]
 
 
-def test_examples_and_noise_are_within_the_radius_in_range_and_of_8_bits(checkpoints: dict[str, Path], images: Any, labels: Any) -> None:
+def test_examples_and_noise_are_within_radius_and_range_and_have_8_bits(checkpoints: dict[str, Path], images: Any, labels: Any) -> None:
     source = load_checkpoint(checkpoints["source"])[0]
     sets = image_sets(source, images, labels, batch_size=7, seed=3, on_progress=lambda *_: None)
     assert list(sets) == ["clean", "noise", "fgsm", "pgd"]
@@ -76,9 +76,7 @@ def test_examples_and_noise_are_within_the_radius_in_range_and_of_8_bits(checkpo
         np.testing.assert_allclose(sets[name] * 255, np.rint(sets[name] * 255), atol=1e-4)
 
 
-def test_examples_that_were_kept_are_those_that_were_crafted(
-    checkpoints: dict[str, Path], images: Any, labels: Any, tmp_path: Path
-) -> None:
+def test_kept_examples_equal_the_crafted_ones(checkpoints: dict[str, Path], images: Any, labels: Any, tmp_path: Path) -> None:
     source = load_checkpoint(checkpoints["source"])[0]
     crafted: list[str] = []
 
@@ -94,10 +92,10 @@ def test_examples_that_were_kept_are_those_that_were_crafted(
         np.testing.assert_array_equal(first[name], again[name])
     run(load_checkpoint(checkpoints["standard"])[0], images)
     run(source, np.ascontiguousarray(images[:, :, ::-1]))
-    assert len(crafted) == 3 * count, "other weights or images have examples of their own"
+    assert len(crafted) == 3 * count, "other weights or images have other examples"
 
 
-def test_all_rates_against_numpy(checkpoints: dict[str, Path], images: Any, labels: Any, result: dict[str, Any]) -> None:
+def test_all_rates_equal_numpy(checkpoints: dict[str, Path], images: Any, labels: Any, result: dict[str, Any]) -> None:
     modules = {name: load_checkpoint(path)[0] for name, path in checkpoints.items() if path.exists()}
     sets = image_sets(modules["source"], images, labels, batch_size=30, seed=3, on_progress=lambda *_: None)
 
@@ -110,32 +108,32 @@ def test_all_rates_against_numpy(checkpoints: dict[str, Path], images: Any, labe
     right = {name: {what: probabilities(name, what).argmax(1) == labels for what in sets} for name in modules}
     right["average"] = {what: ((probabilities("keep0.5", what) + probabilities("keep0.7", what)) / 2).argmax(1) == labels for what in sets}
     source = right.pop("source")
-    all_right = np.all([one["clean"] for one in right.values()], axis=0)
-    told = {name: network["rates"] for name, network in result["networks"].items() if network is not None}
-    told["average"] = result["average"]["rates"]
-    assert set(told) == set(right)
+    all_right = np.all([sets_of_network["clean"] for sets_of_network in right.values()], axis=0)
+    output = {name: network["rates"] for name, network in result["networks"].items() if network is not None}
+    output["average"] = result["average"]["rates"]
+    assert set(output) == set(right)
     for name, hits in right.items():
         for what in sets:
-            rates = told[name][what]
-            assert told_shares(rates["accuracy"]) == shares(hits[what])
+            rates = output[name][what]
+            assert stated_counts(rates["accuracy"]) == counts(hits[what])
             if what == "clean":
                 assert rates["defense_rate"] is rates["accuracy_where_all_right"] is rates["defense_rate_source_fooled"] is None
                 continue
-            assert told_shares(rates["defense_rate"]) == shares(hits[what][hits["clean"]])
-            assert told_shares(rates["accuracy_where_all_right"]) == shares(hits[what][all_right])
+            assert stated_counts(rates["defense_rate"]) == counts(hits[what][hits["clean"]])
+            assert stated_counts(rates["accuracy_where_all_right"]) == counts(hits[what][all_right])
             if what == "noise":
                 assert rates["defense_rate_source_fooled"] is None
             else:
-                assert told_shares(rates["defense_rate_source_fooled"]) == shares(hits[what][hits["clean"] & ~source[what]])
+                assert stated_counts(rates["defense_rate_source_fooled"]) == counts(hits[what][hits["clean"] & ~source[what]])
     for what in sets:
-        assert told_shares(result["source"]["rates"][what]["accuracy"]) == shares(source[what])
+        assert stated_counts(result["source"]["rates"][what]["accuracy"]) == counts(source[what])
 
 
-def test_an_interval_is_wilson_s(result: dict[str, Any]) -> None:
-    told = result["networks"]["standard"]["rates"]["clean"]["accuracy"]
-    share, n, z = told["value"], told["n"], 1.959963984540054
+def test_intervals_are_wilson_intervals(result: dict[str, Any]) -> None:
+    output = result["networks"]["standard"]["rates"]["clean"]["accuracy"]
+    share, n, z = output["value"], output["n"], 1.959963984540054
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    assert told["low"] == pytest.approx((share + z * z / (2 * n)) / (1 + z * z / n) - half)
+    assert output["low"] == pytest.approx((share + z * z / (2 * n)) / (1 + z * z / n) - half)
 
 
 def test_a_missing_checkpoint_is_not_trained_and_not_averaged(result: dict[str, Any]) -> None:
@@ -145,16 +143,16 @@ def test_a_missing_checkpoint_is_not_trained_and_not_averaged(result: dict[str, 
     assert "| `keep0.9` | not trained | not trained | not trained | not trained |" in text
     assert "| adversarial training (PGD-7) | not run | 87.14 / 77.10 / 78.10 |" in text
     assert "| TLA | not trained by this project | missing |" in text
-    assert "None" not in text.replace("None is trained", "")
+    assert "None" not in text
     assert "nan" not in text
 
 
-def test_without_its_source_there_is_no_table(checkpoints: dict[str, Path], images: Any, labels: Any, tmp_path: Path) -> None:
+def test_a_missing_source_is_an_error(checkpoints: dict[str, Path], images: Any, labels: Any, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="checkpoint"):
         measure({**checkpoints, "source": tmp_path / "gone.safetensors"}, images, labels, source="source")
 
 
-def test_what_a_result_says_of_itself(result: dict[str, Any], checkpoints: dict[str, Path]) -> None:
+def test_a_result_describes_its_measurement(result: dict[str, Any], checkpoints: dict[str, Path]) -> None:
     assert result["schema"] == "defensemble.benchmark.zoo_table/1"
     assert {"hardware", "versions", "git_commit", "measured_at", "n", "seed", "attacks", "figures"} <= set(result)
     assert "torch" in result["versions"]
@@ -177,42 +175,42 @@ def rates(**accuracies: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def test_both_goals_are_of_one_network() -> None:
+def test_both_goals_are_judged_on_one_network() -> None:
     both = {"clean": None, "pgd": None}
-    told = figures_of(rates(standard=(0.86, 0.1), a=(0.95, 0.5), b=(0.6, 0.9), c=(0.92, 0.79)), ["a", "b", "c"], both)
-    assert {name: figure["holds"] for name, figure in told.items()} == {
+    output = compute_figures(rates(standard=(0.86, 0.1), a=(0.95, 0.5), b=(0.6, 0.9), c=(0.92, 0.79)), ["a", "b", "c"], both)
+    assert {name: figure["holds"] for name, figure in output.items()} == {
         "standard_clean": True,
         "defective_pgd": True,
         "defective_clean": True,
         "average_minus_best_member_clean": False,
         "average_minus_best_member_pgd": False,
     }
-    assert told["defective_pgd"]["network"] == "c"
-    assert told["average_minus_best_member_pgd"]["value"] is None
-    told = figures_of(rates(a=(0.95, 0.5), b=(0.6, 0.9)), ["a", "b"], both)
-    assert not (told["defective_pgd"]["holds"] and told["defective_clean"]["holds"])
+    assert output["defective_pgd"]["network"] == "c"
+    assert output["average_minus_best_member_pgd"]["value"] is None
+    output = compute_figures(rates(a=(0.95, 0.5), b=(0.6, 0.9)), ["a", "b"], both)
+    assert not (output["defective_pgd"]["holds"] and output["defective_clean"]["holds"])
 
 
-def test_a_goal_that_is_just_met_is_not_passed() -> None:
-    told = figures_of(rates(standard=(0.85, 0.1), a=(0.91, 0.781)), ["a"], {"pgd": {"difference": 0.0}})
-    assert [figure["holds"] for figure in told.values()] == [False] * 4
+def test_a_goal_must_be_exceeded() -> None:
+    output = compute_figures(rates(standard=(0.85, 0.1), a=(0.91, 0.781)), ["a"], {"pgd": {"difference": 0.0}})
+    assert [figure["holds"] for figure in output.values()] == [False] * 4
 
 
-def test_no_defective_network_is_no_success() -> None:
-    told = figures_of(rates(standard=(0.9, 0.1)), [], {"clean": None, "pgd": None})
-    assert told["defective_pgd"] == {"value": None, "goal": "> 0.781", "holds": False, "network": None}
+def test_without_a_defective_network_the_goal_is_missed() -> None:
+    output = compute_figures(rates(standard=(0.9, 0.1)), [], {"clean": None, "pgd": None})
+    assert output["defective_pgd"] == {"value": None, "goal": "> 0.781", "holds": False, "network": None}
 
 
 def test_the_average_is_compared_image_by_image() -> None:
     labels = np.array([0, 1, 2, 0])
-    answers = {"a": np.array([0, 1, 0, 1]), "b": np.array([1, 1, 1, 1]), "average": np.array([0, 0, 2, 0])}
-    told = comparison({name: {"pgd": one} for name, one in answers.items()}, labels, ["a", "b"], "pgd")
-    assert told == {"best_member": "a", "difference": 0.25, "only_average_right": 2, "only_member_right": 1, "n": 4}
-    assert comparison({"a": {"pgd": labels}}, labels, ["a"], "pgd") is None
+    classes = {"a": np.array([0, 1, 0, 1]), "b": np.array([1, 1, 1, 1]), "average": np.array([0, 0, 2, 0])}
+    output = compare_average({name: {"pgd": predicted} for name, predicted in classes.items()}, labels, ["a", "b"], "pgd")
+    assert output == {"best_member": "a", "difference": 0.25, "only_average_right": 2, "only_member_right": 1, "n": 4}
+    assert compare_average({"a": {"pgd": labels}}, labels, ["a"], "pgd") is None
 
 
-def test_a_rate_of_no_image_has_no_value() -> None:
-    answers = {"a": {"clean": np.array([1]), "pgd": np.array([0])}}
-    told = rates_of(answers, np.array([0]), {"pgd": np.array([False])})["a"]["pgd"]
-    assert told["defense_rate"]["value"] is None
-    assert told["accuracy"]["value"] == 1.0
+def test_a_rate_without_images_has_no_value() -> None:
+    classes = {"a": {"clean": np.array([1]), "pgd": np.array([0])}}
+    output = compute_rates(classes, np.array([0]), {"pgd": np.array([False])})["a"]["pgd"]
+    assert output["defense_rate"]["value"] is None
+    assert output["accuracy"]["value"] == 1.0

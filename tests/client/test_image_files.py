@@ -1,4 +1,4 @@
-"""What the client adds to the reader of images: its errors, the model's rule, and the model's classes."""
+"""The client's additions to the image reader: its errors, the model's resize rule, and the model's classes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write(path: Path, size: tuple[int, int] = (6, 4), channels: int = 1) -> np.n
     return channels_first
 
 
-def test_what_a_model_records_is_known_to_the_client_where_its_configuration_is_open() -> None:
+def test_the_client_reads_the_recorded_preprocessing_from_an_open_configuration() -> None:
     def answer(images: np.ndarray[Any, Any]) -> dict[str, Any]:
         return {"logits": np.zeros((len(images), 2), np.float32)}
 
@@ -70,26 +70,26 @@ def test_what_a_model_records_is_known_to_the_client_where_its_configuration_is_
         ("later", "crop", "crop", True),
     ],
 )
-def test_the_user_s_rule_comes_before_the_model_s(recorded: str | None, resize: str | None, expected: str | None, noted: bool) -> None:
+def test_the_user_s_rule_overrides_the_model_s(recorded: str | None, resize: str | None, expected: str | None, noted: bool) -> None:
     rule, note = choose_preprocessing(model(preprocessing=recorded), resize)
     assert (None if rule is None else rule.resize) == expected
     assert (note is not None and str(recorded) in note and str(resize) in note) is noted
 
 
-def test_a_rule_of_another_kind_is_an_error_that_names_the_model() -> None:
+def test_an_unknown_rule_is_rejected() -> None:
     with raises(InputError, "'net' | later"):
         choose_preprocessing(model(preprocessing="later"), None)
 
 
-def test_the_options_are_those_of_the_reader() -> None:
+def test_the_options_match_the_reader() -> None:
     for words in (("predict",), ("probe", "noise")):
         command: Any = cli
         for word in words:
             command = command.commands[word]
-        assert next(one for one in command.params if one.name == "resize").type.choices == RESIZES
+        assert next(option for option in command.params if option.name == "resize").type.choices == RESIZES
 
 
-def test_images_have_the_size_of_the_model_or_follow_the_rule(tmp_path: Path) -> None:
+def test_images_must_have_the_model_s_size_without_a_rule(tmp_path: Path) -> None:
     exact, other = write(tmp_path / "a.png"), write(tmp_path / "b.png", (12, 4))
     files = [tmp_path / "a.png", tmp_path / "b.png"]
     counts = ReadCounts()
@@ -129,7 +129,7 @@ def test_damaged_images_and_animations_are_counted(tmp_path: Path, shape: tuple[
     assert "film.gif" in animated
 
 
-def test_a_missing_file_is_the_file_system_s_error(tmp_path: Path) -> None:
+def test_a_missing_file_raises_an_os_error(tmp_path: Path) -> None:
     for read in (
         lambda: decode_memory_bytes([tmp_path / "none.png"], model()),
         lambda: list(decode_for_model([tmp_path / "none.png"], model(), None, True, ReadCounts())),
@@ -139,7 +139,7 @@ def test_a_missing_file_is_the_file_system_s_error(tmp_path: Path) -> None:
             read()
 
 
-def test_the_memory_of_decoding_counts_the_largest_image(tmp_path: Path) -> None:
+def test_decode_memory_covers_the_largest_image(tmp_path: Path) -> None:
     write(tmp_path / "small.png")
     write(tmp_path / "large.png", (500, 400))
     few = decode_memory_bytes([tmp_path / "small.png"], model())
@@ -173,7 +173,7 @@ def test_a_labelled_folder_is_read_as_in_training_and_matched_by_name(tmp_path: 
         (["a/1.png", "stray.png"], "stray.png"),
     ],
 )
-def test_folders_of_another_layout(tmp_path: Path, entries: list[str], text: str) -> None:
+def test_folders_of_another_layout_are_rejected(tmp_path: Path, entries: list[str], text: str) -> None:
     for name in entries:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -183,12 +183,12 @@ def test_folders_of_another_layout(tmp_path: Path, entries: list[str], text: str
         find_labelled_images(tmp_path / "none", model(), ReadCounts())
 
 
-def test_a_class_may_be_called_as_a_split(tmp_path: Path) -> None:
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     write(tmp_path / "train/1.png")
     assert find_labelled_images(tmp_path, model(names=("car", "train")), ReadCounts())[1].tolist() == [1]
 
 
-def test_arrays_for_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_npy_images_are_read_for_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array = RNG.integers(0, 2**16, (5, 2, 4, 6), np.uint16)
     np.save(tmp_path / "a.npy", array)
     np.testing.assert_allclose(read_npy_images(tmp_path / "a.npy"), array / 65535, rtol=1e-6)

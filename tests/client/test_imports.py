@@ -25,15 +25,15 @@ HEAVY = (
 
 
 def loaded_by(code: str) -> list[str]:
-    """Which heavy modules some code loads in an interpreter of its own."""
-    ask = f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60)
+    """Return the heavy modules that some code loads in a new interpreter."""
+    script = f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     names: list[str] = re.findall(r"'(\w+)'", done.stdout.splitlines()[-1])
     return names
 
 
-def test_the_package_loads_nothing_heavy() -> None:
+def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded_by("import defensemble, defensemble.probes; defensemble.__version__, dir(defensemble)") == []
 
 
@@ -48,7 +48,7 @@ def test_the_http_transport_needs_no_grpc() -> None:
     assert loaded_by("from defensemble import Client; Client('http://localhost:1').close()") == ["numpy"]
 
 
-def test_public_names_are_pinned_and_all_there() -> None:
+def test_public_names_are_pinned_and_exist() -> None:
     assert defensemble.__all__ == [
         *("Client", "ClientClosedError", "ConnectionFailedError", "DeadlineExceededError", "DefensembleError", "FakeModel"),
         *("FakeTransport", "ForbiddenError", "GrpcTransport", "HttpTransport", "InputError", "MissingExtraError", "ModelInfo"),
@@ -63,6 +63,6 @@ def test_public_names_are_pinned_and_all_there() -> None:
         getattr(defensemble, "nothing")  # noqa: B009
 
 
-def test_the_version_is_the_distribution_s() -> None:
+def test_the_version_matches_the_distribution() -> None:
     text = (Path(defensemble.__file__).parents[2] / "pyproject.toml").read_text()
     assert f'\nversion = "{defensemble.__version__}"\n' in text

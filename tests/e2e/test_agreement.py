@@ -1,4 +1,4 @@
-"""Training, `predict` and the probes read the same folder alike: the same number of images, the same classes, the same accuracy."""
+"""Training, `predict` and the probes read a folder alike: the same number of images, classes and accuracy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMES = ("bas", "caf\u00e9", "haut", "10", "9")
 
 
 def upright(label: int, random: np.random.Generator) -> Picture:
-    """A picture of any size, (H, W, 3): noise, and in its central square one corner, or its centre, that is bright."""
+    """Return a picture (H, W, 3) of noise whose central square has one bright corner, or a bright centre."""
     height, width = random.integers(16, 40, 2)
     picture = random.integers(0, 130, (height, width, 3), dtype=np.uint8)
     side = min(height, width)
@@ -50,13 +50,13 @@ def oriented(picture: Picture, orientation: int) -> bytes:
 
 
 def over_white(picture: Picture) -> bytes:
-    """Alpha that leaves the bright corner, over white that must not be seen."""
+    """Return an RGBA picture whose alpha shows the bright corner, over white that must not be visible."""
     alpha = np.where(picture[..., :1] == 190, 255, 0).astype(np.uint8)
     return saved(Image.fromarray(np.concatenate([np.where(alpha, picture, 255).astype(np.uint8), alpha], axis=2)), "PNG")
 
 
 def keyed_palette(picture: Picture) -> bytes:
-    """A palette whose colour for all but the bright corner is white, and transparent."""
+    """Return a palette picture that is white and transparent except for the bright corner."""
     image = Image.fromarray((picture[..., 0] == 190).astype(np.uint8), "P")
     image.putpalette([255, 255, 255, 190, 190, 190])
     return saved(image, "PNG", transparency=0)
@@ -86,7 +86,7 @@ KINDS: dict[str, Callable[[Picture], bytes]] = {
 
 
 def write_every_kind(folder: Path) -> int:
-    """Write train and test parts that hold every kind of file and what is to be skipped; returns the number of test images."""
+    """Write train and test parts with every kind of file and with files to skip; return the number of test images."""
     random = np.random.default_rng(0)
     for split, copies in (("train", 3), ("test", 1)):
         for label, name in enumerate(NAMES):
@@ -111,19 +111,19 @@ def run(*arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_every_kind_of_file_is_read_alike_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_predict_and_probe_read_every_kind_of_file_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, checkpoint, repository = tmp_path / "data", tmp_path / "net.safetensors", tmp_path / "repository"
     n = write_every_kind(data)
     cache = str(tmp_path / "cache")
     with monkeypatch.context() as until_served:
         until_served.setenv("XDG_CACHE_HOME", cache)
         small = ("--width", "4", "--epochs", "3", "--batch-size", "16", "--keep", "0.7", "--no-flip", "--threads", "1")
-        trained = run("train", "--dataset", data, "--size", "16", *small, checkpoint)
+        trained = run("train", "--data", "folder", "--data-dir", data, "--size", "16", *small, checkpoint)
         module, _, record = load_checkpoint(checkpoint)
         assert record.n_test == n
         assert record.accuracy > 0.9, "images that are read otherwise are then recognised less often"
         assert f"{round(record.accuracy * n)} of {n} images" in trained
-        run("export", checkpoint, "--dataset", data, "--repository", repository)
+        run("export", checkpoint, "--data-dir", data, "--repository", repository)
         report = json.loads((repository / "net/1/model.onnx.json").read_text())["verification"]["accuracy"]
         assert report == pytest.approx(record.accuracy)
 
@@ -131,14 +131,15 @@ def test_every_kind_of_file_is_read_alike_everywhere(tmp_path: Path, monkeypatch
         expected = [dataset.class_names[label] for label in predict_classes(module, dataset.test.images())]
 
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
-        monkeypatch.setenv("XDG_CACHE_HOME", cache)  # not earlier: a server would build its backend anew
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)  # not earlier: the server would build its backend again
         for model in ("net", "ensemble"):
-            found = json.loads(run("predict", server.http_url, "--labelled", data / "test", "--model", model, "--json"))
-            assert found["accuracy"]["n"] == n
-            assert found["accuracy"]["value"] == pytest.approx(record.accuracy)
-            assert [row["label"] for row in found["predictions"]] == expected
-        out = tmp_path / "noise.json"
-        run("probe", "noise", server.grpc_url, "--dataset", data / "test", "--sigmas", "1", "--out", out)
-        for target in json.loads(out.read_text())["targets"]:
-            assert target["clean"]["n"] == n
-            assert target["clean"]["value"] == pytest.approx(record.accuracy)
+            output = json.loads(run("predict", server.http_url, "--labelled", data / "test", "--model", model, "--json"))
+            assert output["accuracy"]["n"] == n
+            assert output["accuracy"]["value"] == pytest.approx(record.accuracy)
+            assert [row["label"] for row in output["predictions"]] == expected
+        for number, source in enumerate([("--data", data / "test"), ("--data", "folder", "--data-dir", data)]):
+            out = tmp_path / f"noise{number}.json"
+            run("probe", "noise", server.grpc_url, *source, "--sigmas", "1", "--out", out)
+            for target in json.loads(out.read_text())["targets"]:
+                assert target["clean"]["n"] == n
+                assert target["clean"]["value"] == pytest.approx(record.accuracy)

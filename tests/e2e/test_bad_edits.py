@@ -235,7 +235,7 @@ def test_a_read_only_disk_is_an_error_for_edits_only(place: Path) -> None:
 
 def test_a_server_that_started_during_an_edit_is_noted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     servers = iter([[], [("http://127.0.0.1:1", "k" * 24)]])
-    monkeypatch.setattr("defensemble.cli.actions.ensemble.servers_of", lambda repository, on_warning: next(servers))
+    monkeypatch.setattr("defensemble.cli.actions.ensemble.find_local_servers", lambda repository, on_warning: next(servers))
     done = CliRunner().invoke(cli, ["ensemble", "weight", "ensemble", "a=2", *HERE])
     assert done.exit_code == 0
     assert_facts(done.stderr, "http://127.0.0.1:1 | started")

@@ -85,7 +85,7 @@ def test_train_on_a_read_only_disk_fails_before_training(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kind", "facts"),
     [
-        ("missing", "{path} | defensemble train {path}"),
+        ("missing", "{path} | does not exist"),
         ("a folder", "{path} | folder | .safetensors"),
         ("text", "{path} | safetensors"),
         ("truncated", "{path} | safetensors"),
@@ -105,7 +105,7 @@ def test_export_refuses_a_damaged_or_missing_checkpoint(tmp_path: Path, kind: st
     [
         (
             ["alpha.safetensors"],
-            "/alpha | already | --as NAME | --replace",
+            "/alpha | already | --name NAME | --replace",
         ),
         (["new.safetensors"], "/ensemble | already | --ensemble | --replace"),
         (["alpha.safetensors", "--replace", "--ensemble", "beta"], "/beta | not an ensemble | --ensemble"),
@@ -117,7 +117,13 @@ def test_export_refuses_a_damaged_or_missing_checkpoint(tmp_path: Path, kind: st
         (["average_1.safetensors"], "average_"),
     ],
 )
-def test_export_refuses_names_and_weights_before_it_reads_a_checkpoint(tmp_path: Path, arguments: list[str], facts: str) -> None:
+def test_export_refuses_names_and_weights_before_it_reads_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], facts: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in arguments:
+        if name.endswith(".safetensors"):
+            Path(name).touch()
     repository = tiny.write_repository(tmp_path / "repository")
     before = content(tmp_path)
     assert_facts(told(invoke("export", *arguments, "--repository", repository)), facts)

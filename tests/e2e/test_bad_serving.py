@@ -63,8 +63,8 @@ def repository(tmp_path: Path) -> Iterator[Path]:
         ),
         (["good", "--http-port", "70000"], "--http-port | 70000 | 65535"),
         (["good", "--host", "0.0.0.0"], "CVE-2025-23310"),
-        (["good", "--profile", "../x"], "a profile's name has letters, digits, '_', '.' or '-', got '../x'"),
-        (["--stop", "--grpc-port", "1"], "no server of ours runs on gRPC port 1; running: "),
+        (["good", "--profile", "../x"], "profile | letters | '../x'"),
+        (["--stop", "--grpc-port", "1"], "gRPC port 1 | running"),
     ],
 )
 def test_serve_refuses_bad_repositories_and_options(tmp_path: Path, arguments: list[str], facts: str) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of serving: what it counts, what it compares, what it writes, and when it says that a figure does not hold."""
+"""The benchmark of serving: timing, comparisons, figures and result."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from benchmarks.common.answers import right_answers
+from benchmarks.common.answers import expected_outputs
 from benchmarks.common.figures import exit_status, round_ratios
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
 from benchmarks.common.processes import pss_bytes
 from benchmarks.common.timing import Timing, calls_in_window, time_form
-from benchmarks.serving.figures import SETTINGS, Setting, figures_of, result_of
+from benchmarks.serving.figures import SETTINGS, Setting, build_result, compute_figures
 from benchmarks.serving.forms import forms_in_process
 from benchmarks.serving.page import page
 from benchmarks.serving_overhead import SCHEMA, Effort, measure
@@ -38,24 +38,24 @@ def members() -> list[ExportedMember]:
 
 
 def expected(images: tiny.Array) -> tiny.Array:
-    answer: tiny.Array = np.mean([tiny.softmax(tiny.logits(seed, images)) for seed in SEEDS.values()], axis=0)
-    return answer
+    probabilities: tiny.Array = np.mean([tiny.softmax(tiny.logits(seed, images)) for seed in SEEDS.values()], axis=0)
+    return probabilities
 
 
-def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False, **more)
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, check=False, **options)
 
 
-# What is counted
+# Timing
 
 
-def test_calls_count_by_their_part_in_the_window() -> None:
+def test_calls_count_by_their_fraction_in_the_window() -> None:
     calls = [(0.0, 2.0), (2.0, 3.0), (3.0, 7.0), (7.0, 8.0)]
     assert calls_in_window(calls, 1.0, 4.0) == pytest.approx(0.5 + 1 + 0.25)
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=1, max_size=30), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
-def test_windows_side_by_side_count_every_call_once(durations: list[float], first: float, second: float) -> None:
+def test_adjacent_windows_count_every_call_once(durations: list[float], first: float, second: float) -> None:
     ends = np.cumsum(durations)
     calls = list(zip([0.0, *ends[:-1]], ends, strict=True))
     cuts = sorted([0.0, first * ends[-1], second * ends[-1], ends[-1]])
@@ -63,7 +63,7 @@ def test_windows_side_by_side_count_every_call_once(durations: list[float], firs
     assert sum(parts) == pytest.approx(len(calls))
 
 
-def test_a_form_is_timed_under_all_callers_at_once() -> None:
+def test_a_form_is_timed_with_concurrent_callers() -> None:
     images = tiny.images(6).reshape(3, 2, *tiny.SHAPE)
     seen: set[bytes] = set()
 
@@ -79,23 +79,23 @@ def test_a_form_is_timed_under_all_callers_at_once() -> None:
     assert min(timing.calls_ms) >= 20
 
 
-def test_what_a_caller_raises_ends_the_timing() -> None:
+def test_an_exception_of_a_caller_ends_the_timing() -> None:
     def predict(batch: tiny.Array) -> tiny.Array:
-        raise ArithmeticError("no answer")
+        raise ArithmeticError("no response")
 
-    with pytest.raises(ArithmeticError, match="no answer"):
+    with pytest.raises(ArithmeticError, match="no response"):
         time_form(predict, tiny.images(4).reshape(4, 1, *tiny.SHAPE), warm_s=5.0, seconds=5.0)
 
 
-def test_pss_is_less_than_what_is_resident() -> None:
+def test_pss_is_at_most_the_resident_set() -> None:
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     assert 1_000_000 < pss_bytes(os.getpid()) <= resident * 1.1
 
 
-# What is compared
+# Forms
 
 
-def test_every_form_in_process_answers_as_numpy_does() -> None:
+def test_every_form_in_process_matches_numpy() -> None:
     images = tiny.images(5)
     with forms_in_process(members()) as forms:
         assert len({form.name for form in forms}) == 8
@@ -104,76 +104,76 @@ def test_every_form_in_process_answers_as_numpy_does() -> None:
             assert check_answers(form, images, expected(images)) < 1e-5
 
 
-def test_the_right_probabilities_are_the_mean_of_softmaxes() -> None:
+def test_expected_probabilities_are_the_mean_of_softmaxes() -> None:
     images = tiny.images(4)
     logits = np.stack([tiny.logits(seed, images) for seed in SEEDS.values()])
-    np.testing.assert_allclose(right_answers(logits)["probabilities"], expected(images), atol=1e-12)
+    np.testing.assert_allclose(expected_outputs(logits)["probabilities"], expected(images), atol=1e-12)
 
 
-@pytest.mark.parametrize(("answer", "told"), [(np.zeros((5, 2)), "(5, 2)"), (np.full((5, 3), np.nan), "inf"), (np.ones((5, 3)), "0.667")])
-def test_a_wrong_answer_is_not_timed(answer: tiny.Array, told: str) -> None:
-    right = np.full((5, 3), 1 / 3)
-    with raises(WrongAnswerError, told):
-        check_answers(Form("wrong", lambda images: answer), tiny.images(5), right)
+@pytest.mark.parametrize(("output", "facts"), [(np.zeros((5, 2)), "(5, 2)"), (np.full((5, 3), np.nan), "inf"), (np.ones((5, 3)), "0.667")])
+def test_wrong_outputs_are_rejected(output: tiny.Array, facts: str) -> None:
+    correct = np.full((5, 3), 1 / 3)
+    with raises(WrongAnswerError, facts):
+        check_answers(Form("wrong", lambda images: output), tiny.images(5), correct)
 
 
-# When a figure holds
+# Figures
 
 FORMS = [
     Form("served", lambda images: images, protocol="grpc"),
-    Form("calm", lambda images: images),
+    Form("sleeping", lambda images: images),
     Form("spinning", lambda images: images, spins=True),
 ]
 
 
 def timings(**rates: list[float] | None) -> dict[str, list[Timing] | None]:
-    return {name: None if of is None else [Timing(rate, (1.0, 2.0)) for rate in of] for name, of in rates.items()}
+    return {name: None if form_rates is None else [Timing(rate, (1.0, 2.0)) for rate in form_rates] for name, form_rates in rates.items()}
 
 
 def results(setting: Setting, **rates: list[float] | None) -> dict[str, Any]:
-    return {setting.key: result_of(setting, FORMS, timings(**rates))}
+    return {setting.key: build_result(setting, FORMS, timings(**rates))}
 
 
-def test_ratios_are_of_the_same_round() -> None:
+def test_ratios_are_within_a_round() -> None:
     assert round_ratios([1.0, 4.0], [2.0, 8.0]) == [0.5, 0.5]
 
 
-def test_the_best_form_is_the_one_with_the_best_median() -> None:
+def test_the_best_form_has_the_best_median() -> None:
     setting = Setting(8, 16, 0.9)
-    (result,) = results(setting, served=[90.0, 95.0, 50.0], calm=[100.0, 100.0, 50.0], spinning=[10.0, 10.0, 300.0]).values()
-    assert result["best_in_process"] == "calm"
+    (result,) = results(setting, served=[90.0, 95.0, 50.0], sleeping=[100.0, 100.0, 50.0], spinning=[10.0, 10.0, 300.0]).values()
+    assert result["best_in_process"] == "sleeping"
     assert result["ratios"]["grpc"]["to_best"] == {"median": 0.95, "min": 0.9, "max": 1.0, "rounds": [0.9, 0.95, 1.0]}
     assert result["ratios"]["grpc"]["to_best_of_round"]["rounds"][2] == pytest.approx(50 / 300, abs=1e-4)
 
 
 @pytest.mark.parametrize(("rate", "holds"), [(93.0, True), (92.9, False)])
-def test_a_figure_holds_from_its_goal_on(rate: float, holds: bool) -> None:
+def test_a_figure_may_equal_its_lower_goal(rate: float, holds: bool) -> None:
     setting = Setting(8, 16, 0.93)
-    figures = figures_of(results(setting, served=[rate], calm=[100.0], spinning=[90.0]), [setting])
+    figures = compute_figures(results(setting, served=[rate], sleeping=[100.0], spinning=[90.0]), [setting])
     assert figures == {"grpc_8_callers_batch_16": {"value": round(rate / 100, 4), "goal": ">= 0.93", "holds": holds}}
     assert exit_status(figures) == (0 if holds else 1)
 
 
 @pytest.mark.parametrize(("spinning", "value"), [(True, 0.5), (False, 0.8)])
-def test_spinning_forms_are_peers_where_the_setting_says_so(spinning: bool, value: float) -> None:
+def test_spinning_forms_count_only_if_the_setting_includes_them(spinning: bool, value: float) -> None:
     setting = Setting(1, 1, 0.6, spinning=spinning)
-    figures = figures_of(results(setting, served=[80.0], calm=[100.0], spinning=[160.0]), [setting])
+    figures = compute_figures(results(setting, served=[80.0], sleeping=[100.0], spinning=[160.0]), [setting])
     assert figures["grpc_1_caller_batch_1"] == {"value": value, "goal": ">= 0.60", "holds": not spinning}
 
 
-def test_a_form_that_failed_has_no_value_and_does_not_hold() -> None:
+def test_a_failed_form_has_no_value_and_misses_its_goal() -> None:
     setting = Setting(8, 1, 0.78)
-    figures = figures_of(results(setting, served=None, calm=[100.0], spinning=[100.0]), [setting])
+    figures = compute_figures(results(setting, served=None, sleeping=[100.0], spinning=[100.0]), [setting])
     assert figures["grpc_8_callers_batch_1"] == {"value": None, "goal": ">= 0.78", "holds": False}
     assert exit_status(figures) == 1
 
 
-def test_no_figures_are_no_success() -> None:
+def test_a_result_without_figures_is_a_failure() -> None:
     assert exit_status({}) == 1
-    assert exit_status({"one": {"holds": True}, "other": {"holds": True}}) == 0
+    assert exit_status({"first": {"holds": True}, "second": {"holds": True}}) == 0
 
 
-# What is written
+# Results
 
 
 def check_result(result: dict[str, Any], rounds: int) -> None:
@@ -190,8 +190,8 @@ def check_result(result: dict[str, Any], rounds: int) -> None:
     process = result["server_process"]
     for memory in (process["memory_idle"], process["memory_after_load"]):
         assert memory["triton_pss_bytes"] > memory["supervisor_pss_bytes"] > 1_000_000
-    for took in process["start"].values():
-        assert 0 < took["median"] < 60
+    for duration in process["start"].values():
+        assert 0 < duration["median"] < 60
     goals = {f"{protocol}_{setting.key}": setting.goal for setting in SETTINGS for protocol in ("grpc", "http")}
     assert set(result["figures"]) == set(goals)
     for name, figure in result["figures"].items():
@@ -201,23 +201,23 @@ def check_result(result: dict[str, Any], rounds: int) -> None:
 
 
 @pytest.mark.slow
-def test_all_of_it_on_a_real_triton() -> None:
+def test_a_complete_run_on_a_real_triton() -> None:
     images = tiny.images(128)
-    said: list[str] = []
+    messages: list[str] = []
     effort = Effort(rounds=2, seconds=0.05, warm_s=0.01, starts=2)
-    result = measure(members(), images, expected(images), effort, on_progress=said.append)
+    result = measure(members(), images, expected(images), effort, on_progress=messages.append)
     check_result(json.loads(json.dumps(result, allow_nan=False)), rounds=2)
     assert result["largest_difference"] < 1e-5
-    assert sum(line.startswith("round ") for line in said) == 2 * len(SETTINGS)
+    assert sum(line.startswith("round ") for line in messages) == 2 * len(SETTINGS)
 
 
-def test_wrong_expectations_are_told_before_anything_is_timed() -> None:
+def test_wrong_outputs_are_reported_before_timing() -> None:
     images = tiny.images(128)
     with pytest.raises(WrongAnswerError, match="Triton, gRPC"):
         measure(members(), images, expected(images) + 0.01, Effort(rounds=1, seconds=60.0, warm_s=0.0, starts=1))
 
 
-def test_help_names_the_options() -> None:
+def test_help_lists_the_options() -> None:
     done = run("--help")
     assert done.returncode == 0
     assert done.stderr == ""
@@ -225,7 +225,7 @@ def test_help_names_the_options() -> None:
         assert option in done.stdout
 
 
-def test_one_core_is_refused() -> None:
+def test_one_core_is_rejected() -> None:
     core = min(os.sched_getaffinity(0))
     program = f"import os, runpy; os.sched_setaffinity(0, {{{core}}}); runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

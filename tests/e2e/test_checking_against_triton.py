@@ -1,4 +1,4 @@
-"""What `check_ensemble` refuses, a real Triton refuses too, and the other way round: one server, which is asked to load each ensemble."""
+"""`check_ensemble` and a real Triton reject the same ensembles. One server is asked to load each of them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def all_of(*edits: Callable[[schema.ModelConfig], object]) -> Callable[[schema.M
     return edit
 
 
-# Each is one thing that a hand can do to an ensemble; whether Triton takes it is not written here, but asked.
+# Hand edits of an ensemble. The test asks Triton whether it accepts each of them.
 EDITS: dict[str, Callable[[schema.ModelConfig], object]] = {
     "as-exported": lambda config: None,
     "no-steps": lambda config: config.ensemble_scheduling.ClearField("step"),
@@ -115,15 +115,15 @@ EDITS: dict[str, Callable[[schema.ModelConfig], object]] = {
     "circle-of-two": lambda config: add_ensemble(config, "circle-of-two-too"),
     "circle-of-two-too": lambda config: add_ensemble(config, "circle-of-two"),
 }
-# What Triton takes and we do not, with the reason.
+# Edits that Triton accepts and `check_ensemble` rejects, with the reason.
 STRICTER: dict[str, Callable[[schema.ModelConfig], object]] = {
-    # The members take one size, and a caller could send any.
+    # The members accept one size, and a caller could send any.
     "input-of-any-size": lambda config: config.input[0].dims.__setitem__(1, -1),
-    # What it means changes when a version is added.
+    # Its meaning changes when a version is added.
     "version-newest": lambda config: setattr(step(config, 0), "model_version", -1),
-    # The caller's images would be another model's by the time that a member reads them.
+    # Another model would overwrite the caller's images before a member reads them.
     "input-written": lambda config: add_step(config, "same", {"images": "images"}, {"same": "images"}),
-    # Nobody means it.
+    # It is certainly a mistake.
     "input-declared-twice": lambda config: config.input.append(config.input[0]),
     "output-declared-twice": lambda config: config.output.append(config.output[2]),
 }
@@ -156,7 +156,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_identity(folder: Path) -> None:
-    """A model `same`, which gives back the images that it takes."""
+    """Write a model `same`, which returns its input images."""
     shape: list[str | int] = ["batch", *tiny.SHAPE]
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("images", "same")]
     graph = helper.make_graph([helper.make_node("Identity", ["images"], ["same"])], "same", tensors[:1], tensors[1:])
@@ -184,7 +184,7 @@ def write_ensemble(folder: Path, base: schema.ModelConfig, name: str, edit: Call
 
 
 def mutate(config: schema.ModelConfig, chance: random.Random, averages: list[str]) -> None:
-    """One or two edits at random: of names, tensors, shapes and batches."""
+    """Apply one or two random edits of names, tensors, shapes and batches."""
     for _ in range(chance.randint(1, 2)):
         steps = config.ensemble_scheduling.step
         if not steps or not config.input or not config.output:
@@ -196,7 +196,7 @@ def mutate(config: schema.ModelConfig, chance: random.Random, averages: list[str
         if kind == "input" and one.input_map:
             one.input_map[chance.choice(sorted(one.input_map))] = chance.choice(tensors)
         elif kind == "output" and one.output_map:
-            # Not an input of the ensemble: there we are stricter.
+            # Not an input of the ensemble: there the check is stricter.
             one.output_map[chance.choice(sorted(one.output_map))] = chance.choice([each for each in tensors if each != "images"])
         elif kind == "model":
             one.model_name = chance.choice(models)
@@ -211,7 +211,7 @@ def mutate(config: schema.ModelConfig, chance: random.Random, averages: list[str
             config.output.add(name=name, data_type=schema.TYPE_FP32, dims=[chance.choice([3, 4, -1])])
         elif kind == "dims":
             tensor = chance.choice([*config.input, *config.output])
-            # Any size of the images is where we are stricter.
+            # For free image sizes the check is stricter.
             tensor.dims[chance.randrange(len(tensor.dims))] = chance.choice([1, 3, 4] if tensor.name == "images" else [-1, 1, 3, 4])
         elif kind == "type":
             chance.choice([*config.input, *config.output]).data_type = chance.choice([schema.TYPE_FP16, schema.TYPE_FP32])
@@ -230,9 +230,9 @@ def server(repository: Path) -> Iterator[Server]:
     assert tiny.leftovers(repository) == []
 
 
-def test_serve_refuses_what_the_check_refuses_with_the_same_texts(repository: Path, server: Server) -> None:
+def test_serve_rejects_what_check_rejects_with_the_same_messages(repository: Path, server: Server) -> None:
     check = problems_from_findings(check_repository(RepositoryView(repository), EMBEDDED))
-    # An output that is an input too, or that a step reads, loads; Triton then answers no call for another output.
+    # An output that is also an input, or that a step reads, loads; Triton then answers no call for another output.
     unanswered = {name for name, text in server.problems.items() if text.startswith("/v2/models/") and "unexpected deadlock" in text}
     dependent = {name for name, text in server.problems.items() if text.startswith("its step '")}
     assert {name: text for name, text in server.problems.items() if name not in unanswered | dependent} == check
@@ -242,39 +242,39 @@ def test_serve_refuses_what_the_check_refuses_with_the_same_texts(repository: Pa
 
 
 def triton_refuses(server: Server, name: str) -> str | None:
-    """Why a server does not load a model; None where it does."""
+    """Return why a server does not load a model; None if it does."""
     answer = urllib3.request(
         "POST", f"{server.http_url}/v2/repository/models/{name}/load", headers={"x-admin-key": server.state.admin_key}, timeout=60.0
     )
-    assert answer.status in (200, 400, 500), answer.data  # 500: its configuration alone is refused, and why is in the log
+    assert answer.status in (200, 400, 500), answer.data  # 500: the configuration is rejected, and the log has the reason
     return None if answer.status == 200 else str(answer.json()["error"])
 
 
-def test_each_edit_by_hand_is_refused_where_triton_refuses_it_and_nowhere_else(repository: Path, server: Server) -> None:
-    wrong, refused = [], 0
+def test_check_rejects_the_hand_edits_that_triton_rejects(repository: Path, server: Server) -> None:
+    differences, rejected = [], 0
     for name in EDITS:
         triton = triton_refuses(server, name)
         ours = [str(one) for one in check_ensemble(RepositoryView(repository), name) if one.is_error]
-        refused += triton is not None
+        rejected += triton is not None
         if (triton is not None) != bool(ours):
-            wrong.append((name, triton, ours))
-    assert not wrong, "\n".join(map(str, wrong))
-    assert 30 < refused < len(EDITS) - 5
+            differences.append((name, triton, ours))
+    assert not differences, "\n".join(map(str, differences))
+    assert 30 < rejected < len(EDITS) - 5
 
 
-def test_edits_at_random_are_refused_where_triton_refuses_them_and_nowhere_else(repository: Path, server: Server) -> None:
-    wrong, refused = [], 0
+def test_check_rejects_the_random_edits_that_triton_rejects(repository: Path, server: Server) -> None:
+    differences, rejected = [], 0
     for name in (f"random-{number}" for number in range(RANDOM)):
         triton = triton_refuses(server, name)
         ours = [str(one) for one in check_ensemble(RepositoryView(repository), name) if one.is_error]
-        refused += triton is not None
+        rejected += triton is not None
         if (triton is not None) != bool(ours):
-            wrong.append((name, triton, ours))
-    assert not wrong, "\n".join(map(str, wrong))
-    assert RANDOM / 4 < refused < RANDOM
+            differences.append((name, triton, ours))
+    assert not differences, "\n".join(map(str, differences))
+    assert RANDOM / 4 < rejected < RANDOM
 
 
-def test_where_the_check_is_stricter_than_triton(repository: Path, server: Server) -> None:
+def test_check_is_stricter_than_triton_only_in_listed_cases(repository: Path, server: Server) -> None:
     for name in STRICTER:
         assert triton_refuses(server, name) is None, name
         assert [one for one in check_ensemble(RepositoryView(repository), name) if one.is_error], name

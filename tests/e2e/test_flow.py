@@ -266,7 +266,7 @@ def check_demo(printed: str, folder: Path, address: Address, cwd: Path) -> None:
     ]
     assert (result["data"]["n"], len(result["sigmas"])) == (359, 10)
     assert ", largest difference 0\n" in printed
-    assert re.search(r"^done in \d+ s; everything is in my runs/", printed, re.MULTILINE)
+    assert re.search(r"^done in \d+ s; all files are in my runs/", printed, re.MULTILINE)
 
     (curl,) = re.findall(r"^(curl .*)$", printed, re.MULTILINE)
     called = subprocess.run(["sh", "-c", curl], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""`serve` and `check` refuse the same models for the same reasons, and Triton refuses them too, but for those that are listed here."""
+"""`serve` and `check` reject the same models for the same reasons, and so does Triton, with the exceptions listed here."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ from tests.support.calls import FREE, ask
 from tests.support.ensemble_hand_edits import AVERAGES, ENSEMBLES
 from tests.support.hand_edits import CRASHING, EDITS, LIMITS
 
-# What Triton loads and we refuse, with the reason.
+# Models that Triton loads and we reject, with the reason.
 STRICTER = {
-    "no-backend",  # what it is would depend on the names of its files
-    "output-twice-unlabelled",  # nobody means it
-    "dims-minus-1",  # the graph takes one size, and callers would be told any
+    "no-backend",  # its kind would depend on the names of its files
+    "output-twice-unlabelled",  # certainly a mistake
+    "dims-minus-1",  # the graph accepts one size, and callers would see a free one
     "instances-passive",  # the first call crashes the server
     "version-zero",
     "version-only-zero",
     "file-changed",  # by its digest
     "file-name-path",
     "warmup-file-path",
-    # The parameters of an average contradict what its graph computes, or say nothing that a computation could be.
+    # The parameters of an average contradict its graph, or describe no computation.
     *("average-average-other", "average-average-unknown", "average-batch-above", "average-members-empty", "average-members-malformed"),
     *("average-members-of-no-version", "average-members-one-more", "average-members-other-order", "average-members-other-pins"),
     *("average-weights-0", "average-weights-faint", "average-weights-huge", "average-weights-nested", "average-weights-not-a-number"),
     *("average-weights-other", "average-weights-too-few", "average-weights-too-many", "average-weights-true"),
-    # The graph takes and gives one size.
+    # The graph has fixed sizes.
     *("average-input-dims-minus-1", "average-second-input-dims-minus-1", "average-output-dims-minus-1", "average-measure-dims-minus-1"),
     "ensemble-input-dims-minus-1",
-    # What they mean changes when a version is added.
+    # Their meaning changes when a version is added.
     *("ensemble-pin-minus-1", "ensemble-pin-of-the-average-minus-1"),
 }
-# Graphs are opened by `check` and by Triton, each with its own words.
+# `check` and Triton open the graphs, each with its own messages.
 BY_GRAPH = {
     *("batch-0", "batch-0-without-batching", "dims-minus-1", "dims-other", "dims-missing", "dims-one-more"),
     *("output-dims-other", "output-dims-missing", "type-int32", "type-string", "output-type-fp16", "reshape-output"),
     *("input-renamed", "output-renamed", "input-one-more", "output-one-more"),
     *("version-2-broken", "file-empty-no-digest", "file-no-onnx"),
 }
-# What NVIDIA's container may take: GPUs, other backends, and what its backend for ONNX Runtime offers.
+# Features that only NVIDIA's container has: GPUs, other backends, and options of its ONNX Runtime backend.
 ONLY_EMBEDDED = {
     *("backend-python", "platform-tensorflow", "runtime-field-other", "instances-gpu", "instances-gpu-0", "graph-level-7"),
     *("decoupled", "sequence-batching", "agents", "accelerator-gpu", "input-optional", "type-missing", "no-inputs"),
@@ -102,14 +102,14 @@ def copied(folder: Path, model: str, name: str) -> None:
 
 
 def write_ensemble(folder: Path, name: str, weight: float) -> str:
-    """Add an ensemble of `alpha` and `beta`; returns its averaging model, which no other ensemble has because of its weight."""
+    """Add an ensemble of `alpha` and `beta`; return its averaging model, which is unique because of the weight."""
     plan = plan_creation(folder, Ensemble(name, (Member("alpha", 1, weight), Member("beta"))))
     write_files(folder, {**plan.averaging, **plan.files})
     (average,) = plan.new_models
     return average
 
 
-def test_serve_and_check_refuse_the_same_models(judged: Judged) -> None:
+def test_serve_and_check_reject_the_same_models(judged: Judged) -> None:
     assert set(judged.serve) == set(judged.check)
     assert judged.served.isdisjoint(judged.serve)
     assert len(EDITS) > 150
@@ -117,12 +117,12 @@ def test_serve_and_check_refuse_the_same_models(judged: Judged) -> None:
     assert 30 < len(judged.serve.keys() & (AVERAGES | ENSEMBLES)) < len(AVERAGES | ENSEMBLES) - 10
 
 
-def test_the_texts_are_the_same_but_where_a_graph_was_opened(judged: Judged) -> None:
+def test_messages_are_the_same_unless_a_graph_was_opened(judged: Judged) -> None:
     other = {name for name, text in judged.serve.items() if judged.check[name] != text}
     assert other == BY_GRAPH
 
 
-def test_triton_refuses_what_is_refused_and_loads_the_rest(judged: Judged) -> None:
+def test_triton_rejects_what_check_rejects_and_loads_the_rest(judged: Judged) -> None:
     headers = {"x-admin-key": judged.server.state.admin_key}
     loaded = set()
     edits = EDITS | AVERAGES | ENSEMBLES
@@ -135,7 +135,7 @@ def test_triton_refuses_what_is_refused_and_loads_the_rest(judged: Judged) -> No
     assert judged.server.running
 
 
-def test_a_limited_queue_is_refused_in_an_ensemble_and_served_alone(judged: Judged) -> None:
+def test_a_limited_queue_is_rejected_in_an_ensemble_and_served_without_one(judged: Judged) -> None:
     for name in LIMITS:
         refused = name in judged.serve
         assert refused == (name not in ("limit-delayed", "limit-of-delay", "limit-override")), name
@@ -147,7 +147,7 @@ def test_a_limited_queue_is_refused_in_an_ensemble_and_served_alone(judged: Judg
     assert ask(judged.server, "queue-max-size", tiny.images(1), "logits").shape == (1, 3)
 
 
-def test_ensembles_with_what_the_core_cannot_read_are_refused(judged: Judged) -> None:
+def test_ensembles_that_the_core_cannot_read_are_rejected(judged: Judged) -> None:
     unreadable = {"ensemble-inflight", "ensemble-inflight-0", "ensemble-model-metrics", "ensemble-version-dangling-link"}
     assert unreadable <= set(judged.serve)
     assert f"{judged.repository}/ensemble-inflight/config.pbtxt:" in judged.serve["ensemble-inflight"]
@@ -156,11 +156,11 @@ def test_ensembles_with_what_the_core_cannot_read_are_refused(judged: Judged) ->
 
 
 def test_one_mistake_is_one_finding(judged: Judged) -> None:
-    found = Counter((one.file, one.line) for one in judged.findings if one.is_error and one.line is not None)
-    assert [place for place, count in found.items() if count > 1] == []
+    counts = Counter((one.file, one.line) for one in judged.findings if one.is_error and one.line is not None)
+    assert [place for place, count in counts.items() if count > 1] == []
 
 
-def test_the_container_takes_what_the_embedded_runtime_lacks(judged: Judged) -> None:
+def test_the_container_accepts_features_that_the_embedded_runtime_lacks(judged: Judged) -> None:
     docker = problems_from_findings(check_repository(RepositoryView(judged.repository), DOCKER))
     assert docker.keys() <= judged.check.keys()
     assert ONLY_EMBEDDED <= judged.check.keys()
@@ -169,26 +169,26 @@ def test_the_container_takes_what_the_embedded_runtime_lacks(judged: Judged) -> 
 
 
 @pytest.mark.parametrize("name", ["backend-pytorch", "platform-tensorflow", "runtime-field-other"])
-def test_nothing_is_claimed_of_files_that_are_not_checked(tmp_path: Path, name: str) -> None:
+def test_unchecked_files_are_not_reported_as_verified(tmp_path: Path, name: str) -> None:
     tiny.write_repository(tmp_path / "repository", {"alpha": 1, "beta": 2}, ensemble="both")
     command = ["ensemble", "check", "both", "--runtime", "docker", "--repository", str(tmp_path / "repository")]
     claim = "computes what it says"
     assert claim in CliRunner().invoke(cli, command).stdout
     EDITS[name](tmp_path / "repository" / "alpha")
-    done = CliRunner().invoke(cli, command)
-    assert (done.exit_code, claim in done.stdout) == (0, False)
+    result = CliRunner().invoke(cli, command)
+    assert (result.exit_code, claim in result.stdout) == (0, False)
     field = name.partition("-")[0]
     value = re.search(f'^{field}: "(.*)"', (tmp_path / "repository/alpha/config.pbtxt").read_text(), re.MULTILINE)
     assert value is not None
-    assert f"not checked: {field} {value[1]!r}" in done.stdout
+    assert f"not checked: {field} {value[1]!r}" in result.stdout
 
 
 @pytest.mark.parametrize("goal", ["nowhere", "gone"])
-def test_a_dangling_link_beside_the_models_keeps_all_from_being_served(tmp_path: Path, goal: str) -> None:
+def test_a_dangling_link_in_the_repository_stops_serving(tmp_path: Path, goal: str) -> None:
     tiny.write_repository(tmp_path, {"alpha": 1, "beta": 2}, ensemble="both")
     (tmp_path / "gone").symlink_to(goal)
     for name in (None, "both"):
-        (found,) = check_repository(RepositoryView(tmp_path), EMBEDDED, name)
-        assert (found.file, found.is_error) == (tmp_path / "gone", True)
+        (finding,) = check_repository(RepositoryView(tmp_path), EMBEDDED, name)
+        assert (finding.file, finding.is_error) == (tmp_path / "gone", True)
     with pytest.raises(NotServableError, match=goal), serve(tmp_path, FREE):
         pass

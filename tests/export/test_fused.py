@@ -1,4 +1,4 @@
-"""A fused graph as a model of a repository: what is written, what is kept, what is refused."""
+"""Fused graphs in a repository: what is written, kept and rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from defensemble_export import (
     repository_plan,
     write_files,
 )
-from defensemble_export.fused import fuse_planned
+from defensemble_export.fused import fuse_planned_ensemble
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -37,7 +37,7 @@ PAIR = Ensemble("ensemble", (Member("alpha"), Member("beta", 1, 3.0)))
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Linear members `alpha` (seed 1) and `beta` (seed 2), weights 1 and 3, batches of up to 8."""
+    """Return a repository with the linear members `alpha` (seed 1) and `beta` (seed 2), weights 1 and 3, batches of up to 8."""
     return tiny.write_repository(tmp_path / "repository", weight={"beta": 3.0})
 
 
@@ -45,7 +45,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_a_repository_is_fused_from_what_it_holds(repository: Path) -> None:
+def test_an_ensemble_of_a_repository_is_fused(repository: Path) -> None:
     before = content_of(repository)
     written = fuse_repository(repository, "ensemble", "fused", images=tiny.images(9))
     assert written == ["fused/1/model.onnx", "fused/1/model.onnx.json", "fused/labels.txt", "fused/config.pbtxt"]
@@ -83,7 +83,7 @@ def test_a_repository_is_fused_from_what_it_holds(repository: Path) -> None:
     assert voted == [("alpha@1", "fp32", 1.0), ("beta@1", "fp32", 3.0)]
 
 
-def test_it_fuses_the_versions_that_the_ensemble_pins(repository: Path) -> None:
+def test_the_versions_that_the_ensemble_pins_are_fused(repository: Path) -> None:
     tiny.write_second_version(repository, "alpha", 5)
     fuse_repository(repository, "ensemble", "old")
     assert (repository / "old/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(1), tiny.linear_onnx(2)], PAIR)
@@ -130,10 +130,10 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(repository: Path) ->
     assert json.loads((repository / "fused/2/model.onnx.json").read_text())["verification"]["batches"] == [1, 2, 4]
 
 
-def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> None:
+def test_planned_members_are_fused_before_they_are_written(tmp_path: Path) -> None:
     half = member("beta", 2, precision="fp16")
     planned = repository_plan(tmp_path, [member("alpha", 1), half], weights={"beta": 3.0}, max_batch_size=4)
-    plan = fuse_planned(tmp_path, "ensemble", "fused", planned, images=tiny.images(3))
+    plan = fuse_planned_ensemble(tmp_path, "ensemble", "fused", planned, images=tiny.images(3))
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
     config = config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "fused")
     assert config.max_batch_size == 4
@@ -143,27 +143,27 @@ def test_what_was_just_planned_is_fused_before_it_is_written(tmp_path: Path) -> 
     tiny.write_repository(other, weight={"beta": 3.0}, max_batch_size=4)
     fuse_repository(other, "ensemble", "fused")
     assert plan["fused/1/model.onnx"] == (other / "fused/1/model.onnx").read_bytes()
-    # Beside members that are in the repository already.
+    # Next to members that are already in the repository.
     later = repository_plan(tmp_path, [member("gamma", 3)], replace=True)
-    plan = fuse_planned(tmp_path, "ensemble", "fused", later, replace=True)
+    plan = fuse_planned_ensemble(tmp_path, "ensemble", "fused", later, replace=True)
     assert json.loads(config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "f").parameters["members"].string_value) == [
         "alpha@1",
         "beta@1",
         "gamma@1",
     ]
     with raises(EnsembleError, "'gamma' | ensemble | member"):
-        fuse_planned(tmp_path, "ensemble", "gamma", later)
+        fuse_planned_ensemble(tmp_path, "ensemble", "gamma", later)
 
 
 @pytest.mark.parametrize(
     ("precisions", "told"), [(("fp32", "fp32"), "fp32"), (("fp16", "fp32"), "fp16"), (("int8", "fp16"), "int8"), (("fp32", "int8"), "int8")]
 )
-def test_a_graph_of_mixed_precisions_says_the_lowest(precisions: tuple[str, str], told: str) -> None:
+def test_a_fused_graph_has_the_lowest_precision_of_its_members(precisions: tuple[str, str], told: str) -> None:
     members = [tiny.member(name, 1, precision=precision) for name, precision in zip(("alpha", "beta"), precisions, strict=True)]
     assert fused_member("fused", PAIR, members, None, max_batch_size=2).precision == told
 
 
-def test_a_precision_that_there_is_not_is_refused() -> None:
+def test_an_unknown_precision_is_rejected() -> None:
     members = [tiny.member("alpha", 1), tiny.member("beta", 2, precision="fp8")]
     with raises(RepositoryError, "precision | fp32, fp16, int8 | 'fp8'"):
         fused_member("fused", PAIR, members, None, max_batch_size=2)
@@ -185,7 +185,7 @@ def test_a_fused_graph_needs_no_ensemble_in_the_repository(tmp_path: Path) -> No
         ({"onnx": tiny.linear_onnx(2, shape=(1, 2, 8))}, "image size | 'alpha' | (1, 4, 4) | 'beta' | (1, 2, 8)"),
     ],
 )
-def test_members_that_do_not_fit_are_refused(other: dict[str, object], text: str) -> None:
+def test_members_that_do_not_fit_are_rejected(other: dict[str, object], text: str) -> None:
     with raises(EnsembleError, text):
         fused_member("fused", PAIR, [member("alpha", 1), member("beta", 2, **other)], None, max_batch_size=2)
 
@@ -201,7 +201,7 @@ def test_members_that_do_not_fit_are_refused(other: dict[str, object], text: str
     ],
 )
 @pytest.mark.parametrize("replace", [False, True])
-def test_names_that_are_taken(repository: Path, name: str, error: type[Exception], text: str, replace: bool) -> None:
+def test_taken_names_are_rejected(repository: Path, name: str, error: type[Exception], text: str, replace: bool) -> None:
     write_files(repository, repository_plan(repository, [member("gamma", 3)], ensemble="second"))
     before = content_of(repository)
     with raises(error, text):
@@ -209,7 +209,7 @@ def test_names_that_are_taken(repository: Path, name: str, error: type[Exception
     assert content_of(repository) == before
 
 
-def test_what_is_no_ensemble_is_not_fused(repository: Path) -> None:
+def test_models_that_are_not_ensembles_are_not_fused(repository: Path) -> None:
     with raises(EnsembleError, "alpha | not an ensemble"):
         fuse_repository(repository, "alpha", "fused")
     with pytest.raises(ConfigError, match=r"nobody/config\.pbtxt"):
@@ -219,7 +219,7 @@ def test_what_is_no_ensemble_is_not_fused(repository: Path) -> None:
         fuse_repository(repository, "fused", "again")
 
 
-def test_a_member_that_was_changed_or_is_gone_is_found(repository: Path) -> None:
+def test_a_changed_or_missing_member_is_detected(repository: Path) -> None:
     file = repository / "alpha/1/model.onnx"
     good = file.read_bytes()
     file.write_bytes(tiny.linear_onnx(9))
@@ -235,7 +235,7 @@ def test_a_member_that_was_changed_or_is_gone_is_found(repository: Path) -> None
     assert not (repository / "fused").exists()
 
 
-def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Path) -> None:
+def test_a_member_without_a_digest_is_fused(repository: Path) -> None:
     model = onnx.load_model_from_string(tiny.linear_onnx(1))
     onnx.helper.set_model_props(model, {"defensemble.class_names": '["circle", "square", "triangle"]'})
     (repository / "alpha/1/model.onnx").write_bytes(model.SerializeToString())
@@ -251,7 +251,7 @@ def test_a_member_that_says_nothing_of_its_file_is_taken_as_it_is(repository: Pa
     with raises(EnsembleError, "class names | 'alpha' | 'circle' | '0' | class 0"):
         fuse_repository(repository, "ensemble", "other")
     (repository / "alpha/1/model.onnx").write_bytes(b"damaged")
-    with raises(RepositoryError, "'alpha' | no ONNX file"):
+    with raises(RepositoryError, "'alpha' | not an ONNX file"):
         fuse_repository(repository, "ensemble", "other")
 
 
@@ -265,7 +265,7 @@ def test_numbers_and_images_are_checked(repository: Path) -> None:
         fuse_repository(repository, "ensemble", "fused", max_batch_size=4, replace=True)
 
 
-def test_another_network_is_not_the_next_version(repository: Path) -> None:
+def test_another_network_cannot_be_the_next_version(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused")
     one = Ensemble("e", (Member("x"),))
     smaller = fused_member(
@@ -286,8 +286,10 @@ def test_a_checkpoint_cannot_take_the_name_of_a_fused_graph(repository: Path) ->
         repository_plan(repository, [member("gamma", 1)], ensemble="fused", replace=True)
 
 
-def test_an_ensemble_that_is_edited_meanwhile_is_not_fused_as_it_was(repository: Path) -> None:
-    (repository.parent / ".repository.staging-abcdefgh").mkdir()  # what an export that was killed leaves; `on_progress` is told in the lock
+def test_an_ensemble_edited_during_the_fusion_is_detected(repository: Path) -> None:
+    (
+        repository.parent / ".repository.staging-abcdefgh"
+    ).mkdir()  # a leftover of a killed export; `on_progress` is called with the lock held
 
     def edit(text: str) -> None:
         write_files(repository, repository_plan(repository, [member("gamma", 3)], replace=True))
@@ -301,7 +303,7 @@ def test_an_ensemble_that_is_edited_meanwhile_is_not_fused_as_it_was(repository:
 
 @pytest.fixture
 def several(tmp_path: Path) -> Path:
-    """Ensembles of some of the members alpha, beta and gamma, and `fused`, the graph of `ensemble`."""
+    """Return a repository with ensembles of alpha, beta and gamma, and `fused`, the graph of `ensemble`."""
     folder = tiny.write_repository(tmp_path / "repository", {"alpha": 1, "beta": 2, "gamma": 3}, weight={"beta": 3.0})
     ensembles = Ensembles(folder)
     ensembles.create("canary", ["alpha", "beta"])
@@ -311,31 +313,31 @@ def several(tmp_path: Path) -> Path:
 
 
 def told_by(folder: Path) -> list[str]:
-    """The ensembles whose check says that `fused` is outdated."""
+    """Return the ensembles whose check reports `fused` as outdated."""
     names = Ensembles(folder).names()
     return [name for name in names if any(finding.model == "fused" for finding in check_ensemble(RepositoryView(folder), name))]
 
 
 def without_name(folder: Path) -> None:
-    """Make `fused` one of an older version, which names no ensemble."""
+    """Make `fused` a graph of an older version, which names no ensemble."""
     config = read_config(folder / "fused")
     del config.parameters["ensemble"]
     (folder / "fused/config.pbtxt").write_bytes(pbtxt_from_config(config))
 
 
 @pytest.mark.parametrize("is_old", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_graph_that_equals_an_ensemble_is_not_outdated(several: Path, is_old: bool) -> None:
+def test_a_graph_equal_to_its_ensemble_is_not_outdated(several: Path, is_old: bool) -> None:
     if is_old:
         without_name(several)
     assert told_by(several) == []
-    Ensembles(several).weight("ensemble", {"alpha": 2.0, "beta": 6.0, "gamma": 2.0})  # the same shares
+    Ensembles(several).weight("ensemble", {"alpha": 2.0, "beta": 6.0, "gamma": 2.0})  # the same normalised weights
     assert told_by(several) == []
     edited = Ensembles(several).weight("canary", {"beta": 2.0})
     assert not [remark for remark in edited.remarks if "fused" in remark]
 
 
 @pytest.mark.parametrize("is_old", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_graph_whose_ensemble_is_edited_is_outdated_for_that_ensemble_only(several: Path, is_old: bool) -> None:
+def test_an_edit_makes_the_graph_outdated_for_that_ensemble_only(several: Path, is_old: bool) -> None:
     if is_old:
         without_name(several)
     edited = Ensembles(several).weight("ensemble", {"beta": 2.0})
@@ -346,11 +348,11 @@ def test_a_graph_whose_ensemble_is_edited_is_outdated_for_that_ensemble_only(sev
     for other, weights in (("canary", {"alpha": 2.0}), ("zoo", {"alpha": 2.0})):
         remarks = Ensembles(several).weight(other, weights).remarks
         assert is_old or not [remark for remark in remarks if "fused" in remark], other
-    Ensembles(several).weight("zoo", {"alpha": 1.0, "beta": 3.0})  # now what the graph holds
+    Ensembles(several).weight("zoo", {"alpha": 1.0, "beta": 3.0})  # now the weights of the graph
     assert told_by(several) == []
 
 
-def test_a_graph_of_no_ensemble_is_never_outdated(several: Path) -> None:
+def test_a_graph_without_an_ensemble_is_never_outdated(several: Path) -> None:
     alone = Ensemble("fused", (Member("alpha"), Member("beta")))
     graph = fused_member("fused", alone, [member("alpha", 1), member("beta", 2)], None, max_batch_size=8)
     write_files(several, fused_plan(several, graph, alone, max_batch_size=8, replace=True))

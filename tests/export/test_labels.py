@@ -1,4 +1,4 @@
-"""Class names: read from files of any system, and refused with their places where they cannot be told apart."""
+"""Class names: files of every system are read, and names that cannot be distinguished are rejected with their places."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def member(name: str, class_names: tuple[str, ...]) -> ExportedMember:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("trailing", ["", "\n", "\r\n\r\n", "\n  \n\t\n"])
-def test_line_ends_of_any_system_are_read(tmp_path: Path, end: str, trailing: str) -> None:
+def test_line_ends_of_every_system_are_read(tmp_path: Path, end: str, trailing: str) -> None:
     path = tmp_path / "labels.txt"
     path.write_bytes(f"\ufeffcat{end}dog {end}röd räv{end}{CAFE_DECOMPOSED}{trailing}".encode())
     assert labels_from_file(path) == ("cat", "dog", "röd räv", CAFE)
@@ -34,7 +34,7 @@ def test_line_ends_of_any_system_are_read(tmp_path: Path, end: str, trailing: st
 @pytest.mark.parametrize(
     ("content", "facts"),
     [
-        (b"", ["is empty", "one class name a line"]),
+        (b"", ["is empty", "one class name per line"]),
         (b"\n\n", ["is empty"]),
         (b"cat\n\ndog\n", ["line 2 blank"]),
         (b"cat\r   \rdog\r\r\rcow", ["lines 2, 4, 5 blank"]),
@@ -50,20 +50,20 @@ def test_line_ends_of_any_system_are_read(tmp_path: Path, end: str, trailing: st
         (None, ["does not exist"]),
     ],
 )
-def test_class_names_that_are_refused(tmp_path: Path, content: bytes | None, facts: list[str]) -> None:
+def test_invalid_class_names_are_rejected_with_their_places(tmp_path: Path, content: bytes | None, facts: list[str]) -> None:
     path = tmp_path / "labels.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ExportError) as refused:
+    with pytest.raises(ExportError) as caught:
         labels_from_file(path)
-    assert [fact for fact in [str(path), *facts] if fact not in str(refused.value)] == []
-    assert len(str(refused.value)) < 1000 + len(str(path))
-    with pytest.raises(ExportError, match="is no file"):
+    assert [fact for fact in [str(path), *facts] if fact not in str(caught.value)] == []
+    assert len(str(caught.value)) < 1000 + len(str(path))
+    with pytest.raises(ExportError, match="is not a file"):
         labels_from_file(tmp_path)
 
 
 @given(st.lists(st.text(), max_size=8))
-def test_names_are_all_kept_or_refused(names: list[str]) -> None:
+def test_names_are_all_kept_or_rejected(names: list[str]) -> None:
     normalised = tuple(unicodedata.normalize("NFC", name) for name in names)
     try:
         assert checked_class_names(names, "these") == normalised
@@ -74,20 +74,20 @@ def test_names_are_all_kept_or_refused(names: list[str]) -> None:
         assert len(set(normalised)) == len(names)
 
 
-def test_names_that_are_given_in_python_are_checked_alike() -> None:
+def test_names_passed_in_python_are_checked_alike() -> None:
     names = tuple(f"class {index % 600}" for index in range(1000))
-    with raises(ExportError, "'class 0' | 0, 600") as refused:
+    with raises(ExportError, "'class 0' | 0, 600") as caught:
         ExportedMember("a", b"", (3, 8, 8), 1000, names, None)
-    assert len(str(refused.value)) < 1000
+    assert len(str(caught.value)) < 1000
     with pytest.raises(ExportError, match=r"'class 0' \(classes 0, 600\)"):
         OnnxSource(Path("a.onnx"), "a", class_names=names)
-    with pytest.raises(ExportError, match="sequence of texts") as refused:
+    with pytest.raises(ExportError, match="sequence of strings") as caught:
         OnnxSource(Path("a.onnx"), "a", class_names="x" * 5000)  # type: ignore[arg-type]
-    assert len(str(refused.value)) < 300
+    assert len(str(caught.value)) < 300
     assert OnnxSource(Path("a.onnx"), "a", class_names=(CAFE_DECOMPOSED, "b")).class_names == (CAFE, "b")
 
 
-def test_a_new_version_names_its_classes_in_another_unicode_form(tmp_path: Path) -> None:
+def test_a_new_version_may_use_another_unicode_form(tmp_path: Path) -> None:
     write_files(tmp_path, repository_plan(tmp_path, [member("a", (CAFE, "b", "c"))]))
     labels = tmp_path / "a/labels.txt"
     labels.write_text(labels.read_text().replace(CAFE, CAFE_DECOMPOSED))

@@ -1,4 +1,4 @@
-"""Profiles on disk: what they say, all or none, undone to the byte, and what is refused."""
+"""Profiles on disk: their content, transactions, removal without a trace, and rejections."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from defensemble_export import (
     write_files,
     write_profile,
 )
-from defensemble_export.profiles import networks
+from defensemble_export.profiles import find_networks
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.names import PROFILES
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -60,7 +60,7 @@ def states(repository: Path, profile: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_is_written_for_every_network_and_undone_to_the_byte(repository: Path, profile: str) -> None:
+def test_every_profile_can_be_written_and_removed_without_a_trace(repository: Path, profile: str) -> None:
     write_plans(repository)
     before = content(repository.parent)
     written = write_profile(repository, profile)
@@ -76,7 +76,7 @@ def test_every_profile_is_written_for_every_network_and_undone_to_the_byte(repos
     assert content(repository.parent) == before
 
 
-def test_removing_one_profile_leaves_the_others(repository: Path) -> None:
+def test_removing_one_profile_keeps_the_others(repository: Path) -> None:
     write_profile(repository, "cpu")
     before = content(repository.parent)
     write_profile(repository, "gpu")
@@ -89,7 +89,7 @@ WARMUP = schema.ModelWarmup(name="mine", batch_size=1, inputs={"images": ZEROS})
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_what_a_caller_sees_and_the_parameters_stay(repository: Path, profile: str) -> None:
+def test_profiles_keep_the_interface_and_the_parameters(repository: Path, profile: str) -> None:
     write_plans(repository)
     edit(repository / "alpha/config.pbtxt", model_warmup=[WARMUP], max_batch_size=5)
     write_profile(repository, profile)
@@ -109,7 +109,7 @@ def test_what_a_caller_sees_and_the_parameters_stay(repository: Path, profile: s
 FIELDS_THAT_STAY = ("name", "input", "output", "max_batch_size", "version_policy", "dynamic_batching", "model_warmup")
 
 
-def test_what_each_profile_is_about(repository: Path) -> None:
+def test_each_profile_sets_device_and_backend(repository: Path) -> None:
     write_plans(repository)
     for profile in PROFILES:
         write_profile(repository, profile, EngineCacheOptions("/engines", 512))
@@ -139,7 +139,7 @@ def test_what_each_profile_is_about(repository: Path) -> None:
     )
 
 
-def test_a_gpu_that_config_pbtxt_asks_for_is_not_asked_for_by_the_profile_cpu(repository: Path) -> None:
+def test_the_profile_cpu_removes_gpus_of_config_pbtxt(repository: Path) -> None:
     groups = [schema.ModelInstanceGroup(count=2, kind=GPU, gpus=[0, 1])]
     optimization = schema.ModelOptimizationPolicy()
     optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
@@ -151,7 +151,7 @@ def test_a_gpu_that_config_pbtxt_asks_for_is_not_asked_for_by_the_profile_cpu(re
     assert config(repository / "alpha/config.pbtxt").instance_group[0].kind == GPU
 
 
-def test_fused_graphs_and_networks_of_others_get_one_and_averaging_models_do_not(repository: Path) -> None:
+def test_profiles_are_for_networks_and_fused_graphs_not_for_averages(repository: Path) -> None:
     for name, tensor, backend in (("fused", "images", "onnxruntime"), ("text", "tokens", "onnxruntime"), ("python", "images", "python")):
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "1/model.onnx").write_bytes(b"x")
@@ -159,15 +159,15 @@ def test_fused_graphs_and_networks_of_others_get_one_and_averaging_models_do_not
         described.input.add(name=tensor, data_type=schema.TYPE_FP32, dims=[1, 4, 4])
         described.parameters["average"].string_value = "probabilities"
         (repository / name / "config.pbtxt").write_bytes(pbtxt_from_config(described))
-    assert list(networks(repository)) == ["alpha", "beta", "fused"]
+    assert list(find_networks(repository)) == ["alpha", "beta", "fused"]
     write_profile(repository, "gpu-ort-tensorrt")
-    # Without a digest in config.pbtxt the file's own is taken.
+    # Without a digest in config.pbtxt, that of the file is used.
     path = config(repository / "fused/configs/gpu-ort-tensorrt.pbtxt").optimization.execution_accelerators.gpu_execution_accelerator[0]
     assert path.parameters["trt_engine_cache_path"].endswith(f"/fused-{hashlib.sha256(b'x').hexdigest()[:16]}")
 
 
 @pytest.mark.parametrize("edited", [False, True])
-def test_a_fused_graph_s_next_version_is_no_edit_by_hand_and_does_not_hide_one(repository: Path, edited: bool) -> None:
+def test_a_new_version_of_a_fused_graph_neither_is_nor_hides_a_hand_edit(repository: Path, edited: bool) -> None:
     fuse_repository(repository, "ensemble", "fused")
     for profile in ("gpu", "gpu-ort-tensorrt"):
         write_profile(repository, profile)
@@ -184,7 +184,7 @@ def test_a_fused_graph_s_next_version_is_no_edit_by_hand_and_does_not_hide_one(r
 
 
 @pytest.mark.parametrize(("batch", "dims"), [(0, [1, 1, 4, 4]), (8, [1, -1, 4])])
-def test_engines_of_sizes_that_config_pbtxt_leaves_open_are_not_bounded(repository: Path, batch: int, dims: list[int]) -> None:
+def test_open_image_sizes_get_no_engine_shapes(repository: Path, batch: int, dims: list[int]) -> None:
     path = repository / "alpha/config.pbtxt"
     changed = config(path)
     changed.max_batch_size = batch
@@ -195,7 +195,7 @@ def test_engines_of_sizes_that_config_pbtxt_leaves_open_are_not_bounded(reposito
     assert [key for key in engines.parameters if "shapes" in key] == []
 
 
-def test_engines_are_kept_apart_by_member_and_not_kept_where_versions_would_be_mixed_up(repository: Path) -> None:
+def test_engine_caches_are_separate_per_member_and_need_one_version(repository: Path) -> None:
     told: list[str] = []
     write_profile(repository, "gpu-ort-tensorrt", on_progress=told.append)
     assert told == []
@@ -208,19 +208,19 @@ def test_engines_are_kept_apart_by_member_and_not_kept_where_versions_would_be_m
     assert {key for key in engines.parameters if "cache" in key} == set()
 
 
-def test_a_plan_that_is_missing_for_one_member_is_told_and_nothing_is_written(repository: Path) -> None:
+def test_a_missing_plan_is_reported_and_nothing_is_written(repository: Path) -> None:
     write_plans(repository, names=("alpha",))
     before = content(repository.parent)
-    with pytest.raises(ProfileError) as refused:
+    with pytest.raises(ProfileError) as caught:
         write_profile(repository, "gpu-tensorrt")
     assert_facts(
-        str(refused.value), f"'gpu-tensorrt' | beta | version 1 | model.plan | `defensemble build-engine --repository {repository}`"
+        str(caught.value), f"'gpu-tensorrt' | beta | version 1 | model.plan | `defensemble build-engine --repository {repository}`"
     )
     assert content(repository.parent) == before
     assert states(repository, "gpu-tensorrt") == {"alpha": "not written", "beta": "version 1 has no model.plan"}
 
 
-def test_a_new_version_without_a_plan_is_told_and_writing_the_profile_mends_it(repository: Path) -> None:
+def test_a_new_version_without_a_plan_is_reported_and_rewriting_fixes_it(repository: Path) -> None:
     write_plans(repository)
     write_profile(repository, "gpu-tensorrt")
     tiny.write_second_version(repository, "alpha", 7)
@@ -236,7 +236,7 @@ def test_a_new_version_without_a_plan_is_told_and_writing_the_profile_mends_it(r
     assert read_repository(repository, profile="gpu-tensorrt").problems == {}
 
 
-def test_versions_that_the_policy_leaves_out_need_no_plan(repository: Path) -> None:
+def test_versions_outside_the_policy_need_no_plan(repository: Path) -> None:
     tiny.write_second_version(repository, "alpha", 7)
     for policy, versions in (("specific", [1]), ("latest", [2]), ("all", [1, 2]), ("none", [2])):
         changed = config(repository / "alpha/config.pbtxt")
@@ -255,7 +255,7 @@ def test_versions_that_the_policy_leaves_out_need_no_plan(repository: Path) -> N
 
 
 @pytest.mark.parametrize("edited", ["a field", "a comment", "not ours", "nothing that is a configuration"])
-def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: Path, edited: str) -> None:
+def test_hand_edits_are_kept_without_force(repository: Path, edited: str) -> None:
     write_profile(repository, "gpu")
     clean = content(repository)
     path = repository / "beta/configs/gpu.pbtxt"
@@ -269,7 +269,7 @@ def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: 
         path.write_bytes(b"\xff[[")
     before = content(repository.parent)
     assert states(repository, "gpu") == {"alpha": "written", "beta": "edited by hand"}
-    for act, verb in ((write_profile, "written anew"), (remove_profile, "removed")):
+    for act, verb in ((write_profile, "overwrite"), (remove_profile, "remove")):
         with raises(ProfileError, f"by hand | beta/configs/gpu.pbtxt | --force | {verb}"):
             act(repository, "gpu")
         assert content(repository.parent) == before
@@ -279,7 +279,7 @@ def test_what_was_edited_by_hand_is_kept_until_force_says_otherwise(repository: 
     assert len(remove_profile(repository, "gpu", force=True)) == 2
 
 
-def test_a_config_that_was_edited_since_is_out_of_date(repository: Path) -> None:
+def test_a_profile_of_an_edited_config_is_out_of_date(repository: Path) -> None:
     write_profile(repository, "gpu")
     edit(repository / "alpha/config.pbtxt", max_batch_size=4)
     assert states(repository, "gpu") == {"alpha": "out of date", "beta": "written"}
@@ -287,13 +287,13 @@ def test_a_config_that_was_edited_since_is_out_of_date(repository: Path) -> None
     assert config(repository / "alpha/configs/gpu.pbtxt").max_batch_size == 4
 
 
-def test_a_profile_of_somebody_s_own_is_listed(repository: Path) -> None:
+def test_a_profile_written_by_hand_is_listed(repository: Path) -> None:
     (repository / "alpha/configs").mkdir()
     (repository / "alpha/configs/mine.pbtxt").write_bytes((repository / "alpha/config.pbtxt").read_bytes())
     assert states(repository, "mine") == {"alpha": "by hand", "beta": "not written"}
 
 
-def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: Path) -> None:
+def test_invalid_names_folders_and_settings_are_rejected(repository: Path, tmp_path: Path) -> None:
     with raises(ProfileError, "cpu, gpu, gpu-ort-tensorrt, gpu-tensorrt | 'tpu'"):
         write_profile(repository, "tpu")
     with raises(ProfileError, "'gpu' | none"):
@@ -318,7 +318,7 @@ def test_names_folders_and_settings_that_cannot_be(repository: Path, tmp_path: P
     assert content(tmp_path) == before
 
 
-def test_a_file_in_the_way_is_told_and_nothing_is_written(repository: Path) -> None:
+def test_a_file_in_the_way_is_reported_and_nothing_is_written(repository: Path) -> None:
     (repository / "beta/configs").write_text("a file, where a folder is to be")
     before = content(repository.parent)
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
@@ -337,7 +337,7 @@ def test_no_space_left_changes_nothing(tmp_path: Path) -> None:
         (disk / "filler").unlink()
         write_profile(repository, "gpu")
         fill(disk, 0)
-        # A removal takes a folder of its own, and on this file system a folder takes a page: refused or done, never half.
+        # A removal needs a folder, which takes a page on this file system: it fails or completes, never half.
         before = content(disk)
         try:
             remove_profile(repository, "gpu")
@@ -347,7 +347,7 @@ def test_no_space_left_changes_nothing(tmp_path: Path) -> None:
             assert not list(repository.rglob("gpu.pbtxt"))
 
 
-def test_a_repository_that_is_a_mount_is_staged_inside_a_model(tmp_path: Path) -> None:
+def test_a_mounted_repository_is_staged_inside_a_model(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         made = tiny.write_repository(tmp_path / "made")
         shutil.copytree(made, disk, dirs_exist_ok=True)
@@ -359,7 +359,7 @@ def test_a_repository_that_is_a_mount_is_staged_inside_a_model(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("act", ["write", "remove"])
-def test_a_kill_at_any_rename_leaves_what_can_be_served_and_finished(repository: Path, tmp_path: Path, act: str) -> None:
+def test_a_kill_at_any_rename_leaves_a_servable_repository(repository: Path, tmp_path: Path, act: str) -> None:
     before = content(repository)
     write_profile(repository, "gpu")
     after = content(repository)

@@ -1,8 +1,8 @@
-"""The process that edits, cut short at its n-th step: each case is a fork of one Python that has imported everything.
+"""The process that runs edits and injects a fault at the n-th step; each case is a fork of one Python that has imported everything.
 
-Reads a `Case` a line from its input, as JSON, and answers each with what its fork did. A step is a call of the file system that
-changes something, as Python's own audit events tell before it happens, half of a file's content written, a flush to disk, or a call of the
-network; of loading and unloading also its end. Where nothing lies between, being killed after a step is being killed before the next one.
+It reads a case per line from its input, as JSON, and answers with the result of the fork. A step is a call that changes the file system (by
+Python's audit events, which come before the call), half of a file's content written, a flush to disk, or a network call; for loads and
+unloads also the end of the call. For other calls, a kill after a step equals a kill before the next one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _NETWORK = ("infer", "model_config", "repository_index", "load_model", "unload_m
 
 
 class Steps:
-    """Counts the steps of one of `kinds` ("files", "flushes", "network"), and lets `act` happen at the `at`-th.
+    """Counts the steps of some `kinds` ("files", "flushes", "network"), and calls `act` at step `at`.
 
-    What `lasts`, as a full disk does, happens from then on at every step that needs room. `later` happens at steps after it.
+    With `lasts`, as for a full disk, `act` is also called at every later step that needs space. `later` has the actions of later steps.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Steps:
         at: int,
         kinds: list[str],
         act: Callable[[str, str], None],
-        told: int,
+        pipe_fd: int,
         *,
         lasts: bool,
         later: dict[int, Callable[[str, str], None]],
@@ -56,7 +56,7 @@ class Steps:
         self._lasts = lasts
         self._kinds = kinds
         self._act = act
-        self._told = told
+        self._pipe_fd = pipe_fd
         self._lock = threading.Lock()
         self._count = 0
         self._last = ""
@@ -65,13 +65,13 @@ class Steps:
         if kind not in self._kinds:
             return
         with self._lock:
-            # How often a server is asked in a row whether it is drained, or is back, depends on the time: once, here.
+            # The number of polls in a row depends on the time, so they count as one step.
             if what == self._last and what in ("statistics", "repository_index"):
                 return
             self._last = what
             self._count += 1
             number = self._count
-            os.write(self._told, f"{json.dumps({'step': what})}\n".encode())
+            os.write(self._pipe_fd, f"{json.dumps({'step': what})}\n".encode())
         if number == self._at or (self._lasts and number > self._at and not what.startswith(("os.rename", "os.remove", "os.rmdir"))):
             self._act(kind, what)
         elif number in self._later:
@@ -81,7 +81,7 @@ class Steps:
 _steps: Steps | None = None
 
 
-def _heard(event: str, arguments: tuple[Any, ...]) -> None:
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _steps is None:
         return
     if event in _FILES:
@@ -90,7 +90,7 @@ def _heard(event: str, arguments: tuple[Any, ...]) -> None:
         _steps.step("files", f"open {arguments[0]}")
 
 
-def _fill_in_halves(file: BinaryIO, content: bytes) -> None:
+def _write_in_halves(file: BinaryIO, content: bytes) -> None:
     file.write(content[: len(content) // 2])
     file.flush()
     if _steps is not None:
@@ -98,7 +98,7 @@ def _fill_in_halves(file: BinaryIO, content: bytes) -> None:
     file.write(content[len(content) // 2 :])
 
 
-def _counted_fsync(descriptor: int) -> None:
+def _counting_fsync(descriptor: int) -> None:
     if _steps is not None:
         _steps.step("flushes", f"os.fsync {_path_of(descriptor)}")
     _fsync(descriptor)
@@ -108,12 +108,12 @@ def _path_of(descriptor: int) -> str:
     return os.readlink(f"/proc/self/fd/{descriptor}")
 
 
-class Counted:
-    """A transport whose calls are steps; an answer of the server's may be made a lie."""
+class CountingTransport:
+    """A transport whose calls are steps; the outputs of one model can be falsified."""
 
-    def __init__(self, inner: HttpTransport, lie: str | None) -> None:
+    def __init__(self, inner: HttpTransport, wrong_output: str | None) -> None:
         self._inner = inner
-        self._lie = lie
+        self._wrong_output = wrong_output
 
     @property
     def url(self) -> str:
@@ -125,21 +125,21 @@ class Counted:
             return function
 
         def called(*arguments: Any, **named: Any) -> Any:
-            told = arguments[0] if arguments and isinstance(arguments[0], str) else ""
+            model = arguments[0] if arguments and isinstance(arguments[0], str) else ""
             assert _steps is not None
-            _steps.step("network", f"{name} {told}".rstrip())
+            _steps.step("network", f"{name} {model}".rstrip())
             answer = function(*arguments, **named)
             if name in ("load_model", "unload_model"):
-                _steps.step("network", f"after {name} {told}")
-            if name == "infer" and self._lie == told:
+                _steps.step("network", f"after {name} {model}")
+            if name == "infer" and self._wrong_output == model:
                 answer = {output: np.float32(0.01) + values for output, values in answer.items()}
             return answer
 
         return called
 
 
-def _acts(case: dict[str, Any], how: str) -> Callable[[str, str], None]:
-    """What happens at the step."""
+def _fault_function(case: dict[str, Any], fault: str) -> Callable[[str, str], None]:
+    """Return the function that injects a fault."""
 
     def kill(kind: str, what: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -147,7 +147,7 @@ def _acts(case: dict[str, Any], how: str) -> Callable[[str, str], None]:
     def signal_server(number: int) -> None:
         guard = case["server"]
         for child in map(int, Path(f"/proc/{guard}/task/{guard}/children").read_text().split()):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since the list was read
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended after the list was read
                 if Path(f"/proc/{child}/comm").read_text().strip() == "tritonserver":
                     os.kill(child, number)
 
@@ -155,9 +155,9 @@ def _acts(case: dict[str, Any], how: str) -> Callable[[str, str], None]:
         signal_server(signal.SIGKILL)
 
     def restart_server(kind: str, what: str) -> None:
-        """Kills it, and goes on when it answers again: the edit may not notice."""
+        """Kill the server and continue when it answers again, so that the edit may not notice."""
         signal_server(signal.SIGKILL)
-        (_, ((url, key),)) = case["places"][0]
+        (_, ((url, key),)) = case["targets"][0]
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -178,12 +178,12 @@ def _acts(case: dict[str, Any], how: str) -> Callable[[str, str], None]:
         if kind in ("files", "flushes"):
             raise OSError(getattr(errno, case["errno"]), os.strerror(getattr(errno, case["errno"])), what.partition(" ")[2])
         kinds = {"lost": ConnectionFailedError, "failed": ServerFailedError}
-        raise kinds[case["error"]](f"told to fail at {what}")
+        raise kinds[case["error"]](f"injected fault at {what}")
 
     def count(kind: str, what: str) -> None:
-        """Nothing: the steps are counted."""
+        """Do nothing; the steps are only counted."""
 
-    acts = {
+    functions = {
         "kill": kill,
         "kill_server": kill_server,
         "restart_server": restart_server,
@@ -192,39 +192,41 @@ def _acts(case: dict[str, Any], how: str) -> Callable[[str, str], None]:
         "fail": fail,
         "count": count,
     }
-    return acts[how]
+    return functions[fault]
 
 
-def _edit(case: dict[str, Any], told: int) -> None:
-    """In the fork: the edit, and what came of it."""
+def _run_edit(case: dict[str, Any], pipe_fd: int) -> None:
+    """Run the edit in the fork, and write its result to the pipe."""
     global _steps
-    said: list[str] = []
-    warned: list[str] = []
-    outcome: dict[str, Any] = {"said": said, "warned": warned, "error": None}
+    progress: list[str] = []
+    warnings: list[str] = []
+    outcome: dict[str, Any] = {"progress": progress, "warnings": warnings, "error": None}
     clients = [
-        [Client(url, transport=Counted(HttpTransport(url, admin_key=key), case.get("lie"))) for url, key in servers]
-        for _, servers in case["places"]
+        [Client(url, transport=CountingTransport(HttpTransport(url, admin_key=key), case.get("wrong_output"))) for url, key in servers]
+        for _, servers in case["targets"]
     ]
-    replicas = [Replica(Path(folder), tuple(of)) for (folder, _), of in zip(case["places"], clients, strict=True)]
-    ensembles = Ensembles.over(replicas, on_progress=said.append, on_warning=warned.append, wait_s=case.get("wait_s", 60.0), drain_s=5.0)
-    later = {int(at): _acts(case, how) for at, how in case.get("later", {}).items()}
-    _steps = Steps(case["at"], case["kinds"], _acts(case, case["how"]), told, lasts=case.get("lasts", False), later=later)
+    replicas = [Replica(Path(folder), tuple(of)) for (folder, _), of in zip(case["targets"], clients, strict=True)]
+    ensembles = Ensembles.over(
+        replicas, on_progress=progress.append, on_warning=warnings.append, wait_s=case.get("wait_s", 60.0), drain_s=5.0
+    )
+    later = {int(at): _fault_function(case, fault) for at, fault in case.get("later", {}).items()}
+    _steps = Steps(case["at"], case["kinds"], _fault_function(case, case["fault"]), pipe_fd, lasts=case.get("lasts", False), later=later)
     try:
         applied = getattr(ensembles, case["verb"])(*case["arguments"], **case["named"])
         _steps = None
-        edits = [one for one in (applied if isinstance(applied, (list, tuple)) else [applied]) if isinstance(one, Applied)]
-        remarks = [remark for one in edits for remark in one.remarks]
-        outcome |= {"remarks": remarks, "left_loaded": {name: why for one in edits for name, why in one.left_loaded.items()}}
+        results = [item for item in (applied if isinstance(applied, (list, tuple)) else [applied]) if isinstance(item, Applied)]
+        remarks = [remark for item in results for remark in item.remarks]
+        outcome |= {"remarks": remarks, "left_loaded": {name: why for item in results for name, why in item.left_loaded.items()}}
     except BaseException as error:
         _steps = None
         outcome |= {"error": type(error).__name__, "text": str(error)}
         if isinstance(error, EditFailedError):
             outcome |= {"step": error.step, "why": error.why, "put_back": error.put_back}
     _steps = None
-    os.write(told, f"{json.dumps({'outcome': outcome})}\n".encode())
+    os.write(pipe_fd, f"{json.dumps({'outcome': outcome})}\n".encode())
 
 
-def _one_case(case: dict[str, Any]) -> dict[str, Any]:
+def _run_case(case: dict[str, Any]) -> dict[str, Any]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -232,7 +234,7 @@ def _one_case(case: dict[str, Any]) -> dict[str, Any]:
         signal.alarm(60)
         status = 1
         try:
-            _edit(case, writing)
+            _run_edit(case, writing)
             status = 0
         finally:
             os._exit(status)
@@ -240,24 +242,24 @@ def _one_case(case: dict[str, Any]) -> dict[str, Any]:
     with os.fdopen(reading) as pipe:
         lines: list[dict[str, Any]] = [json.loads(line) for line in pipe]
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    told = [line["outcome"] for line in lines if "outcome" in line]
-    outcome = told[0] if told else {"said": [], "warned": [], "error": None}  # nothing where it was killed
+    outcomes = [line["outcome"] for line in lines if "outcome" in line]
+    outcome = outcomes[0] if outcomes else {"progress": [], "warnings": [], "error": None}  # nothing if it was killed
     return {"status": status, "steps": [line["step"] for line in lines if "step" in line], **outcome}
 
 
 def main() -> None:
-    """Answer case after case, until the input ends."""
+    """Run one case per line until the input ends."""
     sys.dont_write_bytecode = True
-    server_models.RESTART_WAIT_S = 30.0  # where many tests run at once, a restart takes more than five seconds
+    server_models.RESTART_WAIT_S = 30.0  # with many tests in parallel, a restart takes more than five seconds
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for writer in (atomic_write, transaction):
-        writer.fill = _fill_in_halves  # type: ignore[attr-defined]
-    os.fsync = _counted_fsync  # type: ignore[assignment]
-    importlib.import_module("defensemble_export.editing")  # once, and not in each fork
+        writer.fill = _write_in_halves  # type: ignore[attr-defined]
+    os.fsync = _counting_fsync  # type: ignore[assignment]
+    importlib.import_module("defensemble_export.editing")  # once, not in each fork
     np.random.default_rng(0)
-    sys.addaudithook(_heard)
+    sys.addaudithook(_audit)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(_one_case(json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps(_run_case(json.loads(line))) + "\n")
         sys.stdout.flush()
 
 

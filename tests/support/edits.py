@@ -1,4 +1,4 @@
-"""The edits that are cut short, each with the repositories and servers on which it is made."""
+"""The edits of the fault tests, each with its repositories and servers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from defensemble.ensembles import Ensembles
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from tests.support import tiny
-from tests.support.walking import Edit, Stage, Votes, stage_of
+from tests.support.walking import Edit, Members, Stage, stage_of
 
-BOTH = Votes({"alpha@1": 1.0, "beta@1": 1.0})
-HEAVIER = Votes({"alpha@1": 3.0, "beta@1": 1.0})
+BOTH = Members({"alpha@1": 1.0, "beta@1": 1.0})
+HEAVIER = Members({"alpha@1": 3.0, "beta@1": 1.0})
 
 
 @dataclass(frozen=True)
 class Scene:
-    """An edit, and what is there before it."""
+    """An edit, and the state before it."""
 
     edit: Edit
     prepare: Callable[[Path], None]
@@ -26,12 +26,12 @@ class Scene:
     late: Callable[[Path], None] | None = None
 
     def staged(self, place: Path, *, replicas: int = 1, restart: bool = False) -> AbstractContextManager[Stage]:
-        """The servers, as they are before the edit."""
+        """Start the servers in the state before the edit."""
         return stage_of(place, self.prepare, replicas=replicas, unload=self.unload, late=self.late, restart=restart)
 
 
 def three_models(folder: Path) -> None:
-    """`ensemble` of alpha and beta; gamma is there and does not vote."""
+    """Write `ensemble` with the members alpha and beta, and the model gamma, which is not a member."""
     tiny.write_repository(folder, {"alpha": 1, "beta": 2})
     tiny.write_repository(folder, {"gamma": 3}, ensemble=None)
 
@@ -43,7 +43,7 @@ def with_a_canary(folder: Path) -> None:
 
 
 def with_a_twin(folder: Path) -> None:
-    """A canary that runs the very averaging models of `ensemble`."""
+    """Add a canary that shares the averaging model of `ensemble`."""
     three_models(folder)
     Ensembles(folder).create("canary", ["alpha", "beta"])
     (folder / "history.jsonl").unlink()
@@ -59,7 +59,7 @@ def second_alpha(folder: Path) -> None:
 
 
 def weight_by_hand(folder: Path) -> None:
-    """An operator gives alpha another weight, in the place where a configuration states it."""
+    """Change the weight of alpha by hand in the parameters of the averaging model."""
     average = next(path.name for path in folder.glob("average_*"))
     path = folder / average / "config.pbtxt"
     config = config_from_pbtxt(path.read_text(), average)
@@ -69,14 +69,14 @@ def weight_by_hand(folder: Path) -> None:
 
 
 def batch_by_hand(folder: Path) -> None:
-    """An operator lets the ensemble take fewer images at once: who votes stays."""
+    """Reduce the batch of the ensemble by hand; its members stay the same."""
     tiny.edit_config(folder, "ensemble", max_batch_size=4)
 
 
 REWEIGH = Scene(Edit("weight", ["ensemble", {"alpha": 3.0}], BOTH, HEAVIER, {"message": "alpha sees better"}), three_models)
-ALL = Votes({"alpha@1": 1.0, "beta@1": 1.0, "gamma@1": 0.5})
-CANARY = Votes({"beta@1": 1.0, "gamma@1": 1.0})
-SWITCHED = Votes({"alpha@2": 1.0, "beta@1": 1.0})
+ALL = Members({"alpha@1": 1.0, "beta@1": 1.0, "gamma@1": 0.5})
+CANARY = Members({"beta@1": 1.0, "gamma@1": 1.0})
+SWITCHED = Members({"alpha@2": 1.0, "beta@1": 1.0})
 SCENES = {
     "weight": REWEIGH,
     "add": Scene(Edit("add", ["ensemble", ["gamma"]], BOTH, ALL, {"weight": 0.5}), three_models, unload=["gamma"]),

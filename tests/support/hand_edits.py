@@ -1,4 +1,4 @@
-"""Hand edits of models: each changes one folder of a repository, whatever Triton then says of it."""
+"""Hand edits of models: each changes one folder of a repository, in a way that Triton may refuse."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ def encoded(change: Callable[[bytes], bytes]) -> Edit:
 
 def parameter(key: str, value: str) -> Edit:
     """Set a parameter of a configuration."""
-    return config(lambda one: setattr(one.parameters[key], "string_value", value))
+    return config(lambda message: setattr(message.parameters[key], "string_value", value))
 
 
 def without_parameter(key: str) -> Edit:
     """Remove a parameter of a configuration."""
-    return config(lambda one: one.parameters.pop(key))
+    return config(lambda message: message.parameters.pop(key))
 
 
 def both(*edits: Edit) -> Edit:
     """Several edits, in their order."""
 
     def edit(folder: Path) -> None:
-        for one in edits:
-            one(folder)
+        for change in edits:
+            change(folder)
 
     return edit
 
@@ -90,7 +90,7 @@ def batching(lines: str) -> Edit:
 
 def group(**fields: object) -> Edit:
     """Add an instance group."""
-    return config(lambda one: one.instance_group.add(**fields))
+    return config(lambda message: message.instance_group.add(**fields))
 
 
 def version(number: str, seed: int = 7) -> Edit:
@@ -105,7 +105,7 @@ def version(number: str, seed: int = 7) -> Edit:
 
 def policy(lines: str) -> Edit:
     """Write another `version_policy`."""
-    return both(config(lambda one: one.ClearField("version_policy")), append(f"version_policy {{ {lines} }}\n"))
+    return both(config(lambda message: message.ClearField("version_policy")), append(f"version_policy {{ {lines} }}\n"))
 
 
 def warmup(lines: str) -> Edit:
@@ -130,12 +130,12 @@ def data(name: str, size: int) -> Edit:
 
 
 def dangling_link(name: str) -> Edit:
-    """Add a link that leads nowhere."""
+    """Add a broken link."""
     return lambda folder: (folder / name).symlink_to("nowhere")
 
 
 def no_digest() -> Edit:
-    """Take the digest out, as of a model that somebody else made."""
+    """Remove the digest, as in a model that was not exported by us."""
     return without_parameter("sha256.1")
 
 
@@ -183,16 +183,16 @@ EDITS: dict[str, Edit] = {
     "cr": encoded(lambda content: content.replace(b"\n", b"\r")),
     "cr-after-comment": encoded(lambda content: b"# first\r" + content.replace(b"\n", b"\r")),
     "large-number": append("version_policy { specific { versions: 99999999999999999999 } }\n"),
-    "no-name": config(lambda one: one.ClearField("name")),
-    "other-name": config(lambda one: setattr(one, "name", "other")),
+    "no-name": config(lambda message: message.ClearField("name")),
+    "other-name": config(lambda message: setattr(message, "name", "other")),
     "no-backend": without_backend(),
-    "backend-python": config(lambda one: setattr(one, "backend", "python")),
-    "backend-pytorch": config(lambda one: setattr(one, "backend", "pytorch")),
-    "backend-path": config(lambda one: setattr(one, "backend", "../../evil")),
-    "backend-tensorrt": config(lambda one: setattr(one, "backend", "tensorrt")),
-    "backend-platform-name": config(lambda one: setattr(one, "backend", "onnxruntime_onnx")),
-    "backend-space": config(lambda one: setattr(one, "backend", "onnxruntime ")),
-    "backend-case": config(lambda one: setattr(one, "backend", "ONNXRuntime")),
+    "backend-python": config(lambda message: setattr(message, "backend", "python")),
+    "backend-pytorch": config(lambda message: setattr(message, "backend", "pytorch")),
+    "backend-path": config(lambda message: setattr(message, "backend", "../../evil")),
+    "backend-tensorrt": config(lambda message: setattr(message, "backend", "tensorrt")),
+    "backend-platform-name": config(lambda message: setattr(message, "backend", "onnxruntime_onnx")),
+    "backend-space": config(lambda message: setattr(message, "backend", "onnxruntime ")),
+    "backend-case": config(lambda message: setattr(message, "backend", "ONNXRuntime")),
     "platform-onnxruntime": both(without_backend(), append('platform: "onnxruntime_onnx"\n')),
     "platform-and-backend": append('platform: "onnxruntime_onnx"\n'),
     "platform-other-and-backend": append('platform: "tensorrt_plan"\n'),
@@ -203,60 +203,64 @@ EDITS: dict[str, Edit] = {
     "platform-ensemble": both(without_backend(), append('platform: "ensemble"\n')),
     "platform-ensemble-and-backend": append('platform: "ensemble"\n'),
     "scheduling-of-an-ensemble": append("ensemble_scheduling { }\n"),
-    "batch-0": config(lambda one: setattr(one, "max_batch_size", 0)),
-    "batch-0-without-batching": both(config(lambda one: setattr(one, "max_batch_size", 0)), text("dynamic_batching {\n}\n", "")),
-    "batch-below-0": config(lambda one: setattr(one, "max_batch_size", -1)),
-    "batch-large": config(lambda one: setattr(one, "max_batch_size", 4096)),
-    "dims-0": config(lambda one: one.input[0].dims.__setitem__(1, 0)),
-    "dims-minus-1": config(lambda one: one.input[0].dims.__setitem__(1, -1)),
-    "dims-minus-2": config(lambda one: one.input[0].dims.__setitem__(1, -2)),
-    "dims-other": config(lambda one: one.input[0].dims.__setitem__(1, 5)),
-    "dims-missing": config(lambda one: one.input[0].ClearField("dims")),
-    "dims-one-more": config(lambda one: one.input[0].dims.append(1)),
-    "output-dims-other": config(lambda one: one.output[0].dims.__setitem__(0, 4)),
-    "output-dims-missing": config(lambda one: one.output[0].ClearField("dims")),
-    "output-dims-0": config(lambda one: one.output[0].dims.__setitem__(0, 0)),
-    "type-missing": config(lambda one: one.input[0].ClearField("data_type")),
-    "type-int32": config(lambda one: setattr(one.input[0], "data_type", schema.TYPE_INT32)),
-    "type-string": config(lambda one: setattr(one.input[0], "data_type", schema.TYPE_STRING)),
-    "output-type-missing": config(lambda one: one.output[0].ClearField("data_type")),
-    "output-type-fp16": config(lambda one: setattr(one.output[0], "data_type", schema.TYPE_FP16)),
-    "input-unnamed": config(lambda one: one.input[0].ClearField("name")),
-    "output-unnamed": config(lambda one: one.output[0].ClearField("name")),
-    "input-renamed": config(lambda one: setattr(one.input[0], "name", "pictures")),
-    "output-renamed": config(lambda one: setattr(one.output[0], "name", "logit")),
-    "no-inputs": config(lambda one: one.ClearField("input")),
-    "no-outputs": config(lambda one: one.ClearField("output")),
-    "input-one-more": config(lambda one: one.input.add(name="more", data_type=schema.TYPE_FP32, dims=[1])),
-    "output-one-more": config(lambda one: one.output.add(name="more", data_type=schema.TYPE_FP32, dims=[1])),
-    "input-twice": config(lambda one: one.input.append(one.input[0])),
-    "output-twice": config(lambda one: one.output.append(one.output[0])),
-    "output-twice-unlabelled": config(lambda one: (one.output[0].ClearField("label_filename"), one.output.append(one.output[0]))),
-    "backend-in-path": config(lambda one: setattr(one, "backend", "a/b")),
+    "batch-0": config(lambda message: setattr(message, "max_batch_size", 0)),
+    "batch-0-without-batching": both(config(lambda message: setattr(message, "max_batch_size", 0)), text("dynamic_batching {\n}\n", "")),
+    "batch-below-0": config(lambda message: setattr(message, "max_batch_size", -1)),
+    "batch-large": config(lambda message: setattr(message, "max_batch_size", 4096)),
+    "dims-0": config(lambda message: message.input[0].dims.__setitem__(1, 0)),
+    "dims-minus-1": config(lambda message: message.input[0].dims.__setitem__(1, -1)),
+    "dims-minus-2": config(lambda message: message.input[0].dims.__setitem__(1, -2)),
+    "dims-other": config(lambda message: message.input[0].dims.__setitem__(1, 5)),
+    "dims-missing": config(lambda message: message.input[0].ClearField("dims")),
+    "dims-one-more": config(lambda message: message.input[0].dims.append(1)),
+    "output-dims-other": config(lambda message: message.output[0].dims.__setitem__(0, 4)),
+    "output-dims-missing": config(lambda message: message.output[0].ClearField("dims")),
+    "output-dims-0": config(lambda message: message.output[0].dims.__setitem__(0, 0)),
+    "type-missing": config(lambda message: message.input[0].ClearField("data_type")),
+    "type-int32": config(lambda message: setattr(message.input[0], "data_type", schema.TYPE_INT32)),
+    "type-string": config(lambda message: setattr(message.input[0], "data_type", schema.TYPE_STRING)),
+    "output-type-missing": config(lambda message: message.output[0].ClearField("data_type")),
+    "output-type-fp16": config(lambda message: setattr(message.output[0], "data_type", schema.TYPE_FP16)),
+    "input-unnamed": config(lambda message: message.input[0].ClearField("name")),
+    "output-unnamed": config(lambda message: message.output[0].ClearField("name")),
+    "input-renamed": config(lambda message: setattr(message.input[0], "name", "pictures")),
+    "output-renamed": config(lambda message: setattr(message.output[0], "name", "logit")),
+    "no-inputs": config(lambda message: message.ClearField("input")),
+    "no-outputs": config(lambda message: message.ClearField("output")),
+    "input-one-more": config(lambda message: message.input.add(name="more", data_type=schema.TYPE_FP32, dims=[1])),
+    "output-one-more": config(lambda message: message.output.add(name="more", data_type=schema.TYPE_FP32, dims=[1])),
+    "input-twice": config(lambda message: message.input.append(message.input[0])),
+    "output-twice": config(lambda message: message.output.append(message.output[0])),
+    "output-twice-unlabelled": config(
+        lambda message: (message.output[0].ClearField("label_filename"), message.output.append(message.output[0]))
+    ),
+    "backend-in-path": config(lambda message: setattr(message, "backend", "a/b")),
     "instances-model-with-gpus": group(kind=MODEL, count=1, gpus=[0]),
     "version-name-of-1": version("1.bak"),
-    "input-format-nchw": config(lambda one: setattr(one.input[0], "format", schema.ModelInput.FORMAT_NCHW)),
-    "input-format-nhwc": config(lambda one: setattr(one.input[0], "format", schema.ModelInput.FORMAT_NHWC)),
+    "input-format-nchw": config(lambda message: setattr(message.input[0], "format", schema.ModelInput.FORMAT_NCHW)),
+    "input-format-nhwc": config(lambda message: setattr(message.input[0], "format", schema.ModelInput.FORMAT_NHWC)),
     "input-format-of-two-dims": both(
-        config(lambda one: setattr(one.input[0], "format", schema.ModelInput.FORMAT_NCHW)), config(lambda one: one.input[0].dims.pop())
+        config(lambda message: setattr(message.input[0], "format", schema.ModelInput.FORMAT_NCHW)),
+        config(lambda message: message.input[0].dims.pop()),
     ),
-    "input-optional": config(lambda one: setattr(one.input[0], "optional", True)),
-    "input-ragged": config(lambda one: setattr(one.input[0], "allow_ragged_batch", True)),
-    "input-shape-tensor": config(lambda one: setattr(one.input[0], "is_shape_tensor", True)),
-    "output-shape-tensor": config(lambda one: setattr(one.output[0], "is_shape_tensor", True)),
+    "input-optional": config(lambda message: setattr(message.input[0], "optional", True)),
+    "input-ragged": config(lambda message: setattr(message.input[0], "allow_ragged_batch", True)),
+    "input-shape-tensor": config(lambda message: setattr(message.input[0], "is_shape_tensor", True)),
+    "output-shape-tensor": config(lambda message: setattr(message.output[0], "is_shape_tensor", True)),
     "reshape-same": text("dims: 1\n", "dims: 1\n    reshape { shape: [1, 4, 4] }\n"),
     "reshape-fits": both(
-        config(lambda one: one.input[0].dims.__setitem__(slice(None), [16])), text("dims: 16\n", "dims: 16 reshape { shape: [1, 4, 4] }\n")
+        config(lambda message: message.input[0].dims.__setitem__(slice(None), [16])),
+        text("dims: 16\n", "dims: 16 reshape { shape: [1, 4, 4] }\n"),
     ),
     "reshape-other-size": text("dims: 1\n", "dims: 1\n    reshape { shape: [1, 4, 5] }\n"),
     "reshape-empty": text("dims: 1\n", "dims: 1\n    reshape { }\n"),
     "reshape-output": text("dims: 3\n", "dims: 3\n    reshape { shape: [3, 1] }\n"),
     "reshape-output-fits-not": text("dims: 3\n", "dims: 3\n    reshape { shape: [4] }\n"),
     "reshape-minus-1": text("dims: 1\n", "dims: 1\n    reshape { shape: [1, -1, 4] }\n"),
-    "labels-missing": config(lambda one: setattr(one.output[0], "label_filename", "nowhere.txt")),
+    "labels-missing": config(lambda message: setattr(message.output[0], "label_filename", "nowhere.txt")),
     "labels-removed": lambda folder: (folder / "labels.txt").unlink(),
     "labels-empty": lambda folder: (folder / "labels.txt").write_text(""),
-    "labels-path": config(lambda one: setattr(one.output[0], "label_filename", "../labels.txt")),
+    "labels-path": config(lambda message: setattr(message.output[0], "label_filename", "../labels.txt")),
     "labels-not-utf8": lambda folder: (folder / "labels.txt").write_bytes(b"caf\xe9\nb\nc\n"),
     "queue-max-size": batching("default_queue_policy { max_queue_size: 8 }"),
     "queue-timeout": batching("default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 400 }"),
@@ -355,7 +359,7 @@ EDITS: dict[str, Edit] = {
     "policy-latest-0": policy("latest { num_versions: 0 }"),
     "policy-latest-many": policy("latest { num_versions: 9 }"),
     "policy-empty": policy(""),
-    "no-policy": config(lambda one: one.ClearField("version_policy")),
+    "no-policy": config(lambda message: message.ClearField("version_policy")),
     "two-versions": version("2"),
     "version-duplicated": version("01"),
     "version-zero": version("0"),

@@ -1,4 +1,4 @@
-"""A process that is killed at its first, second, ... rename: one start of Python serves all cases."""
+"""A process that is killed at its first, second, ... rename; all cases are forks of one Python."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Forks before it is killed: `PLACE/<n>/repository` is what was left at the n-th rename.
+# Each fork is killed at its n-th rename and leaves `PLACE/<n>/repository`.
 _KILLED_AT_EACH_RENAME = """
 import os, shutil, signal, sys
 from pathlib import Path
@@ -38,9 +38,16 @@ for at in range(1, 100):
 
 
 def killed_at_each_rename(old: Path, place: Path, *, prepare: str, act: str) -> list[int]:
-    """Exit statuses of `act`, a statement on `repository`, a copy of `old` in `place`/<n>/, killed at the n-th rename; the last is whole.
+    """Run a statement once per rename that it makes, and kill it at that rename.
 
-    `prepare` is what comes before the first copy: imports, and what is read once.
+    Args:
+        old: The repository before the statement.
+        place: A folder for the copies `<n>/repository`.
+        prepare: Statements that run first, such as imports.
+        act: The statement, which changes `repository`.
+
+    Returns:
+        The exit status of each run; the last run completes.
     """
     script = _KILLED_AT_EACH_RENAME.replace("PREPARE", prepare).replace("ACT", act)
     command = [sys.executable, "-c", script, str(old), str(place)]

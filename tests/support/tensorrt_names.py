@@ -117,13 +117,13 @@ def check_builds(names: Names) -> None:
     logger, monitor = Typed(names, "ILogger"), Typed(names, "IProgressMonitor")
     with tempfile.TemporaryDirectory() as folder:
         for workspace, version, hardware in itertools.product((None, 1 << 30), (False, True), (False, True)):
-            timings = timing_cache.Timings(Path(folder) / "timings", logging.getLogger())
+            timings = timing_cache.TimingCache(Path(folder) / "timings", logging.getLogger())
             request = build_steps.BuildRequest(
                 (3, 32, 32), 8, workspace_bytes=workspace, version_compatible=version, hardware_compatible=hardware
             )
             messages = build_steps.Messages()
             trt, attach = Typed(names, ""), timings.attach
-            build_steps.build(trt, request, b"graph", "path", logger=logger, monitor=monitor, attach_timings=attach, messages=messages)
+            build_steps.build(trt, request, b"graph", "path", logger=logger, monitor=monitor, attach_timing_cache=attach, messages=messages)
             timings.save()
     build_steps._parser_errors(Typed(names, "OnnxParser"))
 
@@ -152,12 +152,12 @@ def attributes(function: ast.FunctionDef, roots: tuple[str, ...]) -> set[str]:
 def check_callbacks(names: Names) -> list[str]:
     """The logger and the monitor are made, and called as TensorRT calls them."""
     messages = build_steps.Messages()
-    logger = builder._logger(trt, messages)
+    logger = builder._build_logger(trt, messages)
     severity = trt.ILogger.Severity
     for level in severity.__members__.values():
         logger.log(level, f"of {level.name}")
     phases: list[str] = []
-    monitor = builder._monitor(trt, messages, lambda *progress: phases.append(" ".join(map(str, progress))))
+    monitor = builder._progress_monitor(trt, messages, lambda *progress: phases.append(" ".join(map(str, progress))))
     monitor.phase_start("building", None, 2)
     assert monitor.step_complete("building", 0) is True
     assert monitor.step_complete("building", 1) is True

@@ -1,4 +1,4 @@
-"""A repository in which two models average an ensemble, as the code of commit 820acde wrote it."""
+"""A repository of ensembles with two averaging models, as the code of commit 820acde wrote it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def write_old_repository(folder: Path) -> Path:
     return folder
 
 
-def write_cut_short(folder: Path, when: str) -> Path:
-    """Copy the repository with an edit that was killed: `beta` of `ensemble` was to have the weight 4.
+def write_interrupted_edit(folder: Path, when: str) -> Path:
+    """Copy the repository with an edit that was killed while it set the weight of `beta` in `ensemble` to 4.
 
-    It ended "before_config", the averaging models being written, or "after_config", the ensemble's configuration being written too.
+    It was killed "before_config", after it wrote the averaging models, or "after_config", after it also wrote the ensemble's configuration.
     """
     write_old_repository(folder)
     shutil.copytree(_FILES / when, folder, dirs_exist_ok=True)
-    note = folder / "pending-edit.json"
-    note.write_text(note.read_text().replace("/srv/model_repository", str(folder)))
+    journal = folder / "pending-edit.json"
+    journal.write_text(journal.read_text().replace("/srv/model_repository", str(folder)))
     return folder

@@ -1,4 +1,4 @@
-"""What the tests of edits that are cut short share: a stage of real servers, numpy's answers, and what must hold afterwards."""
+"""Shared parts of the tests of interrupted edits: real servers, numpy's answers, and the invariants to check afterwards."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ Content = Mapping[str, bytes | None]
 
 
 @dataclass(frozen=True)
-class Votes:
-    """An ensemble as a test states it: MODEL@VERSION to weight."""
+class Members:
+    """The members of an ensemble (MODEL@VERSION to weight) and its average."""
 
     weights: Mapping[str, float]
     average: str = "probabilities"
 
     def answers(self) -> dict[str, tiny.Array]:
-        """What it has to answer to `IMAGES`, by numpy."""
+        """Return the expected outputs for `IMAGES`, computed with numpy."""
         logits = np.stack([tiny.logits(SEEDS[name], IMAGES) for name in self.weights], axis=1)
         shares = np.array(list(self.weights.values()))[np.newaxis, :, np.newaxis] / sum(self.weights.values())
         members = tiny.softmax(logits)
@@ -50,41 +50,41 @@ class Votes:
         }
 
 
-def answers_as(client: Client, ensemble: str, votes: Votes | None) -> bool:
-    """Whether a server answers as `votes` would, or, for None, has no such model."""
+def answers_match(client: Client, ensemble: str, members: Members | None) -> bool:
+    """Return whether a server answers as `members` would; for None, whether it has no such model."""
     try:
         outputs = [OutputRequest("probabilities"), OutputRequest("member_probabilities")]
         got = client.transport.infer(ensemble, {"images": IMAGES}, outputs, 10.0)
     except ServiceError:
-        return votes is None
-    if votes is None:
+        return members is None
+    if members is None:
         return False
     return all(
-        got[name].shape == wanted.shape and bool(np.abs(got[name] - wanted).max() < 1e-5) for name, wanted in votes.answers().items()
+        got[name].shape == wanted.shape and bool(np.abs(got[name] - wanted).max() < 1e-5) for name, wanted in members.answers().items()
     )
 
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit of `ensemble`: the verb of `Ensembles` and what it is given, and who votes before and after it."""
+    """An edit of `ensemble`: the method of `Ensembles` with its arguments, and the members before and after it."""
 
     verb: str
     arguments: Sequence[Any]
-    before: Votes | None
-    after: Votes | None
+    before: Members | None
+    after: Members | None
     named: Mapping[str, Any] = field(default_factory=dict)
     ensemble: str = "ensemble"
-    by_hand: bool = False  # the disk is ahead of the servers before it
+    by_hand: bool = False  # a hand edit: before the edit, the servers do not serve what is on disk
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What became of an edit that was cut short: the exit status of its process, the steps that it made, and what it said."""
+class EditResult:
+    """The result of an edit with an injected fault: the exit status of its process, its steps, and its messages."""
 
     status: int
     steps: Sequence[str]
-    said: Sequence[str]
-    warned: Sequence[str]
+    progress: Sequence[str]
+    warnings: Sequence[str]
     error: str | None
     text: str = ""
     step: str = ""
@@ -94,32 +94,32 @@ class Cut:
     left_loaded: Mapping[str, str] = field(default_factory=dict)
 
 
-class Cutter:
-    """The process in which edits are cut short (`cutting.py`)."""
+class EditProcess:
+    """The process that runs edits and injects faults (`cutting.py`)."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "tests.support.cutting"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def cut(self, stage: Stage, edit: Edit, at: int, **how: Any) -> Cut:
-        """Makes the edit, and lets what `how` says happen at its `at`-th step."""
+    def run(self, stage: Stage, edit: Edit, at: int, **options: Any) -> EditResult:
+        """Run an edit and inject a fault at its step `at`; `options` are those of a case."""
         case = {
             "verb": edit.verb,
             "arguments": list(edit.arguments),
             "named": dict(edit.named),
-            "places": [[str(folder), [[url, key]]] for folder, (url, key) in zip(stage.folders, stage.addresses, strict=True)],
+            "targets": [[str(folder), [[url, key]]] for folder, (url, key) in zip(stage.folders, stage.addresses, strict=True)],
             "at": at,
             "kinds": ["files", "network"],
-            "how": "kill",
-            **how,
+            "fault": "kill",
+            **options,
         }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(case) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
-        assert line, "the process that edits has ended"
-        return Cut(**json.loads(line))
+        assert line, "the process that runs edits has ended"
+        return EditResult(**json.loads(line))
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -130,18 +130,18 @@ class Cutter:
 
 
 class Stage:
-    """Repositories with a server each, and how they were at first, which `restore` brings back."""
+    """Repositories with a server each; `restore` resets them to their first state."""
 
     def __init__(self, folders: Sequence[Path], servers: Sequence[Server]) -> None:
         self.folders = list(folders)
         self.servers = list(servers)
         self.addresses = [(server.http_url, server.state.admin_key) for server in servers]
         self.clients = [Client(url, admin_key=key) for url, key in self.addresses]
-        self.warned: list[str] = []
+        self.warnings: list[str] = []
         self.note()
 
     def note(self) -> None:
-        """Takes what is there now for what was at first."""
+        """Make the current state the first state."""
         self.first: list[Content] = [models_of(folder) for folder in self.folders]
         self.root = [{name: (folder / name).read_bytes() for name in ROOT_FILES if (folder / name).exists()} for folder in self.folders]
         self.known = [history(folder) for folder in self.folders]
@@ -152,29 +152,29 @@ class Stage:
             client.close()
 
     def ready(self, index: int) -> set[str]:
-        """The models that a server has loaded, be they on disk or not."""
+        """Return the models that a server has loaded, whether they are on disk or not."""
         return set(self.clients[index].transport.models(10.0))
 
     def wait_restarted(self, index: int, known: int) -> None:
-        """Wait until the guard of a server has checked the answers of a new Triton: its process is not `known` any more."""
+        """Wait until the guard of a server has checked a new Triton, whose process id is no longer `known`."""
         deadline = time.monotonic() + 60
         while self.servers[index].triton_pid == known:
             assert time.monotonic() < deadline, self.servers[index].events()
             time.sleep(0.02)
 
     def ensembles(self) -> Ensembles:
-        """A new one, whose warnings are noted."""
-        self.warned = []
+        """Return a new editor of all repositories, whose warnings are recorded."""
+        self.warnings = []
         replicas = [Replica(folder, (client,)) for folder, client in zip(self.folders, self.clients, strict=True)]
-        return Ensembles.over(replicas, on_warning=self.warned.append, drain_s=5.0)
+        return Ensembles.over(replicas, on_warning=self.warnings.append, drain_s=5.0)
 
     def tidy(self) -> None:
-        """Begins an edit, which is refused: before, what is left of others is finished, undone, or taken away."""
+        """Start an edit that is refused; before that, it recovers interrupted edits and removes their leftovers."""
         with pytest.raises(ExistsError):
             self.ensembles().create("ensemble", ["alpha"])
 
     def restore(self) -> None:
-        """Brings back how it was at first: files, and what is loaded."""
+        """Restore the first state: the files and the loaded models."""
         for folder, first, root, loaded, client in zip(self.folders, self.first, self.root, self.loaded, self.clients, strict=True):
             for name in ROOT_FILES:
                 (folder / name).unlink(missing_ok=True)
@@ -198,18 +198,18 @@ class Stage:
 
 
 def models_of(folder: Path) -> dict[str, bytes | None]:
-    """What lies in a repository, without the files at its root."""
+    """Return the content of a repository, without the files at its root."""
     return {path: content for path, content in tiny.content(folder).items() if "/" in path or content is None}
 
 
 def disk_state(folder: Path, edit: Edit, old: Content, new: Content) -> str:
-    """Whether a repository holds the old or the new state of what was edited: to the byte, and by all checks."""
+    """Return whether a repository has the old or the new state, compared byte for byte; all checks must pass."""
     path = f"{edit.ensemble}/config.pbtxt"
     now = models_of(folder)
     state = next((name for name, content in (("old", old), ("new", new)) if content.get(path) == now.get(path)), None)
     assert state is not None, f"{folder / path} is neither the old nor the new one"
     wanted = old if state == "old" else new
-    assert {name: now.get(name) for name in wanted} == dict(wanted), f"{folder} lacks files of the {state} state"
+    assert {name: now.get(name) for name in wanted} == dict(wanted), f"{folder} misses files of the {state} state"
     for name in RepositoryView(folder).models() if not (edit.by_hand and state == "old") else ():
         if RepositoryView(folder).config(name).platform == "ensemble":
             assert [str(finding) for finding in check_ensemble(RepositoryView(folder), name) if finding.is_error] == []
@@ -217,30 +217,30 @@ def disk_state(folder: Path, edit: Edit, old: Content, new: Content) -> str:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Staging folders, files aside and the note of an edit under way."""
-    beside = [path.name for path in folder.parent.iterdir() if path.name.startswith(f".{folder.name}.")]
+    """Return staging folders, temporary files and the journal of an edit."""
+    siblings = [path.name for path in folder.parent.iterdir() if path.name.startswith(f".{folder.name}.")]
     inside = [str(path.relative_to(folder)) for path in folder.rglob(".*")]
-    return [*beside, *inside, *(["pending-edit.json"] if (folder / "pending-edit.json").exists() else [])]
+    return [*siblings, *inside, *(["pending-edit.json"] if (folder / "pending-edit.json").exists() else [])]
 
 
 def history(folder: Path) -> list[str]:
-    """The actions in a history, each line of which must be whole."""
+    """Return the actions in a history, whose lines must all be complete."""
     return [edit.action for edit in read_history(folder)]
 
 
 class FreshStarts:
-    """Every state of disk that was left is loaded by a Triton of its own, once."""
+    """Starts a new Triton on every different state that was left on disk."""
 
     def __init__(self) -> None:
-        self._left: dict[tuple[tuple[str, bytes | None], ...], tuple[str, Votes | None]] = {}
+        self._left: dict[tuple[tuple[str, bytes | None], ...], tuple[str, Members | None]] = {}
 
-    def add(self, folder: Path, ensemble: str, votes: Votes | None) -> None:
-        """Notes what lies there now, and what it has to serve as."""
-        self._left.setdefault(tuple(models_of(folder).items()), (ensemble, votes))
+    def add(self, folder: Path, ensemble: str, members: Members | None) -> None:
+        """Record the current state on disk, and the members that it must serve."""
+        self._left.setdefault(tuple(models_of(folder).items()), (ensemble, members))
 
     def check(self, place: Path) -> int:
-        """Starts them; how many they were."""
-        for number, (content, (ensemble, votes)) in enumerate(self._left.items()):
+        """Start a Triton on each state; return the number of states."""
+        for number, (content, (ensemble, members)) in enumerate(self._left.items()):
             folder = place / str(number) / "repository"
             for path, bytes_ in content:
                 if bytes_ is None:
@@ -249,7 +249,7 @@ class FreshStarts:
                     (folder / path).write_bytes(bytes_)
             with serve(folder, QUIET) as server, Client(server.http_url) as client:
                 assert dict(server.problems) == {}
-                assert answers_as(client, ensemble, votes)
+                assert answers_match(client, ensemble, members)
         return len(self._left)
 
 
@@ -266,7 +266,7 @@ def stage_of(
     late: Callable[[Path], None] | None = None,
     restart: bool = False,
 ) -> Iterator[Stage]:
-    """Servers of equal repositories, which `prepare` writes; `unload` is not loaded, and `late` comes when they run already."""
+    """Serve equal repositories that `prepare` writes; models of `unload` are unloaded, and `late` runs when the servers run."""
     with ExitStack() as stack:
         folders = [place / str(index) / "repository" for index in range(replicas)]
         servers = []
@@ -284,13 +284,13 @@ def stage_of(
         yield stage
 
 
-def uncut(stage: Stage, cutter: Cutter, edit: Edit, **how: Any) -> tuple[Cut, list[Content], list[set[str]]]:
-    """The edit as a whole, undone again: its steps, and what it leaves on disk and in the servers."""
-    whole = cutter.cut(stage, edit, 0, **{"how": "count", **how})
-    assert (whole.status, whole.error) == (0, None), whole.text
+def run_completely(stage: Stage, edit_process: EditProcess, edit: Edit, **options: Any) -> tuple[EditResult, list[Content], list[set[str]]]:
+    """Run an edit without a fault and reset the stage; return its result, and the new content and loaded models."""
+    complete = edit_process.run(stage, edit, 0, **{"fault": "count", **options})
+    assert (complete.status, complete.error) == (0, None), complete.text
     new: list[Content] = [models_of(folder) for folder in stage.folders]
     loaded = [stage.ready(index) for index in range(len(stage.folders))]
-    assert all(answers_as(client, edit.ensemble, edit.after) for client in stage.clients)
+    assert all(answers_match(client, edit.ensemble, edit.after) for client in stage.clients)
     stage.restore()
-    assert all(answers_as(client, edit.ensemble, edit.before) for client in stage.clients)
-    return whole, new, loaded
+    assert all(answers_match(client, edit.ensemble, edit.before) for client in stage.clients)
+    return complete, new, loaded

@@ -1,4 +1,4 @@
-"""A server of tiny members that tests may edit as they like, and numpy's own answer of any votes."""
+"""A server of tiny members for tests to edit, and the answers of any ensemble, computed with numpy."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.support import tiny
 
 KEY = "the-key-of-the-tests-0123456789"
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
-# The network of each member: `a`, `b` and `c` vote at first, `d` does not; `a@2` is exported by a test.
+# The seed of each network: `a`, `b` and `c` are members at first, `d` is not; a test exports `a@2`.
 SEEDS = {"a@1": 1, "a@2": 11, "b@1": 2, "b@2": 22, "c@1": 3, "d@1": 4}
 ABC = {"a@1": 1.0, "b@1": 1.0, "c@1": 1.0}
 Array = tiny.Array
-Votes = Mapping[str, float]
+Weights = Mapping[str, float]
 
 
 def write_world(folder: Path) -> Path:
-    """A repository of `a`, `b` at two versions, `c` and `d`; the ensemble `ensemble` is of `a`, `b@1` and `c`, each with weight 1."""
+    """Write `a`, `b` at two versions, `c` and `d`, and the ensemble `ensemble` of `a`, `b@1` and `c`, each with weight 1."""
     from defensemble_export import repository_plan, write_files
 
     tiny.write_repository(folder, {"a": 1, "b": 2, "c": 3})
@@ -35,10 +35,10 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
-def answers(images: Array, votes: Votes, average: str = "probabilities") -> dict[str, Array]:
-    """All outputs of an ensemble of `votes` (MODEL@VERSION to weight, in the order of the members), by their definitions, in float64."""
-    scores = np.stack([tiny.logits(SEEDS[vote], images) for vote in votes], axis=1)
-    shares = np.array(list(votes.values())) / sum(votes.values())
+def answers(images: Array, members: Weights, average: str = "probabilities") -> dict[str, Array]:
+    """Return all outputs of an ensemble (MODEL@VERSION to weight, in order) by their definitions, in float64."""
+    scores = np.stack([tiny.logits(SEEDS[member], images) for member in members], axis=1)
+    shares = np.array(list(members.values())) / sum(members.values())
     each = tiny.softmax(scores)
     mixture = np.einsum("m,nmk->nk", shares, each)
     mean = mixture if average == "probabilities" else tiny.softmax(np.einsum("m,nmk->nk", shares, scores))
@@ -51,8 +51,8 @@ def answers(images: Array, votes: Votes, average: str = "probabilities") -> dict
     }
 
 
-class Reached(Protocol):
-    """Where a server is."""
+class ServerUrls(Protocol):
+    """The URLs of a server."""
 
     @property
     def grpc_url(self) -> str: ...
@@ -66,28 +66,28 @@ class World:
     """A repository and the server that reads it."""
 
     folder: Path
-    server: Reached
+    server: ServerUrls
     before: dict[str, bytes | None] = field(default_factory=dict)
 
     def url(self, kind: str = "grpc") -> str:
         return self.server.grpc_url if kind == "grpc" else self.server.http_url
 
     def client(self, kind: str = "grpc", **options: Any) -> Client:
-        """With the admin key, unless `admin_key` says otherwise."""
+        """Return a client with the admin key, unless `options` has another one."""
         return Client(self.url(kind), **{"admin_key": KEY, **options})
 
     def loaded(self) -> dict[str, list[int]]:
-        """The versions of each model that answer; those too whose folder is gone, which Triton's index leaves out."""
-        found: dict[str, list[int]] = {}
+        """Return the loaded versions of each model, including models whose folder was deleted, which Triton's index omits."""
+        loaded: dict[str, list[int]] = {}
         with self.client() as client:
-            for told in client.transport.statistics(20):
-                found.setdefault(told.name, []).append(told.version)
-        return {model: sorted(versions) for model, versions in found.items()}
+            for statistics in client.transport.statistics(20):
+                loaded.setdefault(statistics.name, []).append(statistics.version)
+        return {model: sorted(versions) for model, versions in loaded.items()}
 
-    def check(self, votes: Votes, average: str = "probabilities", name: str = "ensemble") -> None:
-        """The server answers as numpy does over both protocols, serves what lies on disk, and nothing of the edit is left over."""
+    def check(self, members: Weights, average: str = "probabilities", name: str = "ensemble") -> None:
+        """Check that the server answers as numpy does over both protocols and serves what is on disk, without leftovers of the edit."""
         batch = tiny.images(5, seed=7)
-        expected = answers(batch, votes, average)
+        expected = answers(batch, members, average)
         for kind in ("grpc", "http"):
             with Client(self.url(kind)) as client:
                 got = client.transport.infer(name, {"images": batch}, _requests(), 20)
@@ -95,28 +95,28 @@ class World:
                 np.testing.assert_allclose(got[output], expected[output], atol=1e-5, err_msg=f"{output} over {kind}")
         with self.client() as client:
             (state,) = Ensembles(self.folder, client).show(name)
-        assert state.votes is not None
-        assert [f"{vote.model}@{vote.version}" for vote in state.votes.members] == list(votes)
-        assert [vote.weight for vote in state.votes.members] == list(votes.values())
-        assert state.votes.average == average
+        assert state.ensemble is not None
+        assert [f"{member.model}@{member.version}" for member in state.ensemble.members] == list(members)
+        assert [member.weight for member in state.ensemble.members] == list(members.values())
+        assert state.ensemble.average == average
         assert set(state.served.values()) == {"yes"}
-        assert {told for member in state.members for told in member.served.values()} == {"yes"}
+        assert {text for member in state.members for text in member.served.values()} == {"yes"}
         self.check_tidy()
 
     def check_tidy(self) -> None:
-        """No file that an edit needs only while it is under way."""
+        """Check that there are no files of an edit in progress."""
         assert not (self.folder / "pending-edit.json").exists()
         assert [entry.name for entry in self.folder.parent.iterdir() if entry.name.startswith(".")] == []
         files = [path.name for path in self.folder.iterdir() if path.is_file()]
         assert set(files) <= {"history.jsonl"}
 
     def averaging(self) -> list[str]:
-        """The averaging models that are loaded, sorted."""
+        """Return the loaded averaging models, sorted."""
         return sorted(name for name in self.loaded() if name.startswith(("average_", "uncertainty_")))
 
     def restore(self) -> None:
-        """The repository as it was, byte for byte, and the server with it."""
-        put_back(self.folder, self.before)
+        """Restore the repository byte for byte, and the server."""
+        restore_folder(self.folder, self.before)
         with self.client() as client:
             kept = {path.partition("/")[0] for path in self.before if "/" in path}
             for name in sorted(kept, key=lambda name: name == "ensemble"):
@@ -127,8 +127,8 @@ class World:
         assert set(self.loaded()) == kept
 
 
-def put_back(folder: Path, before: Mapping[str, bytes | None]) -> None:
-    """Make a folder hold what it held, without a touch to what did not change."""
+def restore_folder(folder: Path, before: Mapping[str, bytes | None]) -> None:
+    """Restore the content of a folder; files that did not change are not written."""
     for name in sorted(tiny.content(folder).keys() - before.keys(), reverse=True):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
@@ -145,12 +145,12 @@ def put_back(folder: Path, before: Mapping[str, bytes | None]) -> None:
 
 
 def times_of_change(folder: Path) -> dict[str, int]:
-    """When each file of a folder was changed last, in nanoseconds."""
+    """Return the modification time of each file of a folder, in nanoseconds."""
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 class _Recording:
-    """A transport that writes down which models were loaded and unloaded through it."""
+    """A transport that records the loads and unloads that are made through it."""
 
     def __init__(self, inner: Transport, calls: list[str]) -> None:
         self._inner = inner
@@ -169,8 +169,8 @@ class _Recording:
 
 
 @contextmanager
-def recorded(world: World) -> Iterator[tuple[Client, list[str]]]:
-    """A client with the admin key, and the loads and unloads that it was used for."""
+def recording_client(world: World) -> Iterator[tuple[Client, list[str]]]:
+    """Return a client with the admin key, and the list of its loads and unloads."""
     calls: list[str] = []
     inner = GrpcTransport(world.server.grpc_url, admin_key=KEY)
     with Client(inner.url, transport=cast("Transport", _Recording(inner, calls))) as client:
@@ -181,8 +181,8 @@ def _requests() -> list[OutputRequest]:
     return [OutputRequest(name) for name in OUTPUTS]
 
 
-class Calling:
-    """Callers in threads of their own: every answer of each is kept, and every error."""
+class BackgroundCalls:
+    """Clients that send requests in background threads; all answers and errors are recorded."""
 
     def __init__(self, url: str, name: str, count: int) -> None:
         self.batch = tiny.images(3, seed=11)
@@ -200,24 +200,24 @@ class Calling:
                 except DefensembleError as error:
                     self.errors.append(str(error))
 
-    def check(self, states: Sequence[tuple[Votes, str]]) -> None:
-        """No error; each answer is that of one of `states` as a whole, and none of an earlier one comes after a later one's."""
+    def check(self, states: Sequence[tuple[Weights, str]]) -> None:
+        """Check that there are no errors, and that all answers are those of `states`, in order."""
         assert self.errors == []
-        expected = [answers(self.batch, votes, average)["probabilities"] for votes, average in states]
+        expected = [answers(self.batch, members, average)["probabilities"] for members, average in states]
         for mine in self.answers:
             at = 0
             for answer in mine:
-                found = [index for index, state in enumerate(expected) if np.abs(state - answer).max() < 1e-5]
-                assert found, "an answer of no state"
-                assert max(found) >= at, "an old state after a new one"
-                at = max(at, min(index for index in found if index >= at))
+                matches = [index for index, state in enumerate(expected) if np.abs(state - answer).max() < 1e-5]
+                assert matches, "an answer of none of the states"
+                assert max(matches) >= at, "an old state after a new one"
+                at = max(at, min(index for index in matches if index >= at))
             assert at == len(expected) - 1, "the last state was never seen"
 
 
 @contextmanager
-def calling(url: str, name: str = "ensemble", count: int = 2) -> Iterator[Calling]:
-    """Calls all the while that the block takes, and once more after it."""
-    made = Calling(url, name, count)
+def calling(url: str, name: str = "ensemble", count: int = 2) -> Iterator[BackgroundCalls]:
+    """Send requests during the block, and once more after it."""
+    made = BackgroundCalls(url, name, count)
     for thread in made._threads:
         thread.start()
     try:
@@ -231,8 +231,8 @@ def calling(url: str, name: str = "ensemble", count: int = 2) -> Iterator[Callin
             thread.join(30)
 
 
-def wait_for_more(made: Calling, deadline_s: float = 20.0) -> None:
-    """Until each caller has got two answers more, of which the second was asked for after now."""
+def wait_for_more(made: BackgroundCalls, deadline_s: float = 20.0) -> None:
+    """Wait until each client has two more answers; the second one was requested after this call."""
     pause = threading.Event()
     wanted = [len(mine) + 2 for mine in made.answers]
     for _ in range(int(deadline_s / 0.01)):

@@ -207,7 +207,7 @@ def _parse_values(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]
     text = (metadata or {}).get(METADATA_KEY)
     if text is None:
         raise CheckpointError(
-            f"{path} is a safetensors file, but not a defensemble checkpoint: its metadata lack the key {METADATA_KEY!r} "
+            f"{path} holds no checkpoint: it is a safetensors file without the metadata key {METADATA_KEY!r} "
             f"(keys: {', '.join(sorted(metadata or {})) or 'none'}); expected a file that `defensemble train` wrote"
         )
     try:

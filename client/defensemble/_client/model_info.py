@@ -1,4 +1,4 @@
-"""What a served model takes and gives, as far as a client needs to know it."""
+"""Inputs, outputs and class names of a served model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from defensemble_images import image_problem
 from .._exceptions import InputError
 from .._transport.base import ModelMetadata, OutputRequest
 
-# A model that states more is no real one, and would take this process's memory.
-_MOST_CLASSES = 1 << 20
-_MOST_VALUES_AN_IMAGE = 1 << 28
+# No real model states more, and more would exhaust this process's memory.
+_MAX_CLASSES = 1 << 20
+_MAX_IMAGE_VALUES = 1 << 28
 
 ENSEMBLE_OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
 _NAMES = f"a sequence of names, some of {', '.join(ENSEMBLE_OUTPUTS)}"
@@ -29,10 +29,21 @@ _NAMES = f"a sequence of names, some of {', '.join(ENSEMBLE_OUTPUTS)}"
 class ModelInfo:
     """A model that classifies images.
 
-    `image_shape` is (C, H, W), -1 where any size will do; `max_batch_size` is None where it is unknown; `class_names` are
-    indices as text where the model has no names; `steps` are the models that an ensemble runs, in order, or that a fused graph is made of.
-    `preprocessing` is the parameter of that name in the model's configuration, a JSON text that states how images are brought to its size;
-    None where there is none, or where the server does not show configurations.
+    Attributes:
+        name: Name of the model.
+        platform: Triton's platform, `ensemble` for an ensemble.
+        input_name: Name of the input.
+        image_shape: (C, H, W) of an image; -1 for any size.
+        outputs: Names of the outputs.
+        max_batch_size: The largest batch; None if it is unknown.
+        class_names: Names of the classes; the indices as strings if the model has no names.
+        steps: The models that an ensemble runs, in order, or that a fused graph consists of.
+        preprocessing: The parameter of that name in the model's configuration, JSON that describes how images are resized; None if there is
+            none, or if the server restricts configurations.
+
+    Example:
+        >>> info = client.describe("ensemble")
+        >>> info.image_shape, info.max_batch_size, info.class_names
     """
 
     name: str
@@ -47,18 +58,18 @@ class ModelInfo:
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether it averages members: as an ensemble that Triton runs, or as one graph of all of them."""
-        return averages_members(self.platform, [self.input_name], self.outputs)
+        """Whether the model averages members: an ensemble that Triton runs, or a fused graph of all members."""
+        return is_ensemble_signature(self.platform, [self.input_name], self.outputs)
 
     @property
     def score_output(self) -> str:
-        """The output that holds the scores of the classes: `probabilities`, or `logits`, of which the client takes the softmax."""
+        """The output with the scores of the classes: `probabilities`, or `logits`, whose softmax the client computes."""
         return "probabilities" if "probabilities" in self.outputs else "logits"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """The names and shapes of a classifier, from its metadata."""
+    """Names and shapes of a classifier, from its metadata."""
 
     input_name: str
     image_shape: tuple[int, int, int]
@@ -67,61 +78,66 @@ class Signature:
 
 
 def signature_from_metadata(metadata: ModelMetadata) -> Signature:
-    """The signature of a classifier of images; an `InputError` for any other model, such as an average of logits."""
+    """Return the signature of an image classifier.
+
+    Raises:
+        InputError: The model is no image classifier, or it states impossible sizes.
+    """
     expected = "expected one FP32 input of shape [N, C, H, W] and an FP32 output `probabilities` or `logits` of shape [N, K]"
     if len(metadata.inputs) != 1 or metadata.inputs[0].datatype != "FP32" or len(metadata.inputs[0].shape) != 4:
-        got = ", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in metadata.inputs)
-        raise InputError(f"model {metadata.name!r} does not take images: its inputs are {got or 'none'}, {expected}")
-    outputs = {t.name: t for t in metadata.outputs}
+        got = ", ".join(f"{tensor.name} {tensor.datatype} {list(tensor.shape)}" for tensor in metadata.inputs)
+        raise InputError(f"model {metadata.name!r} does not take images: its inputs are {got or 'none'}; {expected}")
+    outputs = {tensor.name: tensor for tensor in metadata.outputs}
     for name in ("probabilities", "logits"):
         if name in outputs and outputs[name].datatype == "FP32" and len(outputs[name].shape) == 2 and outputs[name].shape[1] > 0:
             _, channels, height, width = metadata.inputs[0].shape
             values = math.prod(max(size, 1) for size in (channels, height, width))
-            if values > _MOST_VALUES_AN_IMAGE or outputs[name].shape[1] > _MOST_CLASSES:
+            if values > _MAX_IMAGE_VALUES or outputs[name].shape[1] > _MAX_CLASSES:
                 raise InputError(
-                    f"model {metadata.name!r} says that an image has {values} values and {outputs[name].shape[1]} classes, "
-                    f"expected at most {_MOST_VALUES_AN_IMAGE} and {_MOST_CLASSES}: look at its configuration"
+                    f"model {metadata.name!r} states {values} values per image and {outputs[name].shape[1]} classes; "
+                    f"expected at most {_MAX_IMAGE_VALUES} and {_MAX_CLASSES}. Check its configuration."
                 )
             return Signature(metadata.inputs[0].name, (channels, height, width), name, outputs[name].shape[1])
-    got = ", ".join(f"{t.name} {t.datatype} {list(t.shape)}" for t in metadata.outputs)
-    raise InputError(f"model {metadata.name!r} does not classify: its outputs are {got or 'none'}, {expected}")
+    got = ", ".join(f"{tensor.name} {tensor.datatype} {list(tensor.shape)}" for tensor in metadata.outputs)
+    raise InputError(f"model {metadata.name!r} does not classify: its outputs are {got or 'none'}; {expected}")
 
 
-def averages_members(platform: str, inputs: Iterable[str], outputs: Iterable[str]) -> bool:
-    """Whether a model is an ensemble, in either form.
+def is_ensemble_signature(platform: str, inputs: Iterable[str], outputs: Iterable[str]) -> bool:
+    """Return whether a model is an ensemble: one that Triton runs, or a fused graph.
 
-    A fused graph is known by the names of its tensors: its configuration may be closed to callers. An averaging model
-    has the same outputs, and takes logits.
+    A fused graph is identified by its tensors, since its configuration may be restricted. An averaging model has the same outputs, but
+    takes logits.
     """
     return platform == "ensemble" or (list(inputs) == ["images"] and {"probabilities", "member_probabilities"} <= set(outputs))
 
 
 def steps_from_config(config: dict[str, Any]) -> tuple[str, ...]:
-    """The models that an ensemble runs, or that a fused graph is made of, in order; empty for any other model."""
+    """Return the models that an ensemble runs, or that a fused graph consists of, in order; empty for any other model."""
     steps = config.get("ensemble_scheduling", {}).get("step", [])
     if steps:
         return tuple(str(step["model_name"]) for step in steps)
     try:
-        votes = json.loads(config.get("parameters", {}).get("members", {}).get("string_value", "[]"))
-    except (ValueError, RecursionError):  # somebody else's parameter
+        members = json.loads(config.get("parameters", {}).get("members", {}).get("string_value", "[]"))
+    except (ValueError, RecursionError):  # a parameter that is not ours
         return ()
-    named = isinstance(votes, list) and all(isinstance(vote, str) for vote in votes)
-    return tuple(vote.rpartition("@")[0] for vote in votes) if named else ()
+    is_valid = isinstance(members, list) and all(isinstance(member, str) for member in members)
+    return tuple(member.rpartition("@")[0] for member in members) if is_valid else ()
 
 
 def preprocessing_from_config(config: dict[str, Any]) -> str | None:
-    """Return how images are brought to the size of a model, as its configuration states it; None where it does not."""
+    """Return the `preprocessing` parameter of a configuration, which describes how images are resized; None if there is none."""
     parameter = config.get("parameters", {}).get("preprocessing")
     return None if parameter is None else str(parameter.get("string_value", ""))
 
 
-def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str, ...]:
-    """Class names in the order of their indices, from the texts that the classification extension answers for one image.
+def class_names_from_response(values: NDArray[Any], num_classes: int) -> tuple[str, ...]:
+    """Return the class names in index order, from the strings that the classification extension returns for one image.
 
-    These are `value:index:name` or `value:index`; for any others, a `ValueError` is raised.
+    Raises:
+        ValueError: A string is neither `value:index:name` nor `value:index`.
     """
     names = [str(index) for index in range(num_classes)]
-    for text in answer.ravel().tolist():
+    for text in values.ravel().tolist():
         _, index, *name = text.decode("utf-8", "replace").split(":", 2)
         if not 0 <= int(index) < num_classes:
             raise ValueError(f"class {index} of {num_classes}")
@@ -130,8 +146,8 @@ def class_names_from_answer(answer: NDArray[Any], num_classes: int) -> tuple[str
     return tuple(names)
 
 
-def fits(images: object, info: ModelInfo) -> bool:
-    """Whether images have a size and a number that this model takes; True for anything that `check_images` refuses for another reason."""
+def matches_model(images: object, info: ModelInfo) -> bool:
+    """Return whether size and number of images match a model; True if `check_images` rejects them for another reason."""
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         return True
     if info.max_batch_size is not None and len(images) > info.max_batch_size:
@@ -141,24 +157,34 @@ def fits(images: object, info: ModelInfo) -> bool:
 
 
 def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
-    """The images, if they are what the model takes: float32 (N, C, H, W) in [0, 1], 1 <= N <= the largest batch; else an `InputError`."""
+    """Return the images if the model accepts them: float32 (N, C, H, W) in [0, 1], 1 <= N <= the largest batch.
+
+    Raises:
+        InputError: It does not.
+    """
     shape = tuple(size if size > 0 else None for size in info.image_shape)
-    fault = image_problem(images, shape=shape, consumer=f"model {info.name!r}")
-    if fault is not None:
-        raise InputError(fault)
-    images = np.asarray(images)  # of a subclass, the data alone
+    problem = image_problem(images, shape=shape, consumer=f"model {info.name!r}")
+    if problem is not None:
+        raise InputError(problem)
+    images = np.asarray(images)  # without the subclass, if it is one
     if info.max_batch_size is not None and images.shape[0] > info.max_batch_size:
-        advice = f"predict them {info.max_batch_size} at a time"
-        raise InputError(f"model {info.name!r} takes at most {info.max_batch_size} images a call, got {images.shape[0]}: {advice}")
+        raise InputError(
+            f"model {info.name!r} takes at most {info.max_batch_size} images per call, got {images.shape[0]}: send {info.max_batch_size} "
+            "at a time"
+        )
     return images
 
 
 def names_from_outputs(outputs: object) -> tuple[str, ...]:
-    """The names of outputs that a caller gave, as a tuple; an `InputError` where they are something else than names."""
+    """Return output names as a tuple.
+
+    Raises:
+        InputError: They are not a sequence of strings.
+    """
     if isinstance(outputs, str):
-        raise InputError(f"outputs must be {_NAMES}, got the text {outputs!r}: pass outputs=({outputs!r},)")
+        raise InputError(f"outputs must be {_NAMES}, got the string {outputs!r}: pass outputs=({outputs!r},)")
     if not isinstance(outputs, Iterable):
-        raise InputError(f"outputs must be {_NAMES}, got {outputs!r:.100}: pass outputs=('probabilities',), or leave it out")
+        raise InputError(f"outputs must be {_NAMES}, got {outputs!r:.100}: pass outputs=('probabilities',), or omit it")
     names = tuple(outputs)
     for name in names:
         if not isinstance(name, str):
@@ -168,28 +194,29 @@ def names_from_outputs(outputs: object) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def requests_from_outputs(outputs: tuple[str, ...], info: ModelInfo) -> tuple[OutputRequest, ...]:
-    """The outputs to ask the model for, each once; for a model with logits, the client computes the others from them.
+    """Return the outputs to request from a model, each once. If it has logits, the client computes the others from them.
 
-    An `InputError` is raised where one is unknown, or not an output of this model.
+    Raises:
+        InputError: An output is unknown, or the model does not have it.
     """
-    return tuple(OutputRequest(name) for name in _names(outputs, info))
+    return tuple(OutputRequest(name) for name in _requested_names(outputs, info))
 
 
-def _names(outputs: tuple[str, ...], info: ModelInfo) -> tuple[str, ...]:
-    asked = tuple(dict.fromkeys(outputs))
-    if not asked:
-        raise InputError(f"outputs is empty: pass some of {', '.join(ENSEMBLE_OUTPUTS)}")
-    unknown = [name for name in asked if name not in ENSEMBLE_OUTPUTS]
+def _requested_names(outputs: tuple[str, ...], info: ModelInfo) -> tuple[str, ...]:
+    requested = tuple(dict.fromkeys(outputs))
+    if not requested:
+        raise InputError(f"outputs is empty; expected some of {', '.join(ENSEMBLE_OUTPUTS)}")
+    unknown = [name for name in requested if name not in ENSEMBLE_OUTPUTS]
     if unknown:
-        raise InputError(f"unknown outputs {', '.join(unknown)}: pass some of {', '.join(ENSEMBLE_OUTPUTS)}")
+        raise InputError(f"unknown outputs {', '.join(unknown)}; expected some of {', '.join(ENSEMBLE_OUTPUTS)}")
     if info.score_output == "logits":
-        beyond = [name for name in asked if name not in ("probabilities", "entropy")]
-        if beyond:
-            raise InputError(f"model {info.name!r} is a single network, which has no {' and no '.join(beyond)}: ask an ensemble")
+        unavailable = [name for name in requested if name not in ("probabilities", "entropy")]
+        if unavailable:
+            raise InputError(f"model {info.name!r} is a single network, without {' or '.join(unavailable)}: request these from an ensemble")
         return ("logits",)
-    missing = [name for name in asked if name not in info.outputs and name != "entropy"]
+    missing = [name for name in requested if name not in info.outputs and name != "entropy"]
     if missing:
-        raise InputError(f"model {info.name!r} has no output {', '.join(missing)}: it has {', '.join(info.outputs)}")
-    if "entropy" in asked and "entropy" not in info.outputs:
-        return tuple(dict.fromkeys("probabilities" if name == "entropy" else name for name in asked))
-    return asked
+        raise InputError(f"model {info.name!r} has no output {', '.join(missing)}; it has {', '.join(info.outputs)}")
+    if "entropy" in requested and "entropy" not in info.outputs:
+        return tuple(dict.fromkeys("probabilities" if name == "entropy" else name for name in requested))
+    return requested

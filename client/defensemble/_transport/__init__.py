@@ -1,1 +1,1 @@
-"""How requests reach a server: gRPC, HTTP, or a fake for tests."""
+"""Transports: how requests reach a server, over gRPC, HTTP, or a fake for tests."""

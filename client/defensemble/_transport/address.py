@@ -1,4 +1,4 @@
-"""A server's address, read from a URL."""
+"""The address of a server, parsed from a URL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 8000}
 
 @dataclass(frozen=True)
 class Address:
-    """A server's address, taken from a URL."""
+    """Scheme, host and port of a server."""
 
     scheme: str
     host: str
@@ -20,39 +20,39 @@ class Address:
 
     @property
     def netloc(self) -> str:
-        """Host and port as URLs and gRPC targets write them."""
+        """Host and port in the notation of URLs and gRPC targets, with an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """The URL with its port."""
+        """The URL, port included."""
         return f"{self.scheme}://{self.netloc}"
 
 
 def address_from_url(url: str) -> Address:
-    """Splits a server's URL, such as `http://localhost:8000`; without a port, 8000 for HTTP and 8001 for gRPC.
+    """Parse the URL of a server, such as `http://localhost:8000`. The default port is 8000 for HTTP and 8001 for gRPC.
 
     Raises:
-        InputError: It is not such a URL.
+        InputError: The URL is not the URL of a server.
     """
     expected = "expected http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, such as http://localhost:8000"
     if not isinstance(url, str):
-        raise InputError(f"url must be a str, got {type(url).__name__}: {expected}")
+        raise InputError(f"url must be a str, got {type(url).__name__}; {expected}")
     if "://" not in url:
-        raise InputError(f"the URL {url!r:.120} has no scheme: {expected}")
+        raise InputError(f"the URL {url!r:.120} has no scheme; {expected}")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InputError(f"the URL {url!r:.120} cannot be read ({error}): {expected}") from error
+        raise InputError(f"the URL {url!r:.120} cannot be parsed ({error}); {expected}") from error
     if parts.scheme not in DEFAULT_PORTS:
-        raise InputError(f"the URL {url!r:.120} has the unknown scheme {parts.scheme!r}: {expected}")
+        raise InputError(f"the URL {url!r:.120} has the unknown scheme {parts.scheme!r}; {expected}")
     if not parts.hostname:
-        raise InputError(f"the URL {url!r:.120} has no host: {expected}")
+        raise InputError(f"the URL {url!r:.120} has no host; {expected}")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username or parts.password:
-        raise InputError(f"the URL {url!r:.120} holds more than scheme, host and port: {expected}")
+        raise InputError(f"the URL {url!r:.120} has more than scheme, host and port; {expected}")
     try:
         parts.hostname.encode("idna").decode("ascii")
     except UnicodeError as error:
-        raise InputError(f"the URL {url!r:.120} has no valid host name ({error}): {expected}") from error
+        raise InputError(f"the URL {url!r:.120} has an invalid host name ({error}); {expected}") from error
     return Address(parts.scheme, parts.hostname, DEFAULT_PORTS[parts.scheme] if port is None else port)

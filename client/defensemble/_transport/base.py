@@ -1,4 +1,4 @@
-"""The one seam at the network: what a client needs of a server, whatever the protocol."""
+"""The transport protocol: all network access of the client goes through it, whatever the protocol on the wire."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ Outputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """An output to ask for; with `class_count` k, its k largest values as `value:index:name` texts (Triton's classification extension)."""
+    """A requested output.
+
+    With `class_count` = k > 0, the server returns the k largest values as `value:index:name` strings (Triton's classification extension).
+
+    Example:
+        >>> transport.infer("alpha", {"images": images}, [OutputRequest("logits")], timeout_s=5)
+    """
 
     name: str
     class_count: int = 0
@@ -28,7 +34,11 @@ class OutputRequest:
 
 @dataclass(frozen=True)
 class TensorMetadata:
-    """Name, KServe datatype (`FP32`) and shape of a tensor, batch dimension included; -1 is any size."""
+    """Name, KServe datatype (`FP32`) and shape of a tensor, batch dimension included; -1 means any size.
+
+    Example:
+        >>> TensorMetadata("images", "FP32", (-1, 3, 32, 32))
+    """
 
     name: str
     datatype: str
@@ -37,7 +47,11 @@ class TensorMetadata:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """The metadata of a model, which any caller may read."""
+    """The metadata of a model. Every caller may read it.
+
+    Example:
+        >>> [tensor.name for tensor in client.transport.model_metadata("alpha", timeout_s=5).outputs]
+    """
 
     name: str
     platform: str
@@ -47,7 +61,11 @@ class ModelMetadata:
 
 @dataclass(frozen=True)
 class ServerMetadata:
-    """The server's name and version, as it reports them."""
+    """Name and version of a server, as it reports them.
+
+    Example:
+        >>> client.server_metadata().version
+    """
 
     name: str
     version: str
@@ -55,10 +73,16 @@ class ServerMetadata:
 
 @dataclass(frozen=True)
 class ModelState:
-    """A line of the server's repository index: a version of a model, and whether it serves.
+    """An entry of the server's repository index: the state of one version of a model.
 
-    `version` is None where the server gives none; `state` is READY, UNAVAILABLE, LOADING, UNLOADING, or empty where it was never loaded;
-    `reason` is why it is unavailable, in the server's words ("unloaded" where it was asked to).
+    Attributes:
+        name: Name of the model.
+        version: Version of the model; None if the server reports none.
+        state: READY, UNAVAILABLE, LOADING, UNLOADING, or empty if the model was never loaded.
+        reason: Why the model is unavailable, as the server words it ("unloaded" after an unload request).
+
+    Example:
+        >>> [entry.name for entry in transport.repository_index(timeout_s=5) if entry.state == "READY"]
     """
 
     name: str
@@ -69,10 +93,17 @@ class ModelState:
 
 @dataclass(frozen=True)
 class ModelStatistics:
-    """What a loaded version of a model has done since it was loaded.
+    """Counters of a loaded version of a model, from the time it was loaded.
 
-    `requests` ended, well or not (one that was refused for its form never began); `executions` ran, several requests in a batch being one;
-    `last_ms` is when the last request came, in milliseconds since 1970, 0 for never.
+    Attributes:
+        name: Name of the model.
+        version: Version of the model.
+        requests: Finished requests, failed ones included. A malformed request is rejected before it counts.
+        executions: Executions of the model; requests that are batched together count as one.
+        last_ms: Time of the last request in milliseconds since 1970; 0 if there was none.
+
+    Example:
+        >>> {entry.name: entry.requests for entry in transport.statistics(timeout_s=5)}
     """
 
     name: str
@@ -83,86 +114,94 @@ class ModelStatistics:
 
 
 class Transport(Protocol):
-    """What a client needs of a server; every method may be called by several threads, and raises errors of `_exceptions.py` only.
+    """Access to a server. Every method is thread-safe and raises only the errors of `_exceptions.py`.
 
-    A `version` of None leaves it to the server, which takes the newest that it has loaded.
+    With `version=None`, the server chooses the version: the newest that it has loaded.
+
+    Example:
+        >>> transport: Transport = HttpTransport("http://localhost:8000")
+        >>> transport.models(timeout_s=5)
     """
 
     @property
     def url(self) -> str:
-        """Where the server is, for messages."""
+        """The server's URL, for messages."""
 
     def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
-        """Runs a model; numeric outputs come as arrays in their own type, texts as object arrays of bytes."""
+        """Run a model. Numeric outputs are arrays of their own type; strings are object arrays of bytes."""
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        """The metadata of a model, which any caller may read."""
+        """Return the metadata of a model. Every caller may read it."""
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
-        """The model's configuration as the JSON form of Triton's `ModelConfig` (field names as in `config.pbtxt`).
+        """Return the model's configuration as the JSON form of Triton's `ModelConfig` (field names as in `config.pbtxt`).
 
         Raises:
-            ForbiddenError: The server keeps configurations to itself, and no admin key or a wrong one was sent.
+            ForbiddenError: The server restricts configurations, and no admin key or a wrong one was sent.
         """
 
     def models(self, timeout_s: float) -> list[str]:
-        """Names of the models that are loaded, sorted; from the statistics API, since the repository's is closed to callers."""
-        return sorted({one.name for one in self.statistics(timeout_s)})
+        """Return the names of the loaded models, sorted. They come from the statistics API, since the repository API is restricted."""
+        return sorted({entry.name for entry in self.statistics(timeout_s)})
 
     def repository_index(self, timeout_s: float) -> list[ModelState]:
-        """The models in the server's repository, loaded or not.
+        """Return the state of each model in the server's repository, loaded or not.
 
         Raises:
             ForbiddenError: The server requires its admin key.
         """
 
     def load_model(self, model: str, timeout_s: float) -> None:
-        """Loads a model from the repository, or again where its files changed; an ensemble's members with it.
+        """Load a model from the repository, or reload it if its files changed. Loading an ensemble loads its members.
 
-        The server may report success for a second load of a model that it refused: `repository_index` shows what is loaded.
+        After it rejected a model, the server may report success for a second attempt: check `repository_index` for what is loaded.
 
         Raises:
             ForbiddenError: The server requires its admin key.
-            RequestRefusedError: The server does not load it, or loads nothing on request; the text quotes the server.
+            RequestRefusedError: The server rejects the model, or its model control mode does not allow loading. The text quotes the server.
             ServerFailedError: The server could not read the model's folder, or failed.
         """
 
     def unload_model(self, model: str, timeout_s: float) -> None:
-        """Unloads a model, and ensembles that need it, after requests that have begun; one that is not loaded is no error.
+        """Unload a model and the ensembles that need it, after running requests finish. Unloading an unloaded model is no error.
 
         Raises:
             ForbiddenError: The server requires its admin key.
-            RequestRefusedError: The server unloads nothing on request.
+            RequestRefusedError: The server's model control mode does not allow unloading.
         """
 
     def statistics(self, timeout_s: float) -> list[ModelStatistics]:
-        """What each version of each loaded model has done."""
+        """Return the counters of each version of each loaded model."""
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
-        """The server's name and version."""
+        """Return the server's name and version."""
 
     def live(self, timeout_s: float) -> bool:
-        """Whether the server reports that it is alive."""
+        """Return whether the server reports that it is alive."""
 
     def ready(self, timeout_s: float) -> bool:
-        """Whether the server reports that it is ready; `Client.wait_ready` is stricter: it calls a model."""
+        """Return whether the server reports that it is ready. `Client.wait_ready` is stricter: it runs a model."""
 
     def close(self) -> None:
-        """Closes the connections; may be called twice."""
+        """Close the connections. May be called twice."""
 
 
-def version_text(version: int) -> str:
-    """A model's version as it is sent; an `InputError` unless it is 1 or more (Triton would take -1 for its own choice)."""
+def format_version(version: int) -> str:
+    """Return a model version in the form the protocol sends.
+
+    Raises:
+        InputError: The version is not an integer of 1 or more. (Triton would read -1 as its own choice.)
+    """
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise InputError(f"a model's version is a whole number of 1 or more, or None for the server's choice, got {version!r:.100}")
+        raise InputError(f"a model version must be an integer of 1 or more, or None for the server's choice; got {version!r:.100}")
     return str(version)
 
 
 def check_admin_key(key: object) -> str | None:
-    """The key where there is none or a header takes it; the errors do not show it.
+    """Return the admin key if it is valid in a header, or None for no key. The errors do not show the key.
 
     Raises:
-        InputError: It is no text, or has fewer than 16 characters, more than 256, or others than letters, digits, `_` and `-`.
+        InputError: The key is not a string of 16 to 256 characters, each a letter, a digit, `_` or `-`.
     """
     try:
         return None if key is None else admin_key.check_admin_key(key)

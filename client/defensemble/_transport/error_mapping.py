@@ -1,7 +1,10 @@
-"""The one place where foreign errors become ours: by status code, never by text."""
+"""The one place that translates foreign errors into the errors of this package: by status code or class, never by text."""
 
 from __future__ import annotations
 
+import os
+import socket
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -20,25 +23,27 @@ from .._exceptions import (
 )
 
 _HINTS: Mapping[type[ServiceError], str] = {
-    ConnectionFailedError: "Is the server up, and is this its address? Triton's own ports are 8001 for gRPC and 8000 for HTTP.",
-    DeadlineExceededError: "Raise timeout_s (--timeout), send fewer images at once, or look at the server's load.",
-    NotReadyError: "It may be loading, restricted or overloaded: wait with Client.wait_ready, or try again later.",
-    ForbiddenError: "The server restricts this; its operator holds the key.",
-    ModelNotFoundError: "Client.models() lists what is served.",
-    RequestRefusedError: "Client.describe(MODEL) tells the shapes, the outputs and the largest batch.",
-    ServerFailedError: "The server's log says more.",
+    ConnectionFailedError: "Is the server still running? Check its log and the port (by default 8001 for gRPC and 8000 for HTTP).",
+    DeadlineExceededError: "Raise timeout_s (--timeout), send fewer images per call, or check the server's load.",
+    NotReadyError: "The server may be loading, restricted or overloaded: wait with Client.wait_ready, or try again later.",
+    ForbiddenError: "The server restricts this call; its operator has the key.",
+    ModelNotFoundError: "Client.models() lists the models that are served.",
+    RequestRefusedError: "Client.describe(MODEL) returns the shapes, the outputs and the largest batch of a model.",
+    ServerFailedError: "See the server's log.",
 }
 NO_HINTS: Mapping[type[ServiceError], str] = MappingProxyType({})
 _NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
-_NO_LOGIN = "A proxy in front of the server asks for a login, which this client does not send: call the server itself, or let it pass."
-# Triton does not answer so, but what may stand in front of it does.
+_LOGIN_REQUIRED = (
+    "A proxy in front of the server requires a login, which this client does not support: call the server directly, or exempt it."
+)
+# Triton itself never sends these statuses, but a proxy in front of it may.
 _HINTS_BY_HTTP_STATUS: Mapping[int, str] = {
-    401: _NO_LOGIN,
-    407: _NO_LOGIN,
-    413: "Send fewer images at once (--batch-size), or raise the largest body that the proxy in front of the server takes.",
-    414: "The URL holds the model's name: name a model that is served (Client.models()).",
+    401: _LOGIN_REQUIRED,
+    407: _LOGIN_REQUIRED,
+    413: "Send fewer images per call (--batch-size), or raise the body limit of the proxy in front of the server.",
+    414: "The URL contains the model's name: use a model that is served (Client.models()).",
 }
-_LONGEST_HEADER = 200
+_MAX_HEADER_CHARACTERS = 200
 
 _BY_GRPC_CODE: dict[str, type[ServiceError]] = {
     "CANCELLED": ConnectionFailedError,
@@ -48,11 +53,13 @@ _BY_GRPC_CODE: dict[str, type[ServiceError]] = {
     "ALREADY_EXISTS": RequestRefusedError,
     "PERMISSION_DENIED": ForbiddenError,
     "UNAUTHENTICATED": ForbiddenError,
-    "RESOURCE_EXHAUSTED": RequestRefusedError,  # here: a message that is larger than one side takes
+    "RESOURCE_EXHAUSTED": RequestRefusedError,  # here: a message larger than one side accepts
     "FAILED_PRECONDITION": RequestRefusedError,
     "OUT_OF_RANGE": RequestRefusedError,
     "UNIMPLEMENTED": RequestRefusedError,
 }
+# The gRPC library produces these itself. Its text is in `__cause__`, and a plain reason is in the message.
+_REASONS_BY_GRPC_CODE = {"CANCELLED": "the call was cancelled", "DEADLINE_EXCEEDED": "timed out"}
 
 _BY_HTTP_STATUS: dict[int, type[ServiceError]] = {
     401: ForbiddenError,
@@ -67,105 +74,172 @@ _BY_HTTP_STATUS: dict[int, type[ServiceError]] = {
 }
 
 
-def service_error(kind: type[ServiceError], what: str, told: str, hints: Mapping[type[ServiceError], str] = NO_HINTS) -> ServiceError:
-    """An error of a kind: what was asked of whom, the answer, and the hint for that kind, from `hints` where they have one."""
-    return kind(f"{what}: {told}. {hints.get(kind) or _HINTS[kind]}")
+def call_context(url: str, action: str, model: str = "") -> str:
+    """Return how a message names a failed call, such as `cannot run model 'alpha' on grpc://localhost:8001`."""
+    return f"cannot {action} {model!r} on {url}" if model else f"cannot {action} on {url}"
+
+
+def service_error(kind: type[ServiceError], context: str, reason: str, hints: Mapping[type[ServiceError], str] = NO_HINTS) -> ServiceError:
+    """Return an error of a class: the failed call, the reason, and how to fix it.
+
+    Args:
+        kind: The class of the error.
+        context: The failed call, from `call_context`.
+        reason: Why it failed.
+        hints: How to fix it, by class; the default hint applies to a class without one.
+    """
+    return kind(f"{context}: {reason}. {hints.get(kind) or _HINTS[kind]}")
 
 
 def hints_for_admins(admin_key: str | None) -> Mapping[type[ServiceError], str]:
-    """Hints for calls that carry the admin key, or would where there is one."""
+    """Return the hints for calls that send the admin key if there is one."""
     sent = "No admin key was sent" if admin_key is None else "An admin key was sent, but it is not the server's"
-    mend = "pass the admin key that the server was started with: Client(url, admin_key=...), or --admin-key-file FILE"
     return {
-        ForbiddenError: f"{sent}: {mend}",
-        RequestRefusedError: "What it names is in the model's folder, or in that of a model it needs; the server's log says more.",
+        ForbiddenError: f"{sent}: pass the key that the server was started with, Client(url, admin_key=...) or --admin-key-file FILE",
+        RequestRefusedError: "Check the folder of the model and those of the models it needs; see the server's log.",
     }
 
 
-def redact_key(told: str, admin_key: str | None) -> str:
-    """A server's words, or a proxy's page that shows what it was sent, without the key."""
-    return told if admin_key is None else told.replace(admin_key, "(the admin key)")
+def redact_key(text: str, admin_key: str | None) -> str:
+    """Return a server's or a proxy's text without the admin key: a proxy's error page may show the request."""
+    return text if admin_key is None else text.replace(admin_key, "(the admin key)")
 
 
-def model_control_disabled(what: str, told: str) -> ServiceError:
-    """The error for a load or an unload that is unavailable from a server whose repository is open to this client."""
-    hint = "It loads and unloads on request only where it was started with --model-control-mode=explicit."
-    return service_error(RequestRefusedError, what, told, {RequestRefusedError: hint})
+def model_control_disabled(context: str, reason: str) -> ServiceError:
+    """Return the error for a load or unload that the server's model control mode does not allow."""
+    hint = "Models can be loaded and unloaded on request only if the server was started with --model-control-mode=explicit."
+    return service_error(RequestRefusedError, context, reason, {RequestRefusedError: hint})
 
 
 def error_from_grpc(
-    code: str, details: str | None, what: str, alive: Callable[[], bool], hints: Mapping[type[ServiceError], str] = NO_HINTS
+    code: str,
+    details: str | None,
+    context: str,
+    unreachable: Callable[[], ServiceError | None],
+    hints: Mapping[type[ServiceError], str] = NO_HINTS,
 ) -> ServiceError:
-    """Our error for a gRPC status, named by its code.
+    """Return the error for a gRPC status.
 
-    UNAVAILABLE is the gRPC library's code where there is no connection, and Triton's where it is not ready: `alive` finds out which.
+    The code UNAVAILABLE has two meanings: the gRPC library uses it for a failed connection, and Triton when it is not ready.
+
+    Args:
+        code: Name of the status code.
+        details: The status's text, which is quoted if the server wrote it.
+        context: The failed call, from `call_context`.
+        unreachable: Called for UNAVAILABLE; returns the error of a failed connection, or None if the server is alive.
+        hints: How to fix it, by class.
     """
     if code == "UNAVAILABLE":
-        kind: type[ServiceError] = NotReadyError if alive() else ConnectionFailedError
-    else:
-        kind = _BY_GRPC_CODE.get(code, ServerFailedError)
-    return service_error(kind, what, f"{code}, {details!r}", hints)
+        return unreachable() or service_error(NotReadyError, context, f"{code}, {details!r}", hints)
+    reason = _REASONS_BY_GRPC_CODE.get(code) or f"{code}, {details!r}"
+    return service_error(_BY_GRPC_CODE.get(code, ServerFailedError), context, reason, hints)
 
 
 def error_from_http(
     status: int,
-    told: str,
-    what: str,
+    text: str,
+    context: str,
     hints: Mapping[type[ServiceError], str] = NO_HINTS,
     headers: Mapping[bytes, bytes] = _NO_HEADERS,
 ) -> ServiceError:
-    """Our error for an HTTP status that is not 200, with the headers that would help."""
+    """Return the error for an HTTP status other than 200.
+
+    Args:
+        status: The status.
+        text: The server's text, which is quoted.
+        context: The failed call, from `call_context`.
+        hints: How to fix it, by class.
+        headers: The response's headers, names in lower case; the useful ones are quoted.
+    """
     kind = _BY_HTTP_STATUS.get(status, RequestRefusedError if 400 <= status < 500 else ServerFailedError)
-    text = _status_text(status, told)
+    reason = _format_status(status, text)
     for name in (b"WWW-Authenticate", b"Proxy-Authenticate", b"Retry-After"):
         if name.lower() in headers:
-            text += f" ({name.decode()}: {headers[name.lower()].decode('latin-1'):.{_LONGEST_HEADER}})"
+            reason += f" ({name.decode()}: {headers[name.lower()].decode('latin-1'):.{_MAX_HEADER_CHARACTERS}})"
     if status in _HINTS_BY_HTTP_STATUS:
         hints = {kind: _HINTS_BY_HTTP_STATUS[status]}
-    return service_error(kind, what, text, hints)
+    return service_error(kind, context, reason, hints)
 
 
-def error_from_redirect(status: int, location: str | None, what: str, asked: str) -> ServiceError:
-    """Our error for an answer that sends the caller elsewhere, which no call follows: it would carry images and keys there unasked.
+def error_from_redirect(status: int, location: str | None, context: str, url: str) -> ServiceError:
+    """Return the error for a redirect. The client follows none: it would send images and keys to another server.
 
-    `asked` is the URL that was called, `location` where the header leads to.
+    Args:
+        status: The HTTP status.
+        location: The `Location` header.
+        context: The failed call, from `call_context`.
+        url: The URL of the call.
     """
-    hint = "This client takes a server's scheme, host and port only: call the Triton server itself, or let the proxy pass /v2 paths on."
+    hint = "The client uses only scheme, host and port of a URL: call the Triton server directly, or let the proxy forward /v2 paths."
     if location is None:
-        return service_error(RequestRefusedError, what, _status_text(status, ""), {RequestRefusedError: hint})
+        return service_error(RequestRefusedError, context, _format_status(status, ""), {RequestRefusedError: hint})
     try:
-        goal, before = urlsplit(urljoin(asked, location)), urlsplit(asked)
-        port = goal.port or {"http": 80, "https": 443}.get(goal.scheme)
+        target, called = urlsplit(urljoin(url, location)), urlsplit(url)
+        port = target.port or {"http": 80, "https": 443}.get(target.scheme)
     except ValueError:
-        pass  # no URL: the error shows it
+        pass  # not a URL: the error quotes it
     else:
-        moved = (goal.scheme, goal.netloc) != (before.scheme, before.netloc)
-        if moved and port is not None and goal.hostname and (goal.path, goal.query) == (before.path, before.query):
-            host = f"[{goal.hostname}]" if ":" in goal.hostname else goal.hostname
-            hint = f'Redirects are not followed: pass "{goal.scheme}://{host}:{port}" as the URL.'
-    told = f"{_status_text(status, '')}, Location: {location:.{_LONGEST_HEADER}}"
-    return service_error(RequestRefusedError, what, told, {RequestRefusedError: hint})
+        is_moved = (target.scheme, target.netloc) != (called.scheme, called.netloc)
+        if is_moved and port is not None and target.hostname and (target.path, target.query) == (called.path, called.query):
+            host = f"[{target.hostname}]" if ":" in target.hostname else target.hostname
+            hint = f'Redirects are not followed: pass "{target.scheme}://{host}:{port}" as the URL.'
+    reason = f"{_format_status(status, '')}, Location: {location:.{_MAX_HEADER_CHARACTERS}}"
+    return service_error(RequestRefusedError, context, reason, {RequestRefusedError: hint})
 
 
-def _status_text(status: int, told: str) -> str:
-    if told:
-        return f"HTTP {status}, {told!r}"
-    known = {one.value: one.phrase for one in HTTPStatus}
-    return f"HTTP {status} {known.get(status, '')}".rstrip()
+def _format_status(status: int, text: str) -> str:
+    if text:
+        return f"HTTP {status}, {text!r}"
+    phrases = {entry.value: entry.phrase for entry in HTTPStatus}
+    return f"HTTP {status} {phrases.get(status, '')}".rstrip()
 
 
-def error_from_os(error: OSError, what: str) -> ServiceError:
-    """Our error for what a socket reports: its deadline, or anything else that ends the connection."""
+def error_from_connect(error: OSError, url: str, *, kind: type[ServiceError] | None = None) -> ServiceError:
+    """Return the error for a connection that could not be made.
+
+    Args:
+        error: The error of the socket.
+        url: The server's URL.
+        kind: The class of the error; by default `DeadlineExceededError` for a time-out, else `ConnectionFailedError`.
+    """
+    if kind is None:
+        kind = DeadlineExceededError if isinstance(error, TimeoutError) else ConnectionFailedError
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return kind(
+            f"cannot connect to {url}: the server's certificate is not trusted ({error.verify_message}). Install its certificate authority "
+            "on this machine, or pass transport=HttpTransport(url, context=...) or GrpcTransport(url, credentials=...) to Client."
+        )
+    return kind(
+        f"cannot connect to {url}: {_connect_reason(error)}; is the server running? Start one with 'defensemble serve' or check the host "
+        "and port."
+    )
+
+
+def _connect_reason(error: OSError) -> str:
+    if isinstance(error, socket.gaierror):
+        return "the host name cannot be resolved"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
     if isinstance(error, TimeoutError):
-        return service_error(DeadlineExceededError, what, "no answer in time")
-    return service_error(ConnectionFailedError, what, f"{type(error).__name__}, {error}")
+        return "connection timed out"
+    if isinstance(error, ssl.SSLError):
+        return "TLS handshake failed (does the port use TLS?)"
+    return os.strerror(error.errno).lower() if error.errno else type(error).__name__
+
+
+def error_from_os(error: OSError, context: str) -> ServiceError:
+    """Return the error for a socket that failed during a call: a time-out, or a lost connection."""
+    if isinstance(error, TimeoutError):
+        return service_error(DeadlineExceededError, context, "timed out")
+    detail = error.strerror or str(error)
+    return service_error(ConnectionFailedError, context, f"connection lost ({detail[:1].lower()}{detail[1:]})")
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turns what goes wrong where an answer of another form than the protocol's is taken apart into an error of ours."""
+def protocol_errors(context: str) -> Iterator[None]:
+    """Raise a `ServerFailedError` if the block fails to parse a response, which then does not follow the protocol."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        told = f"its answer is not what the KServe protocol says ({type(error).__name__}: {error})"
-        raise service_error(ServerFailedError, what, told) from error
+        reason = f"the response does not follow the KServe protocol ({type(error).__name__}: {error})"
+        raise service_error(ServerFailedError, context, reason) from error

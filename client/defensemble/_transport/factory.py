@@ -1,4 +1,4 @@
-"""The transport for a URL, chosen by its scheme."""
+"""Create the transport for the scheme of a URL."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from .base import Transport
 
 
 def transport_from_url(url: str, admin_key: str | None = None) -> Transport:
-    """The transport for a URL's scheme; no connection is made yet. An `InputError` is raised for other URLs and for a malformed key.
+    """Return the transport for the scheme of a URL. No connection is made yet.
 
-    `admin_key` goes with what a server may keep to its operator: the repository's index, loading, unloading and configurations.
+    Args:
+        url: The server's URL.
+        admin_key: Sent with the calls that a server may restrict: the repository index, loading, unloading and configurations.
+
+    Raises:
+        InputError: The URL is not the URL of a server, or the key is malformed.
     """
     address = address_from_url(url)
     if address.scheme in ("grpc", "grpcs"):
-        from .grpc_transport import GrpcTransport  # half a second: not paid by callers of HTTP
+        from .grpc_transport import GrpcTransport  # takes half a second, which HTTP users need not pay
 
         return GrpcTransport(url, admin_key=admin_key)
     from .http_transport import HttpTransport

@@ -1,4 +1,4 @@
-"""A transport without a network, for tests and for trying things out."""
+"""A transport without a network, for tests and experiments."""
 
 from __future__ import annotations
 
@@ -23,17 +23,27 @@ from .base import (
     ServerMetadata,
     TensorMetadata,
     Transport,
-    version_text,
+    format_version,
 )
 
 
 @dataclass(frozen=True)
 class FakeModel:
-    """A model that is a function from images (N, C, H, W) to its outputs by name, each of N rows.
+    """A model of a `FakeTransport`: a Python function.
 
-    Its outputs are found by one call with a black image. `platform="ensemble"` and `steps` make it an ensemble; `config_is_open=False`
-    keeps its configuration from callers; `preprocessing` is the parameter of that name in it. The function may raise errors of this
-    package, as a server would cause them.
+    Args:
+        answer: Returns the outputs by name, each of N rows, for images (N, C, H, W). One call with a black image determines their shapes.
+            It may raise the errors of this package, as a server would cause them.
+        image_shape: (C, H, W) of an image.
+        class_names: Names of the classes; empty for none.
+        max_batch_size: The largest batch; 0 for no limit.
+        platform: `ensemble` for an ensemble.
+        steps: Names of the models that an ensemble runs.
+        config_is_open: Whether callers may read the configuration.
+        preprocessing: The parameter of that name in the configuration.
+
+    Example:
+        >>> FakeModel(lambda images: {"logits": images.mean(axis=(2, 3))}, image_shape=(3, 8, 8), class_names=("red", "green", "blue"))
     """
 
     answer: Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]
@@ -52,17 +62,25 @@ class FakeModel:
 
 
 class FakeTransport(Transport):
-    """Serves functions as a Triton server would serve models; `Client("fake", transport=FakeTransport({...}))`.
+    """Serve Python functions the way a Triton server serves models.
 
-    `calls` counts inferences by model, `images` the images in them, and `requests` holds model, outputs and timeout of each;
-    the one inference for a model's class names is among them. All models are loaded at first, as version 1; an ensemble needs those of its
-    steps that are there, as on a server: it goes with them, comes back with them, and is loaded with them. A closed one refuses calls.
+    All models are loaded at first, as version 1. As on a server, an ensemble is loaded with the models of its steps, and is unloaded
+    with them. A closed transport raises errors.
+
+    Attributes:
+        calls: Number of inferences by model, the one inference for a model's class names included.
+        images: Number of images in them, by model.
+        requests: Model, outputs and timeout of each inference.
+
+    Example:
+        >>> double = FakeModel(lambda images: {"logits": 2 * images.mean(axis=(2, 3))}, image_shape=(3, 8, 8))
+        >>> client = Client("fake", "double", transport=FakeTransport({"double": double}))
     """
 
     def __init__(self, models: Mapping[str, FakeModel], url: str = "fake://server") -> None:
         self._models = dict(models)
         self._url = url
-        self._closed = False
+        self._is_closed = False
         self._unloaded: set[str] = set()
         self._statistics: dict[str, ModelStatistics] = {}
         self._lock = threading.Lock()
@@ -75,72 +93,72 @@ class FakeTransport(Transport):
         return self._url
 
     def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
-        served = self._model(model, version)
+        fake = self._find_model(model, version)
         images = inputs["images"]
         with self._lock:
             self.calls[model] += 1
             self.images[model] += len(images)
             self.requests.append((model, tuple(outputs), timeout_s))
-        if len(images) > served.max_batch_size > 0:
-            raise RequestRefusedError(f"{self._url}: batch-size must be <= {served.max_batch_size} for {model!r}, got {len(images)}")
-        if images.shape[1:] != served.image_shape:
+        if len(images) > fake.max_batch_size > 0:
+            raise RequestRefusedError(f"{self._url}: batch-size must be <= {fake.max_batch_size} for {model!r}, got {len(images)}")
+        if images.shape[1:] != fake.image_shape:
             raise RequestRefusedError(f"{self._url}: unexpected shape {images.shape} for {model!r}")
         with self._lock:
-            before = self._done_by(model)
+            before = self._statistics_of(model)
             self._statistics[model] = ModelStatistics(model, 1, before.requests + 1, before.executions + 1, time.time_ns() // 1_000_000)
-        answers = served.answer(images)
-        chosen: dict[str, NDArray[Any]] = {}
+        values_by_name = fake.answer(images)
+        requested: dict[str, NDArray[Any]] = {}
         for output in outputs:
-            if output.name not in answers:
+            if output.name not in values_by_name:
                 raise RequestRefusedError(f"{self._url}: unexpected inference output {output.name!r} for {model!r}")
-            value = np.array(answers[output.name])
-            chosen[output.name] = _classes(value, served.class_names, output.class_count) if output.class_count else value
-        return chosen
+            value = np.array(values_by_name[output.name])
+            requested[output.name] = _classification_strings(value, fake.class_names, output.class_count) if output.class_count else value
+        return requested
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        served = self._model(model)
-        outputs = tuple(TensorMetadata(name, "FP32", (-1, *shape)) for name, shape in served.outputs.items())
-        return ModelMetadata(model, served.platform, (TensorMetadata("images", "FP32", (-1, *served.image_shape)),), outputs)
+        fake = self._find_model(model)
+        outputs = tuple(TensorMetadata(name, "FP32", (-1, *shape)) for name, shape in fake.outputs.items())
+        return ModelMetadata(model, fake.platform, (TensorMetadata("images", "FP32", (-1, *fake.image_shape)),), outputs)
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
-        served = self._model(model, version)
-        if not served.config_is_open:
-            raise ForbiddenError(f"{self._url} keeps the configuration of model {model!r} to itself")
+        fake = self._find_model(model, version)
+        if not fake.config_is_open:
+            raise ForbiddenError(f"{self._url} restricts the configuration of model {model!r}")
         return {
             "name": model,
-            "platform": served.platform,
-            "max_batch_size": served.max_batch_size,
-            "ensemble_scheduling": {"step": [{"model_name": step} for step in served.steps]},
-            "parameters": {} if served.preprocessing is None else {"preprocessing": {"string_value": served.preprocessing}},
+            "platform": fake.platform,
+            "max_batch_size": fake.max_batch_size,
+            "ensemble_scheduling": {"step": [{"model_name": step} for step in fake.steps]},
+            "parameters": {} if fake.preprocessing is None else {"preprocessing": {"string_value": fake.preprocessing}},
         }
 
     def repository_index(self, timeout_s: float) -> list[ModelState]:
         self._check_open()
         with self._lock:
             return [
-                ModelState(name, 1, "READY", "") if self._serves(name) else ModelState(name, 1, "UNAVAILABLE", "unloaded")
+                ModelState(name, 1, "READY", "") if self._is_served(name) else ModelState(name, 1, "UNAVAILABLE", "unloaded")
                 for name in sorted(self._models)
             ]
 
     def load_model(self, model: str, timeout_s: float) -> None:
-        """Serves a model, and the steps of an ensemble; what it did before an unload is forgotten."""
+        """Load a model, and the steps of an ensemble. Statistics start again after an unload."""
         self._check_open()
         if model not in self._models:
             raise RequestRefusedError(f"{self._url}: failed to load {model!r}, failed to poll from model repository")
         with self._lock:
-            self._unloaded -= {model, *self._needs(model)}
+            self._unloaded -= {model, *self._required_models(model)}
 
     def unload_model(self, model: str, timeout_s: float) -> None:
         self._check_open()
         with self._lock:
             self._unloaded.add(model)
-            self._statistics = {name: done for name, done in self._statistics.items() if self._serves(name)}
+            self._statistics = {name: done for name, done in self._statistics.items() if self._is_served(name)}
 
     def statistics(self, timeout_s: float) -> list[ModelStatistics]:
-        """What each loaded model has done, by name; each call that it could run is a request, and ran alone."""
+        """Return the statistics of each loaded model, by name. Each valid call counts as one request and one execution."""
         self._check_open()
         with self._lock:
-            return [self._done_by(name) for name in sorted(self._models) if self._serves(name)]
+            return [self._statistics_of(name) for name in sorted(self._models) if self._is_served(name)]
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
         self._check_open()
@@ -155,38 +173,38 @@ class FakeTransport(Transport):
         return True
 
     def close(self) -> None:
-        self._closed = True
+        self._is_closed = True
 
-    def _model(self, name: str, version: int | None = None) -> FakeModel:
+    def _find_model(self, name: str, version: int | None = None) -> FakeModel:
         self._check_open()
-        if version is not None and version_text(version) != "1":
+        if version is not None and format_version(version) != "1":
             raise ModelNotFoundError(f"{self._url}: Request for unknown model: {name!r} version {version} is not found")
-        if not self._serves(name):
-            told = "has no available versions" if name in self._models else "is not found"
-            raise ModelNotFoundError(f"{self._url}: Request for unknown model: {name!r} {told}")
+        if not self._is_served(name):
+            state = "has no available versions" if name in self._models else "is not found"
+            raise ModelNotFoundError(f"{self._url}: Request for unknown model: {name!r} {state}")
         return self._models[name]
 
-    def _serves(self, name: str) -> bool:
-        return name in self._models and self._unloaded.isdisjoint({name, *self._needs(name)})
+    def _is_served(self, name: str) -> bool:
+        return name in self._models and self._unloaded.isdisjoint({name, *self._required_models(name)})
 
-    def _done_by(self, name: str) -> ModelStatistics:
+    def _statistics_of(self, name: str) -> ModelStatistics:
         return self._statistics.get(name) or ModelStatistics(name, 1, 0, 0, 0)
 
-    def _needs(self, name: str) -> set[str]:
-        """The models that an ensemble runs; a fused graph runs none."""
+    def _required_models(self, name: str) -> set[str]:
+        """Return the models that an ensemble runs; a fused graph runs none."""
         model = self._models.get(name)
         return set(model.steps) & set(self._models) if model is not None and model.platform == "ensemble" else set()
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise ConnectionFailedError(f"{self._url} is closed")
 
 
-def _classes(values: NDArray[Any], names: Sequence[str], count: int) -> NDArray[Any]:
-    """What Triton's classification extension answers: the `count` largest values of each row, as `value:index:name` in bytes."""
+def _classification_strings(values: NDArray[Any], names: Sequence[str], count: int) -> NDArray[Any]:
+    """Return what Triton's classification extension returns: the `count` largest values of each row, as `value:index:name` in bytes."""
     rows = []
     for row in values:
         largest = np.argsort(-row, kind="stable")[:count]
         rows.append([f"{row[i]:f}:{i}" + (f":{names[i]}" if i < len(names) else "") for i in largest])
-    texts: NDArray[Any] = np.array([[text.encode() for text in row] for row in rows], dtype=object)
-    return texts
+    strings: NDArray[Any] = np.array([[text.encode() for text in row] for row in rows], dtype=object)
+    return strings

@@ -1,11 +1,12 @@
-"""gRPC, through the protocol's own stubs from tritonclient and a channel that threads may share.
+"""The gRPC transport: the protocol's stubs from tritonclient on a channel that threads share.
 
-`tritonclient.grpc.InferenceServerClient` wraps the same stubs, has no deadline by default, and took 650 us where this takes 607.
+`tritonclient.grpc.InferenceServerClient` wraps the same stubs, has no deadline by default, and took 650 us per call where this takes 607.
 """
 
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,42 +28,61 @@ from .base import (
     TensorMetadata,
     Transport,
     check_admin_key,
-    version_text,
+    format_version,
 )
-from .error_mapping import NO_HINTS, error_from_grpc, hints_for_admins, model_control_disabled, reading, redact_key, service_error
+from .error_mapping import (
+    NO_HINTS,
+    call_context,
+    error_from_connect,
+    error_from_grpc,
+    hints_for_admins,
+    model_control_disabled,
+    protocol_errors,
+    redact_key,
+    service_error,
+)
+from .http_connection import connect
 from .tensor_codec import array_from_wire
 
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # A server that starts late is found at once, and not after gRPC's own pauses of up to two minutes.
+    # Reconnect quickly to a server that starts late: gRPC's default pauses grow to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # A server that was restarted is found 0.13 s after it listens, at most 0.24; with 1000 here it was 0.27, at most 0.53.
+    # Reconnecting to a restarted server took 0.13 s after it listened, at most 0.24; with 1000 here, 0.27 and at most 0.53.
     ("grpc.max_reconnect_backoff_ms", 250),
-    # Not min_reconnect_backoff_ms: it is the time that connecting may take, too.
-    # Two clients of one address share nothing, the pause after a failure least of all.
+    # min_reconnect_backoff_ms is not set: it also limits the time to connect.
+    # Two clients of one address share nothing, above all not the pause after a failure.
     ("grpc.use_local_subchannel_pool", 1),
-    # As over HTTP here: no proxy is taken from the environment.
+    # As in the HTTP transport, no proxy is read from the environment.
     ("grpc.enable_http_proxy", 0),
 ]
-_ALIVE_TIMEOUT_S = 1.0
-_ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton puts the first two words before the header that it was told
+_PROBE_TIMEOUT_S = 1.0  # for finding out why a connection failed
+_ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton adds the prefix to the header that it is configured with
 
 
 class GrpcTransport(Transport):
-    """Talks gRPC to a Triton server (`grpc://`, or `grpcs://` with TLS); threads may share it, a forked child may not: its calls raise.
+    """Call a Triton server over gRPC (`grpc://`, or `grpcs://` with TLS). Threads may share it; calls in a forked child raise an error.
 
-    `credentials` are gRPC's channel credentials for `grpcs://`; the system's roots by default. `admin_key` goes with calls of the
-    repository and for configurations, and with no others.
+    Args:
+        url: The server's URL.
+        credentials: The channel credentials for `grpcs://`; by default, gRPC's root certificates are trusted.
+        admin_key: Sent only with calls of the repository API and for configurations.
 
     Raises:
-        InputError: The URL is not one of a gRPC server, or the key is none.
+        InputError: The URL is not the URL of a gRPC server, or the key is malformed.
+
+    Example:
+        >>> transport = GrpcTransport("grpc://localhost:8001", admin_key="the-key-of-the-server")
+        >>> client = Client("grpc://localhost:8001", transport=transport)
     """
 
     def __init__(self, url: str, *, credentials: grpc.ChannelCredentials | None = None, admin_key: str | None = None) -> None:
         address = address_from_url(url)
         if address.scheme not in ("grpc", "grpcs"):
-            raise InputError(f"GrpcTransport takes grpc:// and grpcs://, got {url!r:.120}: use HttpTransport, or Client, which chooses")
+            raise InputError(
+                f"GrpcTransport expects grpc:// or grpcs://, got {url!r:.120}: use HttpTransport, or Client, which chooses by the URL"
+            )
         self._admin_key = check_admin_key(admin_key)
         self._admin_metadata: tuple[tuple[str, str], ...] = () if admin_key is None else ((_ADMIN_HEADER, admin_key),)
         if address.scheme == "grpcs":
@@ -70,8 +90,10 @@ class GrpcTransport(Transport):
         else:
             self._channel = grpc.insecure_channel(address.netloc, _OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._address = address
+        self._credentials = credentials
         self._url = address.url
-        self._closed = False
+        self._is_closed = False
         self._process = os.getpid()
 
     def __repr__(self) -> str:
@@ -84,88 +106,91 @@ class GrpcTransport(Transport):
     def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
         request = service_pb2.ModelInferRequest(model_name=model)
         if version is not None:
-            request.model_version = version_text(version)
+            request.model_version = format_version(version)
         for name, array in inputs.items():
             request.inputs.add(name=name, datatype="FP32", shape=array.shape)
             request.raw_input_contents.append(array.tobytes())
         for output in outputs:
-            wanted = request.outputs.add(name=output.name)
+            requested = request.outputs.add(name=output.name)
             if output.class_count:
-                wanted.parameters["classification"].int64_param = output.class_count
-        answer = self._call(self._stub.ModelInfer, request, timeout_s, "to run model", model)
-        what = f"{self._url}, asked to run model {model!r}"
-        if len(answer.raw_output_contents) != len(answer.outputs):
-            told = f"its answer holds {len(answer.outputs)} outputs and the data of {len(answer.raw_output_contents)}"
-            raise service_error(ServerFailedError, what, told)
+                requested.parameters["classification"].int64_param = output.class_count
+        response = self._call(self._stub.ModelInfer, request, timeout_s, "run model", model)
+        context = call_context(self._url, "run model", model)
+        if len(response.raw_output_contents) != len(response.outputs):
+            reason = f"the response has {len(response.outputs)} outputs and the data of {len(response.raw_output_contents)}"
+            raise service_error(ServerFailedError, context, reason)
         return {
-            output.name: array_from_wire(output.datatype, tuple(output.shape), content, what)
-            for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True)
+            output.name: array_from_wire(output.datatype, tuple(output.shape), content, context)
+            for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
         }
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
         request = service_pb2.ModelMetadataRequest(name=model)
-        answer = self._call(self._stub.ModelMetadata, request, timeout_s, "for the metadata of model", model)
+        response = self._call(self._stub.ModelMetadata, request, timeout_s, "read the metadata of model", model)
         inputs, outputs = (
-            tuple(TensorMetadata(t.name, t.datatype, tuple(t.shape)) for t in tensors) for tensors in (answer.inputs, answer.outputs)
+            tuple(TensorMetadata(t.name, t.datatype, tuple(t.shape)) for t in tensors) for tensors in (response.inputs, response.outputs)
         )
-        return ModelMetadata(answer.name, answer.platform, inputs, outputs)
+        return ModelMetadata(response.name, response.platform, inputs, outputs)
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
-        """The model's configuration as JSON; for a ready model, Triton's UNAVAILABLE means that it is restricted."""
-        chosen = "" if version is None else version_text(version)
-        asked = "for the configuration of model"
-        request = service_pb2.ModelConfigRequest(name=model, version=chosen)
+        """Return the model's configuration as JSON. For a ready model, Triton's UNAVAILABLE means that it is restricted."""
+        version_text = "" if version is None else format_version(version)
+        action = "read the configuration of model"
+        request = service_pb2.ModelConfigRequest(name=model, version=version_text)
         try:
-            answer = self._call(self._stub.ModelConfig, request, timeout_s, asked, model, self._admin_metadata)
+            response = self._call(self._stub.ModelConfig, request, timeout_s, action, model, self._admin_metadata)
         except NotReadyError as error:
-            question = service_pb2.ModelReadyRequest(name=model, version=chosen)
-            if self._call(self._stub.ModelReady, question, timeout_s, "whether it is ready, model", model).ready:
-                raise self._forbidden(error, asked, model) from error
+            ready_request = service_pb2.ModelReadyRequest(name=model, version=version_text)
+            if self._call(self._stub.ModelReady, ready_request, timeout_s, "check the readiness of model", model).ready:
+                raise self._forbidden(error, action, model) from error
             raise
-        config: dict[str, Any] = MessageToDict(answer.config, preserving_proto_field_name=True)
+        config: dict[str, Any] = MessageToDict(response.config, preserving_proto_field_name=True)
         return config
 
     def repository_index(self, timeout_s: float) -> list[ModelState]:
-        asked = "for its repository's index"
-        answer = self._repository_call(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), timeout_s, asked)
-        with reading(self._what(asked)):
-            return [ModelState(one.name, int(one.version) if one.version else None, one.state, one.reason) for one in answer.models]
+        action = "read the repository index"
+        response = self._repository_call(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), timeout_s, action)
+        with protocol_errors(call_context(self._url, action)):
+            return [
+                ModelState(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+                for entry in response.models
+            ]
 
     def load_model(self, model: str, timeout_s: float) -> None:
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        self._repository_call(self._stub.RepositoryModelLoad, request, timeout_s, "to load model", model)
+        self._repository_call(self._stub.RepositoryModelLoad, request, timeout_s, "load model", model)
 
     def unload_model(self, model: str, timeout_s: float) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        self._repository_call(self._stub.RepositoryModelUnload, request, timeout_s, "to unload model", model)
+        self._repository_call(self._stub.RepositoryModelUnload, request, timeout_s, "unload model", model)
 
     def statistics(self, timeout_s: float) -> list[ModelStatistics]:
-        asked = "which models it serves"
-        answer = self._call(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest(), timeout_s, asked)
-        with reading(self._what(asked)):
+        action = "list the models"
+        response = self._call(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest(), timeout_s, action)
+        with protocol_errors(call_context(self._url, action)):
             return [
                 ModelStatistics(
-                    one.name,
-                    int(one.version),
-                    one.inference_stats.success.count + one.inference_stats.fail.count,
-                    one.execution_count,
-                    one.last_inference,
+                    entry.name,
+                    int(entry.version),
+                    entry.inference_stats.success.count + entry.inference_stats.fail.count,
+                    entry.execution_count,
+                    entry.last_inference,
                 )
-                for one in answer.model_stats
+                for entry in response.model_stats
             ]
 
     def server_metadata(self, timeout_s: float) -> ServerMetadata:
-        answer = self._call(self._stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout_s, "for its version")
-        return ServerMetadata(answer.name, answer.version)
+        response = self._call(self._stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout_s, "read the server metadata")
+        return ServerMetadata(response.name, response.version)
 
     def live(self, timeout_s: float) -> bool:
-        return bool(self._call(self._stub.ServerLive, service_pb2.ServerLiveRequest(), timeout_s, "whether it lives").live)
+        return bool(self._call(self._stub.ServerLive, service_pb2.ServerLiveRequest(), timeout_s, "check the health").live)
 
     def ready(self, timeout_s: float) -> bool:
-        return bool(self._call(self._stub.ServerReady, service_pb2.ServerReadyRequest(), timeout_s, "whether it is ready").ready)
+        return bool(self._call(self._stub.ServerReady, service_pb2.ServerReadyRequest(), timeout_s, "check the readiness").ready)
 
     def close(self) -> None:
-        self._closed = True
+        self._is_closed = True
         if self._process == os.getpid():
             self._channel.close()
 
@@ -174,68 +199,89 @@ class GrpcTransport(Transport):
         method: Callable[..., Any],
         request: Any,
         timeout_s: float,
-        asked: str,
+        action: str,
         model: str = "",
         metadata: tuple[tuple[str, str], ...] | None = None,
     ) -> Any:
         if self._process != os.getpid():
-            # The channel's threads are in the parent alone, and its socket is the parent's too.
-            told = f"gRPC does not survive a fork, and this was opened by process {self._process}"
-            raise ConnectionFailedError(f"{self._what(asked, model)}: {told}: make a new client in this process, or use http://")
+            # The channel's threads exist only in the parent, and its socket belongs to the parent.
+            raise ConnectionFailedError(
+                f"{call_context(self._url, action, model)}: gRPC does not survive a fork, and process {self._process} opened this channel; "
+                "create a new client in this process, or use http://"
+            )
         try:
             return method(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             hints = NO_HINTS if metadata is None else hints_for_admins(self._admin_key)
             details = redact_key(error.details() or "", self._admin_key)
-            raise error_from_grpc(error.code().name, details, self._what(asked, model), self._alive, hints) from error
-        except ValueError as error:  # what grpc says of a closed channel
-            if not self._closed:
+            context = call_context(self._url, action, model)
+            raise error_from_grpc(error.code().name, details, context, lambda: self._unreachable(context), hints) from error
+        except ValueError as error:  # grpc raises this for a closed channel
+            if not self._is_closed:
                 raise
-            raise service_error(ConnectionFailedError, self._what(asked, model), "this transport is closed") from error
+            raise service_error(ConnectionFailedError, call_context(self._url, action, model), "this transport is closed") from error
 
-    def _repository_call(self, method: Callable[..., Any], request: Any, timeout_s: float, asked: str, model: str = "") -> Any:
-        """Calls what Triton answers with UNAVAILABLE for three reasons, and finds out for which.
+    def _repository_call(self, method: Callable[..., Any], request: Any, timeout_s: float, action: str, model: str = "") -> Any:
+        """Call the repository API, and find out what the code UNAVAILABLE means.
 
-        It is restricted, it is for servers with explicit model control alone, or the server is on its way up or down. A server opens its
-        ports once it is up and does not come back from its way down: where it serves after such an answer, it did before.
+        Triton returns it if the call is restricted, if its model control mode is not explicit, or while it starts or shuts down. A server
+        opens its ports after its start and does not return from a shutdown: if it serves after such a response, it did before.
         """
         try:
-            return self._call(method, request, timeout_s, asked, model, self._admin_metadata)
+            return self._call(method, request, timeout_s, action, model, self._admin_metadata)
         except NotReadyError as error:
-            ends = time.monotonic() + timeout_s
-            index, _ = self._ask(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), ends, self._admin_metadata)
+            deadline = time.monotonic() + timeout_s
+            index, _ = self._try_call(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), deadline, self._admin_metadata)
             if index == "OK" and model:
-                raise model_control_disabled(self._what(asked, model), self._told(error)) from error
-            if index == "UNAVAILABLE" and self._serves(ends):
-                raise self._forbidden(error, asked, model) from error
+                raise model_control_disabled(call_context(self._url, action, model), self._reason(error)) from error
+            if index == "UNAVAILABLE" and self._is_serving(deadline):
+                raise self._forbidden(error, action, model) from error
             raise
 
-    def _serves(self, ends: float) -> bool:
-        """Whether the server is up: ready or, where a model keeps it from that, telling its statistics, which it does only then."""
-        _, answer = self._ask(self._stub.ServerReady, service_pb2.ServerReadyRequest(), ends)
-        if answer is not None and answer.ready:
+    def _is_serving(self, deadline: float) -> bool:
+        """Return whether the server is up: ready or, if a model keeps it from that, serving its statistics, which it does only when up."""
+        _, response = self._try_call(self._stub.ServerReady, service_pb2.ServerReadyRequest(), deadline)
+        if response is not None and response.ready:
             return True
-        return self._ask(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest(), ends)[0] == "OK"
+        return self._try_call(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest(), deadline)[0] == "OK"
 
-    def _ask(
-        self, method: Callable[..., Any], request: Any, ends: float, metadata: tuple[tuple[str, str], ...] | None = None
+    def _try_call(
+        self, method: Callable[..., Any], request: Any, deadline: float, metadata: tuple[tuple[str, str], ...] | None = None
     ) -> tuple[str, Any]:
-        """A status code and the answer, None where there is none; for callers that are about to raise the error that made them ask."""
+        """Return the status code and the response, None after an error. Callers use it on the way to raising another error."""
         try:
-            return "OK", method(request, timeout=max(ends - time.monotonic(), 0.001), metadata=metadata)
+            return "OK", method(request, timeout=max(deadline - time.monotonic(), 0.001), metadata=metadata)
         except grpc.RpcError as error:
             return error.code().name, None
 
-    def _forbidden(self, error: NotReadyError, asked: str, model: str) -> ServiceError:
-        return service_error(ForbiddenError, self._what(asked, model), self._told(error), hints_for_admins(self._admin_key))
+    def _forbidden(self, error: NotReadyError, action: str, model: str) -> ServiceError:
+        return service_error(ForbiddenError, call_context(self._url, action, model), self._reason(error), hints_for_admins(self._admin_key))
 
-    def _told(self, error: NotReadyError) -> str:
+    def _reason(self, error: NotReadyError) -> str:
         status: Any = error.__cause__
         return f"{status.code().name}, {redact_key(status.details() or '', self._admin_key)!r}"
 
-    def _what(self, asked: str, model: str = "") -> str:
-        return f"{self._url}, asked {asked} {model!r}" if model else f"{self._url}, asked {asked}"
+    def _unreachable(self, context: str) -> ServiceError | None:
+        """Return the error of a failed connection, or None if the server is alive.
 
-    def _alive(self) -> bool:
-        _, answer = self._ask(self._stub.ServerLive, service_pb2.ServerLiveRequest(), time.monotonic() + _ALIVE_TIMEOUT_S)
-        return answer is not None and bool(answer.live)
+        The reason comes from a connection of our own: gRPC states it only as text.
+        """
+        deadline = time.monotonic() + _PROBE_TIMEOUT_S
+        _, response = self._try_call(self._stub.ServerLive, service_pb2.ServerLiveRequest(), deadline)
+        if response is not None and response.live:
+            return None
+        try:
+            connect(self._address, self._probe_context(), time.monotonic() + _PROBE_TIMEOUT_S).close()
+        except OSError as error:
+            return error_from_connect(error, self._url, kind=ConnectionFailedError)
+        reason = "the server closed the connection (is this a gRPC port, and does it require grpcs://?)"
+        return service_error(ConnectionFailedError, context, reason)
+
+    def _probe_context(self) -> ssl.SSLContext | None:
+        if self._address.scheme != "grpcs":
+            return None
+        context = ssl.create_default_context()
+        if self._credentials is not None:  # they hold the trusted certificates and cannot be read: the probe checks none
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context

@@ -1,4 +1,4 @@
-"""Tensors as bytes, the same in the KServe v2 protocol over gRPC and in its binary extension over HTTP."""
+"""Decode tensors from bytes. The KServe v2 protocol uses the same encoding over gRPC and, in its binary extension, over HTTP."""
 
 from __future__ import annotations
 
@@ -29,34 +29,41 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-def array_from_wire(datatype: str, shape: tuple[int, ...], content: bytes | memoryview, what: str) -> NDArray[Any]:
-    """A read-only array over the content, which is not copied; BYTES become an object array of bytes.
+def array_from_wire(datatype: str, shape: tuple[int, ...], content: bytes | memoryview, context: str) -> NDArray[Any]:
+    """Return a read-only array over `content` without a copy; BYTES become an object array of bytes.
 
-    A `ServerFailedError` is raised where content and shape do not fit, or the datatype is unknown; `what` is what was asked of whom.
+    Args:
+        datatype: The KServe datatype, such as `FP32`.
+        shape: The tensor's shape.
+        content: The tensor's bytes.
+        context: The failed call, for the message of an error.
+
+    Raises:
+        ServerFailedError: The content does not match the shape, or the datatype is unknown.
     """
     if min(shape, default=0) >= 0:
-        with contextlib.suppress(ValueError, OverflowError):  # what numpy says of more dimensions, or larger ones, than it has
+        with contextlib.suppress(ValueError, OverflowError):  # numpy raises these for too many or too large dimensions
             if datatype == "BYTES":
-                items = _items(bytes(content))
+                items = _split_items(bytes(content))
                 if items is not None and len(items) == math.prod(shape):
-                    texts: NDArray[Any] = np.array(items, dtype=object).reshape(shape)
-                    return texts
+                    strings: NDArray[Any] = np.array(items, dtype=object).reshape(shape)
+                    return strings
             elif datatype in _DTYPES and len(content) == math.prod(shape) * _DTYPES[datatype].itemsize:
                 return np.frombuffer(content, dtype=_DTYPES[datatype]).reshape(shape)
     raise service_error(
-        ServerFailedError, what, f"its answer holds {len(content)} bytes for an output of type {datatype} and shape {list(shape)}"
+        ServerFailedError, context, f"the response has {len(content)} bytes for an output of type {datatype} and shape {list(shape)}"
     )
 
 
-def _items(content: bytes) -> list[bytes] | None:
-    """The length-prefixed items of a BYTES tensor; None where the lengths do not fit the content."""
-    items, at = [], 0
-    while at < len(content):
-        if at + 4 > len(content):
+def _split_items(content: bytes) -> list[bytes] | None:
+    """Return the length-prefixed items of a BYTES tensor, or None if the lengths do not match the content."""
+    items, position = [], 0
+    while position < len(content):
+        if position + 4 > len(content):
             return None
-        (length,) = struct.unpack_from("<I", content, at)
-        at += 4 + length
-        if at > len(content):
+        (length,) = struct.unpack_from("<I", content, position)
+        position += 4 + length
+        if position > len(content):
             return None
-        items.append(content[at - length : at])
+        items.append(content[position - length : position])
     return items

@@ -148,7 +148,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
             [module.command for module in (train, export, import_onnx, fuse, export_report, build_engine, profile)],
         ),
         cloup.Section("Serve and call", [module.command for module in (serve, predict, ensemble, probe)]),
-        cloup.Section("Help", [module.command for module in (demo, doctor, completion)]),
+        cloup.Section("Getting started", [module.command for module in (demo, doctor, completion)]),
     ],
 )
 @click.version_option(__version__, prog_name="defensemble")
@@ -157,7 +157,7 @@ def cli() -> None:
 
     \b
     Examples:
-      defensemble demo                                  # the whole flow on a small dataset, in about a minute
+      defensemble demo          # the whole flow in about a minute
       defensemble train --keep 0.3 checkpoints/a.safetensors
       defensemble export checkpoints/*.safetensors
       defensemble serve

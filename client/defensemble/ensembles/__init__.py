@@ -1,4 +1,4 @@
-"""Ensembles that are edited while they serve: who votes, with which weight, averaged how; checked, atomic, and undone by one call."""
+"""Live edits of ensembles: members, weights and averages change while servers answer; edits are checked, atomic and reversible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an ensemble was before an edit: on disk, or, where that was edited by hand, in the history or in a server."""
+"""The state of an ensemble before an edit: on disk or, after a hand edit, from the history or a server."""
 
 from __future__ import annotations
 
@@ -19,51 +19,57 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The state before an edit, None where there was none, or none is known.
+    """The state before an edit.
 
-    Where the configuration on disk was edited by hand, `served` is the one that a server has still loaded. `was_edited_by_hand` says that a
-    reload takes up another state than that before, `takes_up` that another edit takes one up on the way.
+    Attributes:
+        snapshot: The state; None if there was none, or it is unknown.
+        served_config: The configuration that a server has loaded, if the one on disk was edited by hand.
+        was_edited_by_hand: Whether a reload applies another state than that of `snapshot`.
+        applies_hand_edit: Whether another edit also applies a hand edit.
     """
 
     snapshot: Snapshot | None
-    served: bytes | None = None
+    served_config: bytes | None = None
     was_edited_by_hand: bool = False
-    takes_up: bool = False
+    applies_hand_edit: bool = False
 
     @property
-    def votes(self) -> Ensemble | None:
-        """Who voted."""
-        return None if self.snapshot is None else self.snapshot.votes
+    def ensemble(self) -> Ensemble | None:
+        """The ensemble before the edit."""
+        return None if self.snapshot is None else self.snapshot.ensemble
 
     @classmethod
     def on_disk(cls, target_edit: TargetEdit) -> Baseline:
-        """The state that lies on disk; of a hand edit that nobody has taken up, what it means, under the names that it then has."""
-        now = snapshot_or_none(target_edit.plan.disk(), target_edit.name)
-        served = _served_otherwise(target_edit)
-        if now is None or _is_named_for_its_votes(now):
-            return cls(now, _complete(target_edit, served), takes_up=served is not None)
-        return cls(_taken_up(target_edit, now), _complete(target_edit, served), takes_up=True)
+        """Return the state on disk; a hand edit that was not reloaded gets the names that a reload would give it."""
+        current = snapshot_or_none(target_edit.plan.disk(), target_edit.name)
+        served = _served_differently(target_edit)
+        if current is None or _has_matching_averaging_names(current):
+            return cls(current, _if_complete(target_edit, served), applies_hand_edit=served is not None)
+        return cls(_reloaded(target_edit, current), _if_complete(target_edit, served), applies_hand_edit=True)
 
 
 def baseline_before_reload(target_edit: TargetEdit) -> Baseline:
-    """What a hand edit had changed: the last state that the history knows, else what a server still serves, else what lies on disk."""
+    """Return the state before a hand edit: the last one in the history, else the one that a server has loaded, else the one on disk."""
     from defensemble_export.editing import read_history
 
     repository, name = target_edit.repository, target_edit.name
     overlay = _served_files(target_edit)
     served = overlay.get(f"{name}/config.pbtxt")
-    known = [edit.after for edit in read_history(repository) if edit.ensemble == name and edit.after is not None]
-    now = snapshot_or_none(target_edit.plan.disk(), name)
-    before = known[-1] if known else snapshot_or_none(RepositoryView(repository, dict(overlay)), name) if overlay else now
-    if before is None or now is None or is_same_state(before, now):
-        only = before or now
-        # Averages whose parameters were edited before anything was recorded: what they were is not known.
-        return Baseline(only if only is None or _is_named_for_its_votes(only) else None)
-    return Baseline(before, _complete(target_edit, served), was_edited_by_hand=True)
+    recorded = [edit.after for edit in read_history(repository) if edit.ensemble == name and edit.after is not None]
+    current = snapshot_or_none(target_edit.plan.disk(), name)
+    if recorded:
+        before: Snapshot | None = recorded[-1]
+    else:
+        before = snapshot_or_none(RepositoryView(repository, dict(overlay)), name) if overlay else current
+    if before is None or current is None or is_same_state(before, current):
+        only = before or current
+        # Parameters of averaging models that were edited before any edit was recorded: the old values are unknown.
+        return Baseline(only if only is None or _has_matching_averaging_names(only) else None)
+    return Baseline(before, _if_complete(target_edit, served), was_edited_by_hand=True)
 
 
 def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
-    """The ensemble as `files` hold it; None where there is none that can be read as ours."""
+    """Read the state of an ensemble; return None if there is none, or it is not wired the way an export wires it."""
     from defensemble_export.editing import read_snapshot
 
     try:
@@ -73,28 +79,28 @@ def snapshot_or_none(files: RepositoryView, name: str) -> Snapshot | None:
 
 
 def _served_files(target_edit: TargetEdit) -> dict[str, bytes]:
-    """The configurations of the ensemble and its averaging models, as the first server has them that serves it."""
+    """Return the configurations of the ensemble and its averaging models from the first server that has loaded it."""
     from defensemble_export.editing import config_from_server
 
-    for served in target_edit.servers:
-        if (loaded := target_edit.loaded_config(served)) is None:
+    for server in target_edit.servers:
+        if (loaded := target_edit.loaded_config(server)) is None:
             continue
-        found = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(config_from_server(loaded))}
-        for model, _ in served.steps(target_edit.name):
-            config = served.config(model) if is_averaging(model) else None
+        files = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(config_from_server(loaded))}
+        for model, _ in server.steps(target_edit.name):
+            config = server.config(model) if is_averaging(model) else None
             if config is not None:
-                found[f"{model}/config.pbtxt"] = pbtxt_from_config(config_from_server(config))
-        return found
+                files[f"{model}/config.pbtxt"] = pbtxt_from_config(config_from_server(config))
+        return files
     return {}
 
 
-def _served_otherwise(target_edit: TargetEdit) -> bytes | None:
-    """The configuration of the ensemble that a server has loaded, where it is another one than lies on disk."""
+def _served_differently(target_edit: TargetEdit) -> bytes | None:
+    """Return the configuration of the ensemble that a server has loaded if it differs from the one on disk."""
     from defensemble_export.editing import config_from_server, is_served_as_on_disk
 
     disk = target_edit.plan.disk()
-    for served in target_edit.servers if disk.has(target_edit.name) else ():
-        if (loaded := target_edit.loaded_config(served)) is None:
+    for server in target_edit.servers if disk.has(target_edit.name) else ():
+        if (loaded := target_edit.loaded_config(server)) is None:
             continue
         try:
             differs = not is_served_as_on_disk(disk, target_edit.name, loaded)
@@ -105,45 +111,43 @@ def _served_otherwise(target_edit: TargetEdit) -> bytes | None:
     return None
 
 
-def _complete(target_edit: TargetEdit, served: bytes | None) -> bytes | None:
-    """Return a configuration that a server has loaded, but None where it runs models that are not on disk, as in a restored backup.
-
-    Put back, it could not be loaded.
-    """
-    from defensemble_export.editing import steps_of
+def _if_complete(target_edit: TargetEdit, served: bytes | None) -> bytes | None:
+    """Return a server's configuration unless it runs models that are not on disk, as after a restored backup: it could not be loaded."""
+    from defensemble_export.editing import step_models
 
     if served is None:
         return None
-    steps = steps_of(config_from_pbtxt(served.decode(), "the configuration"))
+    steps = step_models(config_from_pbtxt(served.decode(), "the configuration"))
     return served if all(target_edit.plan.disk().has(model) for model, _ in steps) else None
 
 
-def is_same_state(one: Snapshot, another: Snapshot) -> bool:
-    """Whether two states say the same, but for the averaging models, which follow from the votes and from the form that was written.
+def is_same_state(first: Snapshot, second: Snapshot) -> bool:
+    """Return whether two states are equal, apart from averaging models, which follow from the members.
 
-    A server fills in what a file leaves out, and keeps no comments.
+    Comments do not count, and neither do fields that only one state has: a server fills in fields that a file omits.
     """
     from defensemble_export.editing import is_subset
 
-    if (one.votes, one.labels) != (another.votes, another.labels):
+    if (first.ensemble, first.labels) != (second.ensemble, second.labels):
         return False
-    first, second = (config_from_pbtxt(snapshot.config, "the configuration") for snapshot in (one, another))
-    for config in (first, second):
-        del config.ensemble_scheduling.step[len(one.votes.members) :]
-    return is_subset(first, second) or is_subset(second, first)
+    configs = [config_from_pbtxt(snapshot.config, "the configuration") for snapshot in (first, second)]
+    for config in configs:
+        del config.ensemble_scheduling.step[len(first.ensemble.members) :]
+    return is_subset(configs[0], configs[1]) or is_subset(configs[1], configs[0])
 
 
-def _is_named_for_its_votes(snapshot: Snapshot) -> bool:
-    """Whether its averaging models, of one form or the other, have the names of what it computes: else somebody edited votes by hand."""
-    computes = (snapshot.votes, snapshot.num_classes, int(config_from_pbtxt(snapshot.config, "the configuration").max_batch_size))
-    return set(snapshot.averaging) <= {averaging_model_name(*computes), *two_model_names(*computes)}
+def _has_matching_averaging_names(snapshot: Snapshot) -> bool:
+    """Return whether the averaging models, one or two, are named after what they compute; if not, their parameters were edited by hand."""
+    max_batch_size = int(config_from_pbtxt(snapshot.config, "the configuration").max_batch_size)
+    arguments = (snapshot.ensemble, snapshot.num_classes, max_batch_size)
+    return set(snapshot.averaging) <= {averaging_model_name(*arguments), *two_model_names(*arguments)}
 
 
-def _taken_up(target_edit: TargetEdit, now: Snapshot) -> Snapshot:
-    """What a reload would have made of a hand edit, to which one can go back; as it is where that cannot be planned."""
+def _reloaded(target_edit: TargetEdit, current: Snapshot) -> Snapshot:
+    """Return the state that a reload would make of a hand edit, which can be restored; `current` if that cannot be planned."""
     from defensemble_export.editing import plan_ensemble
 
     try:
-        return snapshot_or_none(plan_ensemble(target_edit.repository, now.votes).outcome(), target_edit.name) or now
+        return snapshot_or_none(plan_ensemble(target_edit.repository, current.ensemble).outcome(), target_edit.name) or current
     except RepositoryError:
-        return now
+        return current

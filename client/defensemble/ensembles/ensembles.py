@@ -1,4 +1,4 @@
-"""Editing the ensembles of a repository while they serve."""
+"""Live edits of the ensembles of a repository."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .edit import EditRunner
 from .prune import prune
 from .results import Applied, EnsembleState, Replica
 from .rollback import roll_back
-from .server_models import Served
-from .status import differences_of, look_at, recover_or_warn
+from .server_models import ModelServer
+from .status import read_ensemble_state, recover_or_warn, replica_differences
 from .targets import EditTarget
 
 if TYPE_CHECKING:
@@ -28,27 +28,39 @@ if TYPE_CHECKING:
 
 
 class Ensembles:
-    """The ensembles of a model repository, on disk and in the servers that read it.
+    """The ensembles of a model repository, on disk and on the servers that read it.
 
-    `client` is one client, or one for each of several servers that share the folder, made with the admin key
-    (`Client(url, admin_key=...)`); None edits files alone. For servers that have a folder each: `Ensembles.over`.
+    An edit is checked before anything changes. Then the new averaging model is written under its own name, loaded, and compared with numpy.
+    The ensemble's `config.pbtxt` is written last, loaded, and compared again. Models that no ensemble uses any more are unloaded when they
+    are idle. Clients get answers of the old or the new ensemble and no errors. If a step fails, the old state is restored. Servers always
+    serve what is on disk. If a server restarts during an edit, the edit waits for it for up to 5 s, checks what it has loaded, and
+    continues, or restores the old state.
 
-    An edit is checked before anything changes, and then carried out step by step: the new averaging model is written under a name of
-    its own, loaded, and compared with numpy; the ensemble's `config.pbtxt` is written last, loaded, and compared again; what no ensemble
-    uses any more is unloaded once nobody asks it. Callers get answers of the old ensemble or of the new one, and no error. Where a step
-    fails, the old state is put back. What serves is always what lies in the folder. A server that restarts meanwhile is waited for, for up
-    to 5 s; what it has loaded is asked afresh, and the edit goes on, or the old state is put back.
+    All edits (`create` to `rollback`) raise these errors, and then nothing is changed:
 
-    `wait_s` is how long to wait for somebody else's edit, `load_timeout_s` for a model to be loaded, `drain_s` for a model that is to be
-    unloaded to be asked no more. `on_progress` is told each step, `on_warning` what was found of edits that were cut short.
+    - `EditRefusedError`: A check fails.
+    - `EditFailedError`: A step fails.
+    - `ServiceError`: A server does not answer, or rejects the admin key.
+    - `defensemble_repository.errors.RepositoryError`, such as `EnsembleError`: A name does not exist, or a value is not valid.
+    - `OSError`: A file cannot be read or written.
 
-    All edits (`create` to `rollback`) raise `EditRefusedError` where the checks find what stands against them, `EditFailedError` where a
-    step fails, a subclass of `ServiceError` where a server does not answer or wants another admin key, a subclass of
-    `defensemble_repository.errors.RepositoryError` (`EnsembleError` and others) where what is asked for makes no sense (a name that is not
-    there, a weight that is not above 0), and `OSError` where a file cannot be read or written. Nothing is changed then.
+    Args:
+        repository: The model repository.
+        client: One client, or one per server that shares the folder, made with the admin key; None edits only files. For servers with a
+            folder each, see `Ensembles.over`.
+        wait_s: How long to wait for another edit to finish.
+        load_timeout_s: How long a server may take to load a model.
+        drain_s: How long to wait for a model to become idle before it is unloaded.
+        on_progress: Receives each step.
+        on_warning: Receives warnings, such as the recovery of an interrupted edit.
 
     Raises:
-        InputError: The repository is no folder, or a server is named twice.
+        InputError: The repository is not a folder, or a server is given twice.
+
+    Example:
+        >>> ensembles = Ensembles("model_repository", Client("grpc://127.0.0.1:8001", admin_key=key))
+        >>> ensembles.weight("ensemble", {"keep0.3": 2.0}).changes
+        ('weight of keep0.3@1: 1 -> 2 (50.0 % -> 66.7 %)',)
     """
 
     def __init__(
@@ -77,10 +89,18 @@ class Ensembles:
         on_progress: Callable[[str], None] = lambda text: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> Ensembles:
-        """The ensembles of several servers that have a folder each: an edit is made at all of them, or at none.
+        """Return the ensembles of several servers with a folder each; an edit is made at all of them or at none.
+
+        Args:
+            replicas: The folders and their servers.
+            wait_s: How long to wait for another edit to finish.
+            load_timeout_s: How long a server may take to load a model.
+            drain_s: How long to wait for a model to become idle before it is unloaded.
+            on_progress: Receives each step.
+            on_warning: Receives warnings, such as the recovery of an interrupted edit.
 
         Raises:
-            InputError: There is none, a folder is none, or a folder or a server is named twice.
+            InputError: There are no replicas, a folder does not exist, or a folder or a server is given twice.
         """
         new = cls.__new__(cls)
         targets = _targets(replicas, load_timeout_s, on_progress)
@@ -88,47 +108,49 @@ class Ensembles:
         return new
 
     def __repr__(self) -> str:
-        targets = ", ".join(f"{target.repository}: {[served.url for served in target.servers]}" for target in self._runner.targets)
+        targets = ", ".join(f"{target.repository}: {[server.url for server in target.servers]}" for target in self._runner.targets)
         return f"Ensembles({targets})"
 
     @property
     def repository(self) -> Path:
-        """The folder, the first where there are several."""
+        """The model repository, or the first of several."""
         return self._runner.targets[0].repository
 
     def names(self) -> list[str]:
-        """The names of all ensembles in the repository, sorted.
+        """Return the names of all ensembles in the repository, sorted.
 
         Raises:
-            defensemble_repository.errors.ConfigError, OSError: A configuration cannot be read, so this is not known; `check` says more.
+            defensemble_repository.errors.ConfigError, OSError: A configuration cannot be read; `check` reports the details.
         """
         files = RepositoryView(self.repository)
         return [name for name in files.models() if files.config(name).platform == "ensemble"]
 
     def show(self, name: str | None = None) -> list[EnsembleState]:
-        """An ensemble, or all of them: who votes, what is known of each network, and whether the servers serve what lies on disk.
+        """Return the state of an ensemble, or of all: its members, their facts, and whether the servers serve what is on disk.
 
         Raises:
-            defensemble_repository.errors.RepositoryError, ServiceError, OSError: It cannot be read; a server does not answer.
+            defensemble_repository.errors.RepositoryError, OSError: An ensemble cannot be read.
+            ServiceError: A server does not answer.
         """
         recover_or_warn(self._runner)
 
-        def look() -> list[EnsembleState]:
-            return [look_at(self._runner.targets, one) for one in ([name] if name is not None else self.names())]
+        def read_states() -> list[EnsembleState]:
+            names = [name] if name is not None else self.names()
+            return [read_ensemble_state(self._runner.targets, ensemble) for ensemble in names]
 
         try:
-            return look()
+            return read_states()
         except ConnectionFailedError:
-            for served in self._runner.servers:
-                served.wait_until_back()
-            return look()  # also where one is not back: it may be known since when it restarts
+            for server in self._runner.servers:
+                server.wait_until_back()
+            return read_states()  # even if a server is not back: the state then says since when it has been restarting
 
     def check(self, name: str | None = None, *, runtime: str = "embedded") -> list[Finding]:
-        """What keeps an ensemble, or each model of the folder, from being served as it lies on disk, and what else is wrong with ensembles.
+        """Check whether an ensemble, or all models of the repository, can be served and edited.
 
         Args:
             name: The ensemble; None for all models.
-            runtime: What is to serve it, "embedded" or "docker", as for `defensemble serve --runtime`.
+            runtime: The runtime that will serve it, `"embedded"` or `"docker"`, as for `defensemble serve --runtime`.
 
         Raises:
             OSError: A file cannot be read.
@@ -138,16 +160,16 @@ class Ensembles:
 
         recover_or_warn(self._runner)
         folders = [target.repository for target in self._runner.targets]
-        found = [one for folder in folders for one in check_repository(RepositoryView(folder), TARGETS[runtime], name)]
-        for one in [name] if name is not None else ensemble_names(RepositoryView(self.repository)):
-            found += [Finding(one, text) for text in differences_of(self._runner.targets, one)]
-        return found
+        findings = [finding for folder in folders for finding in check_repository(RepositoryView(folder), TARGETS[runtime], name)]
+        for ensemble in [name] if name is not None else ensemble_names(RepositoryView(self.repository)):
+            findings += [Finding(ensemble, text) for text in replica_differences(self._runner.targets, ensemble)]
+        return findings
 
     def declared(self, name: str) -> Ensemble:
-        """An ensemble as it lies on disk: `defensemble_export.editing.yaml_from_ensemble` makes a file of it.
+        """Return an ensemble as it is on disk; `defensemble_export.editing.yaml_from_ensemble` converts it to YAML.
 
         Raises:
-            defensemble_repository.errors.RepositoryError, OSError: It cannot be read, or is not wired as ours are.
+            defensemble_repository.errors.RepositoryError, OSError: It cannot be read, or is not wired the way an export wires it.
         """
         from defensemble_export.editing import existing_ensemble
 
@@ -163,7 +185,16 @@ class Ensembles:
         message: str | None = None,
         dry_run: bool = False,
     ) -> Applied:
-        """Create an ensemble of `members` (`MODEL` or `MODEL@VERSION`; else the newest version), with weight 1 or that of `weights`."""
+        """Create an ensemble.
+
+        Args:
+            name: The ensemble's name.
+            members: The members, as `MODEL` (its newest version) or `MODEL@VERSION`.
+            weights: The weights by member; the default is 1.
+            average: `"probabilities"` or `"logits"`.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import CreateEnsemble
 
         request = CreateEnsemble(name, _names(members), dict(weights or {}), average)
@@ -179,10 +210,15 @@ class Ensembles:
         message: str | None = None,
         dry_run: bool = False,
     ) -> Applied:
-        """Let `members` (`MODEL` or `MODEL@VERSION`; without a version, the newest) vote too, each with `weight`, 1 by default.
+        """Add members to an ensemble, or replace one, for example by another version of its model.
 
-        `in_place_of` (`MODEL` or `MODEL@VERSION`) votes no more in the same edit: the only new one takes its row and, by default, its
-        weight. So a vote is moved to another version of its model.
+        Args:
+            name: The ensemble.
+            members: The new members, as `MODEL` (its newest version) or `MODEL@VERSION`.
+            weight: The weight of each; the default is 1, or the weight of the member that is replaced.
+            in_place_of: The member that the only new member replaces, at the same position.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
         """
         from defensemble_export.editing import AddMembers
 
@@ -190,19 +226,19 @@ class Ensembles:
         return self._runner.run(request, message=message, dry_run=dry_run)
 
     def remove(self, name: str, members: Sequence[str], *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Let `members` (`MODEL` or `MODEL@VERSION`) vote no more; their files stay."""
+        """Remove `members` (`MODEL` or `MODEL@VERSION`) from an ensemble; their files stay."""
         from defensemble_export.editing import RemoveMembers
 
         return self._runner.run(RemoveMembers(name, _names(members)), message=message, dry_run=dry_run)
 
     def delete(self, name: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Take an ensemble out of service and delete its folder; its members' files stay, and a rollback brings it back."""
+        """Take an ensemble out of service and delete its folder; its members stay, and a rollback restores it."""
         from defensemble_export.editing import DeleteEnsemble
 
         return self._runner.run(DeleteEnsemble(name), message=message, dry_run=dry_run)
 
     def weight(self, name: str, weights: Mapping[str, float], *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Give votes (`MODEL` or `MODEL@VERSION`) other weights: finite, above 0, and counted relative to each other."""
+        """Change the weights of members (`MODEL` or `MODEL@VERSION`); weights are finite, above 0, and relative to each other."""
         from defensemble_export.editing import SetWeights
 
         return self._runner.run(SetWeights(name, dict(weights)), message=message, dry_run=dry_run)
@@ -214,49 +250,49 @@ class Ensembles:
         return self._runner.run(SetAverage(name, average), message=message, dry_run=dry_run)
 
     def apply(self, wanted: Ensemble, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Make the repository and the servers equal to `wanted` (`defensemble_export.editing.read_declaration` reads one from YAML).
+        """Create the ensemble `wanted`, or change the existing one into it; replicas that differ are made equal.
 
-        Nothing happens where nothing differs. Replicas that differ from each other are made equal.
+        `defensemble_export.editing.read_declaration` reads an ensemble from YAML. Nothing happens if nothing differs.
         """
         from defensemble_export.editing import ApplyDeclaration
 
         return self._runner.run(ApplyDeclaration(wanted), message=message, dry_run=dry_run)
 
     def reload(self, name: str | None = None, *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
-        """Take up hand edits of configurations, of one ensemble or of all.
+        """Apply hand edits of the configurations of one ensemble, or of all.
 
         An averaging model whose parameters were edited is generated again under its new name, two averaging models of an earlier version
-        become one, and the servers load what has changed, members too.
+        are replaced by one, and the servers load everything that changed, including members.
         """
         from defensemble_export.editing import Reload
 
         if name is not None:
             return [self._runner.run(Reload(name), message=message, dry_run=dry_run)]
-        done: list[Applied] = []
-        failed: list[Exception] = []
-        for one in self.names():
+        results: list[Applied] = []
+        errors: list[Exception] = []
+        for ensemble in self.names():
             try:
-                read_ensemble(self.repository, one)
+                read_ensemble(self.repository, ensemble)
             except EnsembleError as error:
-                self._runner.on_warning(f"'{one}' is left alone: {error}")
+                self._runner.on_warning(f"skipped '{ensemble}': {error}")
                 continue
             try:
-                done.append(self._runner.run(Reload(one), message=message, dry_run=dry_run))
+                results.append(self._runner.run(Reload(ensemble), message=message, dry_run=dry_run))
             except (DefensembleError, RepositoryError) as error:
-                failed.append(error)
-        if failed:
-            for applied in done:
-                self._runner.on_warning(f"'{applied.ensemble}' was taken up: {'; '.join(applied.changes) or 'nothing differed'}")
-            for other in failed[1:]:
+                errors.append(error)
+        if errors:
+            for applied in results:
+                self._runner.on_warning(f"'{applied.ensemble}' was reloaded: {'; '.join(applied.changes) or 'no changes'}")
+            for other in errors[1:]:
                 self._runner.on_warning(str(other))
-            raise failed[0]
-        return done
+            raise errors[0]
+        return results
 
     def history(self, name: str | None = None) -> list[Edit]:
-        """All edits that were applied, or those of one ensemble, oldest first.
+        """Return the edits of all ensembles, or of one, oldest first.
 
         Raises:
-            defensemble_export.HistoryError, OSError: It cannot be read.
+            defensemble_export.HistoryError, OSError: The history cannot be read.
         """
         from defensemble_export.editing import read_history
 
@@ -265,16 +301,26 @@ class Ensembles:
     def rollback(
         self, count: int = 1, *, name: str | None = None, to: str | None = None, message: str | None = None, dry_run: bool = False
     ) -> Applied:
-        """Undo the last `count` edits of an ensemble, by default of the one that was edited last; two in a row go back two edits.
+        """Undo the last edits of an ensemble, or restore the state after one of them; two rollbacks in a row go back two edits.
 
-        `to`, the id of an edit, goes to what that left in the place of that: back, or forward again to one that was undone.
+        Args:
+            count: The number of edits to undo.
+            name: The ensemble; None for the one that was edited last.
+            to: The id of the edit whose result is restored, instead of `count`: an earlier one, or one that was undone.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
         """
         return roll_back(self._runner, count, name=name, to=to, message=message, dry_run=dry_run)
 
     def prune(self, *, keep: int = 10, dry_run: bool = False) -> list[Prunable]:
-        """Delete members and averaging models that no ensemble, and no rollback point within the last `keep` edits, uses.
+        """Delete former members and averaging models that no ensemble uses.
 
-        Returns what was deleted, or would be (`dry_run`).
+        Args:
+            keep: The number of edits of each ensemble that can still be rolled back; the models that they need are kept.
+            dry_run: Whether to only list what would be deleted.
+
+        Returns:
+            What was deleted, or would be.
 
         Raises:
             ServiceError, defensemble_repository.errors.RepositoryError, OSError: Nothing was deleted.
@@ -283,29 +329,28 @@ class Ensembles:
 
 
 def _names(members: Sequence[str]) -> tuple[str, ...]:
-    """Refuse a single text, whose letters would be taken for names."""
+    """Check that `members` is a list of names, not a single string."""
     if isinstance(members, str) or not all(isinstance(member, str) for member in members):
         raise InputError(f"members must be a list of names, such as ['keep0.1', 'keep0.3@2'], got {members!r:.80}")
     return tuple(members)
 
 
 def _targets(replicas: Sequence[Replica], load_timeout_s: float, on_progress: Callable[[str], None]) -> list[EditTarget]:
-    """The folders with their servers, once it is checked that they can be told apart."""
+    """Return the folders with their servers, after checking that no folder or server is given twice."""
     if not replicas:
-        raise InputError("no repository is given: name at least one")
+        raise InputError("no repository is given; expected at least one")
     for replica in replicas:
         if not replica.repository.is_dir():
-            what = "is a file" if replica.repository.exists() else "does not exist"
-            raise InputError(f"model repository {replica.repository} {what}: name a folder that `defensemble export` has written")
+            problem = "is a file" if replica.repository.exists() else "does not exist"
+            raise InputError(f"model repository {replica.repository} {problem}; name a folder that `defensemble export` has written")
     urls = [client.url for replica in replicas for client in replica.clients]
     folders = [str(replica.repository.resolve()) for replica in replicas]
-    for what, values in (("server", urls), ("folder", folders)):
-        twice = sorted({value for value in values if values.count(value) > 1})
-        if twice:
-            raise InputError(f"the {what} {', '.join(twice)} is named twice: name it once")
-    return [
-        EditTarget(
-            replica.repository, tuple(Served(client, load_timeout_s=load_timeout_s, on_progress=on_progress) for client in replica.clients)
-        )
-        for replica in replicas
-    ]
+    for kind, values in (("server", urls), ("folder", folders)):
+        duplicates = sorted({value for value in values if values.count(value) > 1})
+        if duplicates:
+            raise InputError(f"the {kind} {', '.join(duplicates)} is given twice; give it once")
+    targets = []
+    for replica in replicas:
+        servers = (ModelServer(client, load_timeout_s=load_timeout_s, on_progress=on_progress) for client in replica.clients)
+        targets.append(EditTarget(replica.repository, tuple(servers)))
+    return targets

@@ -1,9 +1,9 @@
 """The errors of edits.
 
 DefensembleError
-├── EditRefusedError (ValueError)   the checks found what stands against it; nothing was written
-├── EditOvertakenError              somebody else changed a file meanwhile: why an edit failed
-└── EditFailedError                 a step failed; the old state was put back
+├── EditRefusedError (ValueError)   a check failed; nothing was written
+├── EditOvertakenError              another program changed a file during the edit; the cause of an EditFailedError
+└── EditFailedError                 a step failed; the old state was restored
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from .._exceptions import DefensembleError
 
 
 class EditRefusedError(DefensembleError, ValueError):
-    """An edit that the checks refuse; nothing was written, no server was told. `findings` are texts."""
+    """The checks refuse an edit; nothing was written, and no server was changed.
+
+    Attributes:
+        findings: The findings of the checks, as texts.
+
+    Example:
+        >>> try:
+        ...     ensembles.add("ensemble", ["keep0.1"])
+        ... except EditRefusedError as error:
+        ...     print(error.findings)
+    """
 
     def __init__(self, what: str, findings: Sequence[str]) -> None:
         super().__init__(what, findings)
@@ -26,11 +36,23 @@ class EditRefusedError(DefensembleError, ValueError):
 
 
 class EditOvertakenError(DefensembleError):
-    """Somebody else has changed a file that an edit was about to write."""
+    """Another program changed a file that an edit was about to write."""
 
 
 class EditFailedError(DefensembleError):
-    """An edit whose step `step` failed because of `why`; `put_back` tells, target by target, what became of the old state."""
+    """A step of an edit failed, and the old state was restored where possible.
+
+    Attributes:
+        step: The step that failed.
+        why: The reason.
+        put_back: For each repository and server, whether its old state was restored.
+
+    Example:
+        >>> try:
+        ...     ensembles.add("ensemble", ["keep0.1"])
+        ... except EditFailedError as error:
+        ...     print(error.step, error.why)
+    """
 
     def __init__(self, step: str, why: str, put_back: Sequence[str]) -> None:
         super().__init__(step, why, put_back)

@@ -1,4 +1,4 @@
-"""How an edit is carried out: step by step, each undone where a later one fails."""
+"""The execution of an edit, step by step; all steps are undone if one fails."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from defensemble_repository.transaction import remove_files, write_files
 
 from .._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from .errors import EditFailedError, EditOvertakenError
-from .server_models import Served, is_averaging, repeat_after_restart, unused_models
+from .server_models import ModelServer, is_averaging, repeat_after_restart, unused_models
 from .targets import TargetEdit
-from .verification import AveragingSpec, check_answer, check_averaging, fixed_image, tolerance_for
+from .verification import AveragingSpec, check_averaging, check_ensemble_outputs, fixed_image, tolerance_for
 
 if TYPE_CHECKING:
     from defensemble_export.editing import Edit, EditJournal
@@ -26,23 +26,32 @@ _T = TypeVar("_T")
 
 
 class Timings:
-    """Seconds by kind of work: checks, writes, loads (load and unload calls), inferences, drain."""
+    """Seconds by kind of work: checks, writes, loads (load and unload calls), inferences, and drain."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def of(self, kind: str) -> Iterator[None]:
-        """Add the time that the block takes."""
-        began = time.perf_counter()
+        """Add the duration of the block to a kind of work."""
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - began
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
 
 
 class EditExecution:
-    """One edit on its way: `execute` carries it out, at all targets or at none."""
+    """The execution of one edit, at all targets or at none.
+
+    Args:
+        target_edits: The plans, by target.
+        edit: The entry of the history; None if the history records no edit.
+        timings: Receives the durations.
+        on_progress: Receives each step.
+        on_warning: Receives a message if the edit is interrupted.
+        drain_s: How long to wait for a model to become idle before it is unloaded.
+    """
 
     def __init__(
         self,
@@ -57,15 +66,15 @@ class EditExecution:
         self._edit = edit
         self._timings = timings
         self._on_progress = on_progress
-        self._warn = on_warning
+        self._on_warning = on_warning
         self._drain_s = drain_s
         self._step = ""
-        self._ignored: list[str] = []  # what servers loaded without taking the files on disk up
-        self._recorded: set[Path] = set()  # where the history may hold the edit
-        self._touched: dict[str, bool] = {}  # by server: whether the ensemble itself was to be loaded
-        self._away: set[str] = set()  # servers that were waited for and did not answer again
-        self._report: list[str] = []  # of putting back, in words
-        self._restarts: dict[str, list[str]] = {}  # by server: the steps at which it was lost, and answered again
+        self._ignored: list[str] = []  # models that servers loaded without reading the new files
+        self._recorded: set[Path] = set()  # repositories whose history may contain the edit
+        self._touched: dict[str, bool] = {}  # by server: whether the edit started to load the ensemble itself
+        self._lost: set[str] = set()  # servers that did not answer again within the waiting time
+        self._restore_report: list[str] = []
+        self._restarts: dict[str, list[str]] = {}  # by server: the steps at which its connection was lost and came back
         self.unloaded: dict[str, list[str]] = {}
         self.still_loaded: dict[str, str] = {}
         self.unreachable_servers: dict[str, str] = {}
@@ -73,44 +82,48 @@ class EditExecution:
 
     @property
     def warnings(self) -> list[str]:
-        """What went wrong without harm, in words: restarted servers, files that are left, servers that no longer answer."""
+        """Problems that did not stop the edit: restarted servers, files that are left over, and servers that no longer answer."""
         unreachable = [f"{url} no longer answers: {why}" for url, why in self.unreachable_servers.items()]
         return [*self._restarted_servers(), *self.cleanup_warnings, *unreachable]
 
     def _restarted_servers(self) -> list[str]:
-        text = "{} was restarted during the edit, or the connection to it was lost, at the step '{}'"
+        text = "{} restarted during the edit, or the connection to it was lost, at the step '{}'"
         return [text.format(url, step) for url, steps in self._restarts.items() for step in steps]
 
     def execute(self) -> None:
-        """Carry the edit out; an EditFailedError tells which step failed, why, and whether the old state is back everywhere."""
+        """Execute the edit.
+
+        Raises:
+            EditFailedError: A step failed; the error has the step, the reason, and whether the old state is restored everywhere.
+        """
         try:
             with sigint_raises():
-                self._carry_out()
+                self._run_steps()
         except BaseException as error:
-            lines = [*self._put_back(), *self._restarted_servers()]
+            lines = [*self._restore_old_state(), *self._restarted_servers()]
             if not isinstance(error, Exception):
-                self._warn(f"interrupted at the step '{self._step}': {'; '.join(lines) or 'nothing had been changed'}")
+                self._on_warning(f"interrupted at the step '{self._step}': {'; '.join(lines) or 'nothing was changed'}")
                 raise
             raise EditFailedError(self._step, "".join([str(error), *self._ignored]), lines) from error
-        # From here on the edit is in place. What was written down of it stays until all is done, so that the next command goes on with it.
+        # From here on, the edit is applied. The journals stay until everything is done, so that the next command can finish it.
         try:
-            self._release()
+            self._unload_unused()
             for target_edit in self._target_edits:
                 if target_edit.journal is not None:
-                    self._at(f"note that the edit of {target_edit.repository} is over")
+                    self._start_step(f"remove the journal of {target_edit.repository}")
                     self._clear(target_edit.journal)
         except BaseException:
-            self._warn(f"interrupted at the step '{self._step}': the edit is in place, and the next command does what is left to do")
+            self._on_warning(f"interrupted at the step '{self._step}': the edit is applied, and the next command finishes the cleanup")
             raise
 
     def _clear(self, journal: EditJournal) -> None:
         try:
             journal.clear()
         except OSError as error:
-            self.cleanup_warnings.append(f"the edit is in place, but the note of it could not be removed ({error}): the next command does")
+            self.cleanup_warnings.append(f"the edit is applied, but its journal could not be removed ({error}); the next command does so")
 
-    def _carry_out(self) -> None:
-        """The steps, in an order whose every state can be served: the ensembles' own configurations change last."""
+    def _run_steps(self) -> None:
+        """Run the steps in an order in which every intermediate state can be served; the ensembles' own configurations change last."""
         with self._timings.of("writes"):
             self._write_journals()
             self._write_averaging_models()
@@ -118,206 +131,206 @@ class EditExecution:
         with self._timings.of("writes"):
             self._write_ensembles()
         self._load_ensembles()
-        for served, check in checks:
+        for server, check in checks:
             with self._timings.of("inferences"):
-                self._on(served, check)
+                self._run_on(server, check)
         with self._timings.of("writes"):
             self._write_history()
 
     def _write_journals(self) -> None:
         for target_edit in self._target_edits:
             if target_edit.journal is not None:
-                self._at(f"note the edit in {target_edit.repository}")
+                self._start_step(f"write the journal of {target_edit.repository}")
                 target_edit.journal.write()
 
     def _write_averaging_models(self) -> None:
         for target_edit in self._target_edits:
             if target_edit.plan.averaging:
-                self._at(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
+                self._start_step(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
                 write_files(target_edit.repository, target_edit.plan.averaging)
 
-    def _load_members(self) -> list[tuple[Served, Callable[[], None]]]:
-        """Load what the servers lack for the new ensemble. Returns what checks the ensemble on each, once it is loaded."""
+    def _load_members(self) -> list[tuple[ModelServer, Callable[[], None]]]:
+        """Load the models that the servers need for the new ensemble; return checks to run once the ensemble is loaded."""
         checks = []
-        for target_edit, served in self._servers():
-            self._touched[served.url] = False
-            # A server that restarts has not loaded the new averaging models, which no configuration on disk names yet.
-            if (check := self._on(served, partial(self._load_and_check, target_edit, served))) is not None:
-                checks.append((served, check))
+        for target_edit, server in self._servers():
+            self._touched[server.url] = False
+            # Repeated after a restart: no configuration on disk names the new averaging models yet, so a restart does not load them.
+            if (check := self._run_on(server, partial(self._load_and_check, target_edit, server))) is not None:
+                checks.append((server, check))
         return checks
 
     def _write_ensembles(self) -> None:
         for target_edit in self._target_edits:
             if target_edit.journal is not None and (changed := target_edit.journal.changed_meanwhile()):
-                raise EditOvertakenError(f"{changed} was changed by somebody else meanwhile: look at it, and make the edit again")
+                raise EditOvertakenError(f"another program changed {changed} during the edit; check that file and repeat the edit")
             if target_edit.plan.deletes:
-                self._at(f"remove '{target_edit.name}' from {target_edit.repository}")
+                self._start_step(f"remove '{target_edit.name}' from {target_edit.repository}")
                 remove_files(target_edit.repository, [target_edit.name])
             elif target_edit.plan.files:
-                self._at(f"write '{target_edit.name}' into {target_edit.repository}")
+                self._start_step(f"write '{target_edit.name}' into {target_edit.repository}")
                 write_files(target_edit.repository, target_edit.plan.files)
-            elif target_edit.journal is not None:  # the history is to record what an operator wrote, which may be in memory only
+            elif target_edit.journal is not None:  # the history records an operator's hand edit, which may be only in memory
                 target_edit.journal.sync_files()
 
     def _load_ensembles(self) -> None:
-        for target_edit, served in self._servers():
-            self._touched[served.url] = True
+        for target_edit, server in self._servers():
+            self._touched[server.url] = True
             with self._timings.of("loads"):
                 if target_edit.plan.after is None:
-                    self._at(f"unload '{target_edit.name}' from {served.url}")
-                    self._on(served, partial(served.unload_deleted, target_edit.repository, target_edit.name))
+                    self._start_step(f"unload '{target_edit.name}' from {server.url}")
+                    self._run_on(server, partial(server.unload_deleted, target_edit.repository, target_edit.name))
                 else:
-                    # Again after a restart, too: that may have read the old configuration.
-                    self._at(f"load '{target_edit.name}' on {served.url}")
-                    self._on(served, partial(self._load_from, target_edit, served, target_edit.name))
+                    # Repeated after a restart, which may have read the old configuration.
+                    self._start_step(f"load '{target_edit.name}' on {server.url}")
+                    self._run_on(server, partial(self._load_from, target_edit, server, target_edit.name))
 
     def _write_history(self) -> None:
         from defensemble_export.editing import append_edit
 
         for target_edit in self._target_edits:
             if self._edit is not None and target_edit.journal is not None:
-                self._at(f"write the history of {target_edit.repository}")
+                self._start_step(f"write the history of {target_edit.repository}")
                 self._recorded.add(target_edit.repository)
                 append_edit(target_edit.repository, target_edit.journal.edit)
 
-    def _on(self, served: Served, act: Callable[[], _T]) -> _T:
-        """Do a part of the edit on a server, and do it again where that was restarted meanwhile."""
-        if served.url in self._away:
+    def _run_on(self, server: ModelServer, act: Callable[[], _T]) -> _T:
+        """Run a part of the edit on a server; repeat it if the server restarts meanwhile."""
+        if server.url in self._lost:
             return act()
-        restarts = self._restarts.setdefault(served.url, [])
-        known = len(restarts)
+        restarts = self._restarts.setdefault(server.url, [])
+        count = len(restarts)
         try:
-            return repeat_after_restart([served], act, lambda: restarts.append(self._step))
+            return repeat_after_restart([server], act, lambda: restarts.append(self._step))
         except ConnectionFailedError:
-            if len(restarts) == known:
-                self._away.add(served.url)
+            if len(restarts) == count:
+                self._lost.add(server.url)
             raise
 
-    def _load_and_check(self, target_edit: TargetEdit, served: Served) -> Callable[[], None] | None:
-        """Load what a server lacks for the new ensemble. Returns what compares the ensemble with numpy, once it is loaded."""
-        for model in (*target_edit.loads[served.url], *target_edit.reload_candidates[served.url]):
-            self._at(f"load {model} on {served.url}")
+    def _load_and_check(self, target_edit: TargetEdit, server: ModelServer) -> Callable[[], None] | None:
+        """Load the models that a server needs for the new ensemble; return the check to run once the ensemble is loaded."""
+        for model in (*target_edit.loads[server.url], *target_edit.reload_candidates[server.url]):
+            self._start_step(f"load {model} on {server.url}")
             with self._timings.of("loads"):
-                self._load(target_edit, served, model)
+                self._load(target_edit, server, model)
         if target_edit.plan.after is None:
             return None
         with self._timings.of("inferences"):
-            return self._check_averaging(target_edit, served)
+            return self._check_averaging(target_edit, server)
 
-    def _load_from(self, target_edit: TargetEdit, served: Served, model: str) -> None:
+    def _load_from(self, target_edit: TargetEdit, server: ModelServer, model: str) -> None:
         ignored = (
-            f" {served.url} still has '{model}' loaded as it was before, otherwise than it is in {target_edit.repository}. It may take "
-            "these files for older than those that it had loaded: set the clocks right, or restart the server, which then reads the files."
+            f" {server.url} still serves the old '{model}', not the files in {target_edit.repository}. It may consider these files older "
+            "than those that it has loaded: set the clocks right, or restart the server, which then reads the files."
         )
         try:
-            if not served.load_from(target_edit.repository, model):
+            if not server.load_from_folder(target_edit.repository, model):
                 self._ignored.append(ignored)
         except (RequestRefusedError, ServerFailedError):
-            # Where all models that it runs as loaded are still on disk, it has looked at the new files, and refuses them.
-            if not all(target_edit.plan.outcome().has(step) for step, _ in served.steps(model)):
+            # If all models that the loaded ensemble runs are still on disk, the server read the new files and refused them.
+            if not all(target_edit.plan.outcome().has(step) for step, _ in server.steps(model)):
                 self._ignored.append(ignored)
             raise
 
-    def _load(self, target_edit: TargetEdit, served: Served, model: str) -> None:
+    def _load(self, target_edit: TargetEdit, server: ModelServer, model: str) -> None:
         try:
-            self._load_from(target_edit, served, model)
+            self._load_from(target_edit, server, model)
         except ConnectionFailedError:
             raise
         except ServiceError as error:
-            if model not in target_edit.ready[served.url] or is_averaging(model):
+            if model not in target_edit.ready[server.url] or is_averaging(model):
                 raise
             path = target_edit.repository / model / "config.pbtxt"
-            text = f"'{model}' was changed on disk since it was loaded ({path}, or a new version): mend that, or put back what it was"
-            raise type(error)(f"{error} {text}; until then what was loaded serves on, but a server that starts anew refuses it") from error
+            text = f"'{model}' was changed on disk since it was loaded ({path}, or a new version); correct that, or restore the old files"
+            raise type(error)(f"{error} {text}. The loaded model keeps serving, but a server that restarts will refuse it") from error
 
-    def _check_averaging(self, target_edit: TargetEdit, served: Served) -> Callable[[], None]:
-        """Compare the averaging model with numpy. Returns what does so with the ensemble, once it is loaded."""
+    def _check_averaging(self, target_edit: TargetEdit, server: ModelServer) -> Callable[[], None]:
+        """Compare the averaging model with numpy; return the same check of the ensemble, to run once it is loaded."""
         ensemble = target_edit.plan.after
         assert ensemble is not None
         files = target_edit.plan.outcome()
         config = files.config(target_edit.name)
-        votes = [(vote.model, vote.version) for vote in ensemble.members]
+        members = [(member.model, member.version) for member in ensemble.members]
         averaging = AveragingSpec(ensemble.average, ensemble.weights)
         image = fixed_image(next(tuple(tensor.dims) for tensor in config.input))
-        self._at(f"ask the members of '{target_edit.name}' on {served.url}")
-        # Those that leave are asked too: when they have answered, so have all requests that had come before.
-        restarts = len(self._restarts[served.url])
-        leaving = [(model, version) for model, version in served.steps(target_edit.name) if not is_averaging(model)]
-        answers = served.infer_all(votes, {"images": image}, "logits")
-        logits = [answers[vote] for vote in votes]
+        self._start_step(f"run the members of '{target_edit.name}' on {server.url}")
+        restarts = len(self._restarts[server.url])
+        old_members = [(model, version) for model, version in server.steps(target_edit.name) if not is_averaging(model)]
+        answers = server.infer_all(members, {"images": image}, "logits")
+        logits = [answers[member] for member in members]
         outputs = [tensor.name for tensor in config.output]
         average = config.ensemble_scheduling.step[-1].model_name
-        self._at(f"compare {average} on {served.url} with numpy")
-        check_averaging(served, average, outputs, logits, averaging)
-        tolerance = tolerance_for([served.config(model) or {} for model, _ in votes], [version for _, version in votes])
+        self._start_step(f"compare {average} on {server.url} with numpy")
+        check_averaging(server, average, outputs, logits, averaging)
+        tolerance = tolerance_for([server.config(model) or {} for model, _ in members], [version for _, version in members])
 
         def check() -> None:
-            self._at(f"compare '{target_edit.name}' on {served.url} with numpy")
-            check_answer(served, target_edit.name, image, outputs, logits, averaging, tolerance)
-            # No request survives a restart, and a member whose files are gone does not either.
-            lives = len(self._restarts[served.url]) == restarts
-            gone = [one for one in leaving if one not in votes and lives]
-            served.infer_all(gone, {"images": image}, "logits")
+            self._start_step(f"compare '{target_edit.name}' on {server.url} with numpy")
+            check_ensemble_outputs(server, target_edit.name, image, outputs, logits, averaging, tolerance)
+            # Once the removed members have answered, all earlier requests have too. After a restart there are no earlier requests, and a
+            # removed member whose files were deleted cannot answer.
+            has_restarted = len(self._restarts[server.url]) != restarts
+            removed = [] if has_restarted else [member for member in old_members if member not in members]
+            server.infer_all(removed, {"images": image}, "logits")
 
         return check
 
-    def _release(self) -> None:
-        """Unload what no ensemble uses any more, once nobody asks it; what cannot be unloaded is told, and does no harm."""
-        self._at("wait until nobody asks what is not needed any more")
-        for target_edit, served in self._servers():
-            url = served.url
+    def _unload_unused(self) -> None:
+        """Unload the models that no ensemble uses any more once they are idle; failures are harmless and only reported."""
+        self._start_step("wait until the models that are no longer needed are idle")
+        for target_edit, server in self._servers():
+            url = server.url
             try:
-                self._on(served, partial(self._release_on, target_edit, served))
+                self._run_on(server, partial(self._unload_unused_on, target_edit, server))
             except ConnectionFailedError as error:
                 self.unreachable_servers[url] = f"it serves the new state when it starts again ({error})"
             except (ServiceError, OSError) as error:
-                self.still_loaded[f"what {url} does not need any more"] = str(error)
+                self.still_loaded[f"models that {url} no longer needs"] = str(error)
 
-    def _release_on(self, target_edit: TargetEdit, served: Served) -> None:
+    def _unload_unused_on(self, target_edit: TargetEdit, server: ModelServer) -> None:
         with self._timings.of("drain"):
-            # Of networks only those that it released: others may be served for themselves.
-            chosen = unused_models(target_edit.repository, served, target_edit.unload_candidates[served.url], all_averages=True)
-            busy = served.wait_until_idle(chosen, self._drain_s) if chosen else []
-        for model in chosen:
+            # Only networks of the old ensemble: others may be served on their own.
+            unused = unused_models(target_edit.repository, server, target_edit.unload_candidates[server.url], include_averaging=True)
+            busy = server.wait_until_idle(unused, self._drain_s) if unused else []
+        for model in unused:
             if model not in busy:
-                self._at(f"unload {model} from {served.url}")
+                self._start_step(f"unload {model} from {server.url}")
                 with self._timings.of("loads"):
-                    served.unload(model)
-                done = self.unloaded.setdefault(served.url, [])
-                if model not in done:  # else a restart had loaded it again
-                    done.append(model)
+                    server.unload(model)
+                unloaded = self.unloaded.setdefault(server.url, [])
+                if model not in unloaded:  # a restart may have loaded it again
+                    unloaded.append(model)
         for model in busy:
-            self.still_loaded[f"{model} on {served.url}"] = (
-                f"it was not idle within {self._drain_s:g} s: does somebody call it by its own name?"
+            self.still_loaded[f"{model} on {server.url}"] = (
+                f"it was not idle within {self._drain_s:g} s; check whether a client calls it by its own name"
             )
 
-    def _put_back(self) -> list[str]:
-        """Put the old state back, on disk first, since servers read from there; returns, in words, where that worked and where not."""
-        report = self._report
+    def _restore_old_state(self) -> list[str]:
+        """Restore the old state, first on disk, where servers read it; return a report for each folder and server."""
+        report = self._restore_report
         with defer_sigint():
-            # First the history: as long as it holds the edit anywhere, the next command finishes it.
-            if not all([self._on_disk(target_edit, self._withdraw) for target_edit in self._target_edits]):
-                return [*report, "the edit is in place, and the next command goes on with it"]
-            restored = [self._on_disk(target_edit, self._restore) for target_edit in self._target_edits]
-            whole = all(restored)
-            for target_edit, there in zip(self._target_edits, restored, strict=True):
-                for served in target_edit.servers if there else ():
-                    if served.url in self._touched:
-                        whole = self._try_on(target_edit, served) and whole
-            if whole:
+            # The history comes first: as long as any history contains the edit, the next command finishes it.
+            if not all([self._try_on_disk(target_edit, self._withdraw) for target_edit in self._target_edits]):
+                return [*report, "the edit is applied, and the next command finishes it"]
+            restored = [self._try_on_disk(target_edit, self._restore_files) for target_edit in self._target_edits]
+            is_complete = all(restored)
+            for target_edit, is_restored in zip(self._target_edits, restored, strict=True):
+                for server in target_edit.servers if is_restored else ():
+                    if server.url in self._touched:
+                        is_complete = self._try_restore_server(target_edit, server) and is_complete
+            if is_complete:
                 for target_edit in self._target_edits:
-                    self._on_disk(target_edit, self._tidy)
+                    self._try_on_disk(target_edit, self._finish_restore)
             elif any(target_edit.journal is not None for target_edit in self._target_edits):
-                report.append("what was not put back is noted: the next command tries again")
+                report.append("the journal records what was not restored; the next command tries again")
         return report
 
-    def _on_disk(self, target_edit: TargetEdit, act: Callable[[TargetEdit, EditJournal], None]) -> bool:
-        """Whether one part of putting a folder back worked."""
+    def _try_on_disk(self, target_edit: TargetEdit, act: Callable[[TargetEdit, EditJournal], None]) -> bool:
+        """Run a part of the restoration of a folder; return whether it succeeded."""
         if target_edit.journal is not None:
             try:
                 act(target_edit, target_edit.journal)
             except (OSError, RepositoryError) as error:
-                self._report.append(f"{target_edit.repository} could NOT be put back ({error})")
+                self._restore_report.append(f"{target_edit.repository} could NOT be restored ({error})")
                 return False
         return True
 
@@ -327,57 +340,57 @@ class EditExecution:
         if target_edit.repository in self._recorded:
             withdraw_edit(target_edit.repository, journal.edit)
 
-    def _restore(self, target_edit: TargetEdit, journal: EditJournal) -> None:
+    def _restore_files(self, target_edit: TargetEdit, journal: EditJournal) -> None:
         refused = any(self._touched.values())
-        foreign = journal.conflicting_config() is not None
-        if foreign:
-            where = f"kept as {journal.rejected_file}" if refused else "left as it is"
-            self._report.append(f"somebody else has changed '{target_edit.name}' meanwhile: that is {where}")
+        if journal.conflicting_config() is not None:
+            where = f"kept as {journal.rejected_file}" if refused else "left in place"
+            self._restore_report.append(f"another program changed '{target_edit.name}' during the edit; its configuration is {where}")
         journal.restore_ensemble(refused=refused, keep_conflicting=not refused)
         if journal.rejected is not None:
-            self._report.append(f"the hand edit is kept {'as ' + str(journal.rejected_file) if refused else 'where it was'}")
+            self._restore_report.append(f"the hand edit is kept {'as ' + str(journal.rejected_file) if refused else 'in place'}")
 
-    def _tidy(self, target_edit: TargetEdit, journal: EditJournal) -> None:
+    def _finish_restore(self, target_edit: TargetEdit, journal: EditJournal) -> None:
         journal.remove_new_models()
         journal.clear()
-        self._report.append(f"{target_edit.repository} holds the old state")
+        self._restore_report.append(f"{target_edit.repository} has the old state")
 
-    def _try_on(self, target_edit: TargetEdit, served: Served) -> bool:
-        """Whether a server could be put back."""
+    def _try_restore_server(self, target_edit: TargetEdit, server: ModelServer) -> bool:
+        """Restore the old state of a server; return whether it succeeded."""
         try:
-            self._on(served, partial(self._put_back_on, target_edit, served))
+            self._run_on(server, partial(self._restore_server, target_edit, server))
         except ConnectionFailedError as error:
-            self._report.append(f"{served.url} could not be reached to be put back ({error}): when it starts again, it reads the old state")
+            text = f"{server.url} could not be reached to restore it ({error}); when it starts again, it reads the old state"
+            self._restore_report.append(text)
         except (ServiceError, RepositoryError, OSError) as error:
-            self._report.append(f"{served.url} could NOT be put back ({error})")
+            self._restore_report.append(f"{server.url} could NOT be restored ({error})")
         else:
-            self._report.append(f"{served.url} serves the old state")
+            self._restore_report.append(f"{server.url} serves the old state")
             return True
         return False
 
-    def _put_back_on(self, target_edit: TargetEdit, served: Served) -> None:
-        before = target_edit.ready[served.url]
+    def _restore_server(self, target_edit: TargetEdit, server: ModelServer) -> None:
+        before = target_edit.ready[server.url]
         changed = () if target_edit.journal is None else target_edit.journal.before
         rewritten = {path.partition("/")[0] for path in changed} - {target_edit.name}
-        for model in target_edit.loads[served.url]:
+        for model in target_edit.loads[server.url]:
             if model in before and model in rewritten:
-                served.load_from(target_edit.repository, model)
-        if self._touched[served.url]:
+                server.load_from_folder(target_edit.repository, model)
+        if self._touched[server.url]:
             if target_edit.name in before and target_edit.plan.disk().has(target_edit.name):
-                served.load_and_verify(target_edit.repository, target_edit.name)
-            elif target_edit.name in served.ready():
-                served.unload(target_edit.name)
-        now = served.ready()
-        used = served.used(now)
-        for model in target_edit.loads[served.url]:
+                server.load_and_verify(target_edit.repository, target_edit.name)
+            elif target_edit.name in server.ready():
+                server.unload(target_edit.name)
+        now = server.ready()
+        used = server.models_used_by(now)
+        for model in target_edit.loads[server.url]:
             if model in now and model not in before and model not in used:
-                served.unload(model)
+                server.unload(model)
 
-    def _servers(self) -> Iterator[tuple[TargetEdit, Served]]:
+    def _servers(self) -> Iterator[tuple[TargetEdit, ModelServer]]:
         for target_edit in self._target_edits:
-            for served in target_edit.servers:
-                yield target_edit, served
+            for server in target_edit.servers:
+                yield target_edit, server
 
-    def _at(self, step: str) -> None:
+    def _start_step(self, step: str) -> None:
         self._step = step
         self._on_progress(step)

@@ -1,4 +1,4 @@
-"""The servers that `defensemble serve` runs on this machine, as it noted them for its user alone."""
+"""The servers that `defensemble serve` runs on this machine for the current user."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def find_local_server(url: str) -> ServerState | None:
-    """The server of this machine and user that listens at a URL; None for others."""
+    """Return the server of this machine and user that listens at a URL; None if there is none."""
     from defensemble_server import read_states
 
     parts = urlsplit(url)
@@ -28,15 +28,12 @@ def find_local_server(url: str) -> ServerState | None:
 
 
 def may_restart(url: str) -> bool:
-    """Whether a server that does not answer might be restarting. On this machine that is so for the servers of `serve`.
-
-    Of servers elsewhere nothing is known from here.
-    """
+    """Return whether a server that does not answer may be restarting: on this machine, only servers of `serve`; elsewhere, any."""
     return urlsplit(url).hostname not in _LOOPBACK or find_local_server(url) is not None
 
 
 def local_server_status(url: str) -> ServerStatus | None:
-    """How the server of this machine and user that listens at a URL is; None for others."""
+    """Return the status of the server of this machine and user that listens at a URL; None if there is none."""
     from defensemble_server import server_status
 
     state = find_local_server(url)
@@ -44,14 +41,18 @@ def local_server_status(url: str) -> ServerStatus | None:
 
 
 def find_local_servers(repository: Path, on_warning: Callable[[str], None]) -> list[tuple[str, str]]:
-    """The servers that run here on a folder: their HTTP URL, and their admin key.
+    """Return the HTTP URLs and admin keys of the servers on this machine that serve a repository.
 
-    HTTP, because a gRPC call that is cut off, as by Ctrl-C or a kill, can crash core 2.51.
+    HTTP, because a gRPC call that is interrupted, for example by Ctrl-C or a kill, can crash core 2.51.
+
+    Args:
+        repository: The repository.
+        on_warning: Receives a message for each state file that is damaged.
     """
     from defensemble_server import read_states
 
     def on_damaged(path: Path, why: str) -> None:
-        on_warning(f"{why}: the server that it was written for, if it runs, is not found here; name it with --url")
+        on_warning(f"{why}: its server cannot be found automatically; if it is running, name it with --url")
 
-    found = [state for state in read_states(on_damaged=on_damaged) if Path(state.repository).resolve() == repository.resolve()]
-    return [(state.http_url, state.admin_key) for state in found]
+    states = [state for state in read_states(on_damaged=on_damaged) if Path(state.repository).resolve() == repository.resolve()]
+    return [(state.http_url, state.admin_key) for state in states]

@@ -1,4 +1,4 @@
-"""Deleting what no ensemble, and no way back, uses."""
+"""Deletion of models that no ensemble and no rollback needs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from defensemble_repository.transaction import remove_files, write_files
 
 from .._exceptions import InputError
 from .edit import EditRunner
-from .server_models import Served, is_averaging, repeat_after_restart
+from .server_models import ModelServer, is_averaging, repeat_after_restart
 
 if TYPE_CHECKING:
     from defensemble_export.editing import Prunable
 
 
 def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
-    """Deletes from all targets what can be deleted at each: see `Ensembles.prune`.
+    """Delete unused models from all targets; see `Ensembles.prune`.
 
-    What a server still runs in an ensemble stays, whatever lies on disk.
+    Models that a server still runs in an ensemble are kept, even if no ensemble on disk uses them.
+
+    Args:
+        runner: The targets.
+        keep: The number of edits of each ensemble that can still be rolled back, at least 0.
+        dry_run: Whether to only list what would be deleted.
 
     Raises:
         InputError: `keep` is below 0.
@@ -28,44 +33,44 @@ def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
 
     if keep < 0:
         raise InputError(f"keep must be 0 or more edits, got {keep}")
-    found: list[Prunable] = []
+    items: list[Prunable] = []
     with runner.locked_and_recovered(writes=not dry_run):
-        chosen = []
+        by_target = []
         for target in runner.targets:
             used: set[str] = set()
-            for served in target.servers:
-                used |= repeat_after_restart([served], partial(_used, served))
-            chosen.append(prune_plan(target.repository, keep=keep, also_used=used, on_progress=runner.on_warning))
-            found += chosen[-1]
+            for server in target.servers:
+                used |= repeat_after_restart([server], partial(_used_members, server))
+            by_target.append(prune_plan(target.repository, keep=keep, also_used=used, on_progress=runner.on_warning))
+            items += by_target[-1]
         if dry_run:
-            return found
-        for target, gone in zip(runner.targets, chosen, strict=True):
-            whole = [one.model for one in gone if one.version is None]
-            versions = [one for one in gone if one.version is not None]
-            for served in target.servers:
-                repeat_after_restart([served], partial(_update, served, whole, ()))
-            writes, removals = prune_files(target.repository, gone)
+            return items
+        for target, chosen in zip(runner.targets, by_target, strict=True):
+            models = [item.model for item in chosen if item.version is None]
+            changed = dict.fromkeys(item.model for item in chosen if item.version is not None)
+            for server in target.servers:
+                repeat_after_restart([server], partial(_update, server, models, ()))
+            writes, removals = prune_files(target.repository, chosen)
             remove_files(target.repository, removals)
             if writes:
                 write_files(target.repository, writes)
-            for served in target.servers:
-                # One that was restarted in between may have loaded what was still on disk.
-                repeat_after_restart([served], partial(_update, served, whole, dict.fromkeys(one.model for one in versions)))
-    return found
+            for server in target.servers:
+                # Unload again: a server that restarted meanwhile may have loaded models that were still on disk.
+                repeat_after_restart([server], partial(_update, server, models, changed))
+    return items
 
 
-def _used(served: Served) -> set[str]:
-    """The members, and the versions of members, that the ensembles run which a server has loaded."""
-    steps = [step for model in served.ready() if not is_averaging(model) for step in served.steps(model)]
+def _used_members(server: ModelServer) -> set[str]:
+    """Return the members, with their versions, of all ensembles that a server has loaded."""
+    steps = [step for model in server.ready() if not is_averaging(model) for step in server.steps(model)]
     return {model if version < 1 else f"{model}@{version}" for model, version in steps}
 
 
-def _update(served: Served, gone: Iterable[str], changed: Iterable[str]) -> None:
-    """Unload the loaded ones of the models that are `gone`, and load those again that are `changed`."""
-    ready = served.ready()
-    for model in gone:
+def _update(server: ModelServer, removed: Iterable[str], changed: Iterable[str]) -> None:
+    """Unload the `removed` models and reload the `changed` models, as far as the server has loaded them."""
+    ready = server.ready()
+    for model in removed:
         if model in ready:
-            served.unload(model)
+            server.unload(model)
     for model in changed:
         if model in ready:
-            served.load(model)
+            server.load(model)

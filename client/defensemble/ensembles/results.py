@@ -1,4 +1,4 @@
-"""What edits and looks at ensembles return."""
+"""The results of edits and of `Ensembles.show`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replica:
-    """A folder, and the clients of the servers that read it, each with its admin key."""
+    """A model repository and clients of the servers that read it.
+
+    Attributes:
+        repository: The folder.
+        clients: One client per server, each with its admin key.
+
+    Example:
+        >>> replica = Replica(Path("model_repository"), (Client("grpc://127.0.0.1:8001", admin_key=key),))
+    """
 
     repository: Path
     clients: tuple[Client, ...] = ()
@@ -25,11 +33,23 @@ class Replica:
 
 @dataclass(frozen=True)
 class Applied:
-    """What an edit did, or, where it was only planned (`dry_run`), what it would do.
+    """What an edit did or, with `dry_run`, would do.
 
-    `changes` are in words, empty where there was nothing to do; `remarks` what is allowed, but worth knowing; `servers` those that were
-    told; `unloaded` models by server; `left_loaded` models that are not needed, and why they stay; `seconds` by kind of work: checks,
-    writes, loads, inferences, drain, and total.
+    Attributes:
+        ensemble: The ensemble's name.
+        edit: The entry of the history; None if the history records no edit.
+        changes: The changes in words; empty if there was nothing to do.
+        remarks: What is allowed but worth knowing.
+        servers: The URLs of the servers that have the new state.
+        loaded: The models that were loaded, by server.
+        unloaded: The models that were unloaded, by server.
+        left_loaded: The models that are no longer needed but still loaded, with the reasons.
+        seconds: The time by kind of work: checks, writes, loads, inferences, drain, and total.
+        dry_run: Whether the edit was only planned.
+
+    Example:
+        >>> ensembles.remove("ensemble", ["keep0.5"], dry_run=True).changes
+        ('removes keep0.5@1',)
     """
 
     ensemble: str
@@ -46,7 +66,16 @@ class Applied:
 
 @dataclass(frozen=True)
 class MemberState:
-    """A member's vote, what is known of its network, and by server whether that serves what lies on disk: "yes", or why not."""
+    """The state of a member.
+
+    Attributes:
+        info: The facts about its files.
+        served: By server, `"yes"` if it serves what is on disk, or the reason why not.
+
+    Example:
+        >>> [member.info.weight for member in ensembles.show("ensemble")[0].members]
+        [1.0, 2.0]
+    """
 
     info: MemberInfo
     served: Mapping[str, str] = field(default_factory=dict)
@@ -54,13 +83,27 @@ class MemberState:
 
 @dataclass(frozen=True)
 class EnsembleState:
-    """An ensemble as it lies on disk; `votes` is None where it is not wired as ours are, and `served` as of a member.
+    """The state of an ensemble on disk and on its servers.
 
-    `preprocessing` is the rule by which images are brought to size, as its configuration states it (JSON); None where it states none.
+    Attributes:
+        name: The ensemble's name.
+        ensemble: Its members and average; None if it is not wired the way an export wires it.
+        max_batch_size: The largest batch.
+        input_shape: (C, H, W) of the images.
+        num_classes: The number of classes.
+        members: The state of each member.
+        served: By server, `"yes"` if it serves what is on disk, or the reason why not.
+        problems: What is wrong with it.
+        preprocessing: How images are resized, as JSON values; None if the configuration does not state it.
+
+    Example:
+        >>> (state,) = ensembles.show("ensemble")
+        >>> state.served
+        {'grpc://127.0.0.1:8001': 'yes'}
     """
 
     name: str
-    votes: Ensemble | None
+    ensemble: Ensemble | None
     max_batch_size: int
     input_shape: tuple[int, ...]
     num_classes: int

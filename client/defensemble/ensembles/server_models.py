@@ -1,4 +1,4 @@
-"""One server, as an editor sees it: what it has loaded, and how that is changed."""
+"""The models of one server, and how edits load and unload them."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ from .._exceptions import (
     ServiceError,
 )
 from .._transport.base import OutputRequest
-from .._transport.error_mapping import service_error
+from .._transport.error_mapping import call_context, service_error
 from .local_servers import find_local_server, may_restart
 
 _POLL_S = 0.02
-# How long a server that is lost gets to answer again. The guard of `serve` restarts one in about a second.
+# How long to wait for a lost server to answer again. The guard of `serve` restarts a server in about a second.
 RESTART_WAIT_S = 5.0
-# For how long nobody must have asked a model.
-_QUIET_S = 0.05
-_QUIET_OF_A_NETWORK_S = 1.0
-_POLL_OF_A_NETWORK_S = 0.1
+# How long a model must have had no requests to count as idle.
+_IDLE_S = 0.05
+_NETWORK_IDLE_S = 1.0
+_NETWORK_POLL_S = 0.1
 _T = TypeVar("_T")
 
 
-class Served:
-    """The models of one server, which `client` may load and unload; loads get `load_timeout_s`, everything else the client's timeout.
+class ModelServer:
+    """One server and its models. Every call raises ServiceError if the server refuses it or does not answer.
 
-    `on_progress` receives a message when the server is lost and waited for. Each call raises a ServiceError where the server refuses it
-    or does not answer.
+    Args:
+        client: A client of the server that may load and unload models; its timeout applies to all calls except loads.
+        load_timeout_s: The timeout of loads.
+        on_progress: Receives a message when the server is lost and waited for.
     """
 
     def __init__(self, client: Client, *, load_timeout_s: float, on_progress: Callable[[str], None] = lambda text: None) -> None:
@@ -53,58 +55,58 @@ class Served:
         self._load_timeout_s = load_timeout_s
         self._on_progress = on_progress
         self._has_answered = False
-        self._guarded = False  # whether `serve` ran it on this machine when it answered first
+        self._is_local = False  # whether `serve` ran it on this machine when it first answered
 
     def __repr__(self) -> str:
-        return f"Served({self.url!r})"
+        return f"ModelServer({self.url!r})"
 
     @property
     def url(self) -> str:
-        """Where the server is."""
+        """The URL of the server."""
         return self._transport.url
 
     def wait_until_back(self) -> bool:
-        """Wait for a server that was lost and may be restarting. Returns whether it answers again within `RESTART_WAIT_S`.
+        """Wait for a lost server that may be restarting; return whether it answers again within `RESTART_WAIT_S`.
 
-        Triton listens once its models are loaded. A server of this machine that nobody will start is not waited for.
+        Triton listens once its models are loaded. A server on this machine that will not be restarted is not waited for.
         """
-        guarded = self._guarded or find_local_server(self.url) is not None
+        is_local = self._is_local or find_local_server(self.url) is not None
         if not (self._has_answered or may_restart(self.url)):
             return False
         self._on_progress(f"wait for {self.url}, which may be restarting")
-        ends = time.monotonic() + RESTART_WAIT_S
+        deadline = time.monotonic() + RESTART_WAIT_S
         while True:
             try:
                 self._transport.repository_index(min(self._timeout_s, RESTART_WAIT_S))
             except (ConnectionFailedError, DeadlineExceededError, NotReadyError):
-                if time.monotonic() >= ends or (guarded and find_local_server(self.url) is None):
+                if time.monotonic() >= deadline or (is_local and find_local_server(self.url) is None):
                     return False
             else:
                 return True
             time.sleep(_POLL_S)
 
     def ready(self) -> dict[str, set[int]]:
-        """The versions of each model that answer; fails for whom the server does not let edit."""
-        found: dict[str, set[int]] = {}
-        listed = self._transport.repository_index(self._timeout_s)
-        for state in listed:
+        """Return the loaded versions of each model; fails for clients that the server does not allow to edit."""
+        versions: dict[str, set[int]] = {}
+        index = self._transport.repository_index(self._timeout_s)
+        for state in index:
             if state.state == "READY" and state.version is not None:
-                found.setdefault(state.name, set()).add(state.version)
-        # A model whose folder is gone is served on, and Triton's index leaves it out.
-        names = {state.name for state in listed}
-        for told in self._transport.statistics(self._timeout_s):
-            if told.name not in names:
-                found.setdefault(told.name, set()).add(told.version)
+                versions.setdefault(state.name, set()).add(state.version)
+        # Triton keeps serving a model whose folder was deleted, but its index omits the model.
+        names = {state.name for state in index}
+        for statistics in self._transport.statistics(self._timeout_s):
+            if statistics.name not in names:
+                versions.setdefault(statistics.name, set()).add(statistics.version)
         if not self._has_answered:
-            self._has_answered, self._guarded = True, find_local_server(self.url) is not None
-        return found
+            self._has_answered, self._is_local = True, find_local_server(self.url) is not None
+        return versions
 
-    def core(self) -> str:
-        """The version of the server, such as "2.51.0"."""
+    def core_version(self) -> str:
+        """Return the version of the server, such as `"2.51.0"`."""
         return self._transport.server_metadata(self._timeout_s).version
 
     def config(self, model: str) -> dict[str, Any] | None:
-        """The configuration that a model was loaded with, as JSON; None where it is not loaded."""
+        """Return the configuration that a model was loaded with, as JSON; None if it is not loaded."""
         try:
             return self._transport.model_config(model, self._timeout_s)
         except (ModelNotFoundError, NotReadyError):
@@ -112,159 +114,179 @@ class Served:
         except ServerFailedError:
             if model in self.ready():
                 raise
-            return None  # not loaded: Triton has no status of its own for that over every protocol
+            return None  # not loaded: not every protocol has a separate status for that
 
     def steps(self, model: str) -> list[tuple[str, int]]:
-        """The models, with their versions, that an ensemble runs as it is loaded; none where it is not, or is no ensemble."""
-        told = self.config(model) or {}
-        steps = told.get("ensemble_scheduling", {}).get("step", [])
+        """Return the models that a loaded ensemble runs, with their versions; empty if it is not loaded or not an ensemble."""
+        config = self.config(model) or {}
+        steps = config.get("ensemble_scheduling", {}).get("step", [])
         return [(str(step["model_name"]), int(step.get("model_version", -1))) for step in steps]
 
-    def used(self, loaded: Iterable[str]) -> set[str]:
-        """The models that any of `loaded`, which are ensembles or not, runs."""
+    def models_used_by(self, loaded: Iterable[str]) -> set[str]:
+        """Return the models that the ensembles among `loaded` run."""
         return {step for model in loaded if not is_averaging(model) for step, _ in self.steps(model)}
 
     def load(self, model: str) -> None:
-        """Load a model from the server's folder, or again where its files have changed; the old one serves until then."""
+        """Load a model from the server's folder, or reload it if its files have changed; the old one serves until then."""
         self._transport.load_model(model, self._load_timeout_s)
 
-    def load_from(self, folder: Path, model: str) -> bool:
-        """Load a model that lies in `folder`; where the server does not see it there, says that it reads another folder.
+    def load_from_folder(self, folder: Path, model: str) -> bool:
+        """Load a model from `folder`.
 
-        Returns whether what it then has loaded is the configuration in `folder`.
+        Returns:
+            Whether the server then has the configuration in `folder`.
 
         Raises:
-            OSError: It takes the files for older than what it has loaded, and the configuration cannot be written again.
+            ServiceError: The server does not load the model, or reads another folder.
+            OSError: The server considers the files older than those that it has loaded, and the configuration cannot be written again.
         """
         try:
             self.load(model)
         except (ServerFailedError, RequestRefusedError) as error:
             if not any(state.name == model for state in self._transport.repository_index(self._timeout_s)):
-                raise self._reads_another("load", model, f"it sees no such model, which lies in {folder}") from error
-            if not self.differs(folder, model):
+                raise self._other_folder_error("load", model, f"it does not see that model, which is in {folder}") from error
+            if not self.is_outdated(folder, model):
                 raise
         else:
-            if not self.differs(folder, model):
+            if not self.is_outdated(folder, model):
                 return True
-        # Triton (2.51, seen) takes a loaded model for unchanged whose files, by the later of their times of content and of status, are not
-        # newer than those that it has loaded: a backup that was moved into place. Written again, the configuration is.
+        # Triton (observed with core 2.51) considers a loaded model unchanged if its files, by the later of mtime and ctime, are not newer
+        # than those that it has loaded, as with a backup that was moved into place. Writing the configuration again makes it newer.
         config = folder / model / CONFIG_FILE
         write_atomic(config, config.read_bytes(), mode=shared_mode(config))
         self.load(model)
-        return not self.differs(folder, model)
+        return not self.is_outdated(folder, model)
 
-    def differs(self, folder: Path, model: str) -> bool:
-        """Whether a model is loaded with another configuration than lies in `folder`."""
+    def is_outdated(self, folder: Path, model: str) -> bool:
+        """Return whether a model is loaded with another configuration than the one in `folder`."""
         from defensemble_export.editing import is_served_as_on_disk
 
         loaded = self.config(model)
         return loaded is not None and RepositoryView(folder).has(model) and not is_served_as_on_disk(RepositoryView(folder), model, loaded)
 
     def load_and_verify(self, folder: Path, model: str) -> None:
-        """Load a model from `folder`, and look whether it is loaded: of files that it has refused once, Triton says OK the next time."""
-        self.load_from(folder, model)
+        """Load a model from `folder` and check that it is ready: Triton reports success for files that it refused before."""
+        self.load_from_folder(folder, model)
         if model not in self.ready():
-            told = next((state.reason for state in self._transport.repository_index(self._timeout_s) if state.name == model), "")
-            raise service_error(
-                ServerFailedError, f"{self.url}, asked to load {model!r}", f"it is not ready after that ({told or 'no reason given'})"
-            )
+            index = self._transport.repository_index(self._timeout_s)
+            reason = next((state.reason for state in index if state.name == model), "") or "no reason given"
+            raise service_error(ServerFailedError, call_context(self.url, "load model", model), f"it is not ready after that ({reason})")
 
     def unload(self, model: str) -> None:
-        """Take a model out of service."""
+        """Unload a model."""
         self._transport.unload_model(model, self._timeout_s)
 
     def unload_deleted(self, folder: Path, model: str) -> None:
-        """Take a model out of service whose folder in `folder` is gone; where the server still sees it, it reads another folder."""
+        """Unload a model whose folder in `folder` was deleted; if the server still sees it, the server reads another folder."""
         self.unload(model)
-        # Triton's index lists what it sees in its folder, on its way out or not.
+        # Triton's index lists all models in its folder, also those that are being unloaded.
         if any(state.name == model for state in self._transport.repository_index(self._timeout_s)):
-            raise self._reads_another("unload", model, f"it sees that model still, which was removed from {folder}")
+            raise self._other_folder_error("unload", model, f"it still sees that model, which was removed from {folder}")
 
-    def _reads_another(self, verb: str, model: str, told: str) -> ServiceError:
-        mend = "Name the folder that it was started on: --repository FOLDER, or --replica URL=FOLDER where each server has its own."
-        what = f"{self.url}, asked to {verb} model {model!r}"
-        return service_error(ServerFailedError, what, f"{told}: it reads another folder", {ServerFailedError: mend})
+    def _other_folder_error(self, verb: str, model: str, reason: str) -> ServiceError:
+        fix = "Name the folder that it serves: --repository FOLDER, or --replica URL=FOLDER if each server has its own."
+        what = call_context(self.url, f"{verb} model", model)
+        return service_error(ServerFailedError, what, f"{reason}: it reads another folder", {ServerFailedError: fix})
 
     def infer(
         self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[str], version: int | None = None
     ) -> dict[str, NDArray[np.float64]]:
-        """Run a model; its outputs as float64."""
-        asked = [OutputRequest(name) for name in outputs]
-        answer = self._transport.infer(model, inputs, asked, self._timeout_s, version=version)
-        what = f"{self.url}, asked to run model {model!r}"
-        missing = [name for name in outputs if name not in answer]
+        """Run a model; return its outputs as float64.
+
+        Args:
+            model: The model.
+            inputs: The inputs, by name.
+            outputs: The names of the outputs.
+            version: The version; None for the one that the server chooses.
+        """
+        requests = [OutputRequest(name) for name in outputs]
+        response = self._transport.infer(model, inputs, requests, self._timeout_s, version=version)
+        what = call_context(self.url, "run model", model)
+        missing = [name for name in outputs if name not in response]
         if missing:
-            raise service_error(ServerFailedError, what, f"its answer lacks {', '.join(missing)}")
-        wild = [name for name in outputs if not np.isfinite(answer[name]).all()]
-        if wild:
-            raise service_error(ServerFailedError, what, f"{', '.join(wild)} holds values that are not finite")
-        return {name: answer[name].astype(np.float64) for name in outputs}
+            raise service_error(ServerFailedError, what, f"its response has no output {', '.join(missing)}")
+        not_finite = [name for name in outputs if not np.isfinite(response[name]).all()]
+        if not_finite:
+            raise service_error(ServerFailedError, what, f"{', '.join(not_finite)} has values that are not finite")
+        return {name: response[name].astype(np.float64) for name in outputs}
 
     def infer_all(
-        self, asked: Sequence[tuple[str, int]], inputs: Mapping[str, NDArray[np.float32]], output: str
+        self, models: Sequence[tuple[str, int]], inputs: Mapping[str, NDArray[np.float32]], output: str
     ) -> dict[tuple[str, int], NDArray[np.float64]]:
-        """One output of several models at their versions, asked at once, so that they share the wait behind other callers."""
-        if not asked:
+        """Return one output of several models at their versions; they run concurrently, to wait behind other clients only once."""
+        if not models:
             return {}
-        with ThreadPoolExecutor(len(asked), thread_name_prefix="defensemble-edit") as pool:
-            answers = pool.map(lambda one: self.infer(one[0], inputs, [output], one[1])[output], asked)
-            return dict(zip(asked, answers, strict=True))
+        with ThreadPoolExecutor(len(models), thread_name_prefix="defensemble-edit") as pool:
+            outputs = pool.map(lambda key: self.infer(key[0], inputs, [output], key[1])[output], models)
+            return dict(zip(models, outputs, strict=True))
 
     def wait_until_idle(self, models: Sequence[str], deadline_s: float) -> list[str]:
-        """Wait until nobody asks `models` any more; those that are asked even so when the time is over.
+        """Wait until models have had no requests for a while; return those that are still busy at the deadline.
 
-        Averaging models nobody calls but ensembles; who calls a network by its own name may do so once in a while.
+        Only ensembles call averaging models. Clients may call a network by its own name from time to time, so networks must be idle longer.
         """
-        ends = time.monotonic() + deadline_s
-        known: dict[str, tuple[int, float]] = {}  # how many requests, and since when
+        deadline = time.monotonic() + deadline_s
+        last_changes: dict[str, tuple[int, float]] = {}  # the number of requests, and when it last changed
         while True:
-            now: dict[str, int] = dict.fromkeys(models, 0)
-            for told in self._transport.statistics(self._timeout_s):
-                if told.name in now:
-                    now[told.name] += told.requests
-            moment = time.monotonic()
-            for model, count in now.items():
-                if model not in known or known[model][0] != count:
-                    known[model] = count, moment
-            busy = [model for model in models if moment - known[model][1] < (_QUIET_S if is_averaging(model) else _QUIET_OF_A_NETWORK_S)]
-            if not busy or moment >= ends:
+            counts: dict[str, int] = dict.fromkeys(models, 0)
+            for statistics in self._transport.statistics(self._timeout_s):
+                if statistics.name in counts:
+                    counts[statistics.name] += statistics.requests
+            now = time.monotonic()
+            for model, count in counts.items():
+                if model not in last_changes or last_changes[model][0] != count:
+                    last_changes[model] = count, now
+            busy = [model for model in models if now - last_changes[model][1] < (_IDLE_S if is_averaging(model) else _NETWORK_IDLE_S)]
+            if not busy or now >= deadline:
                 return busy
-            time.sleep(_POLL_S if any(map(is_averaging, busy)) else _POLL_OF_A_NETWORK_S)
+            time.sleep(_POLL_S if any(map(is_averaging, busy)) else _NETWORK_POLL_S)
 
 
-def repeat_after_restart(servers: Sequence[Served], act: Callable[[], _T], on_restart: Callable[[], None] = lambda: None) -> _T:
-    """Do what calls `servers`; where the connection to one is lost, wait until all answer, call `on_restart`, and do it again, once.
+def repeat_after_restart(servers: Sequence[ModelServer], act: Callable[[], _T], on_restart: Callable[[], None] = lambda: None) -> _T:
+    """Run `act`; if the connection to a server is lost, wait until all servers answer again and run it once more.
 
-    `act` must find out for itself what is loaded: a server that was restarted has loaded what lies on disk, and nothing else. A server that
-    does not answer again, or is lost a second time, is a ConnectionFailedError.
+    Args:
+        servers: The servers that `act` calls.
+        act: The action. It must find out itself what is loaded: a server that restarted has loaded what is on disk, and nothing else.
+        on_restart: Called before the second run.
+
+    Raises:
+        ConnectionFailedError: A server does not answer again, or is lost a second time.
     """
     try:
         return act()
     except ConnectionFailedError:
-        if not all(served.wait_until_back() for served in servers):
+        if not all(server.wait_until_back() for server in servers):
             raise
     on_restart()
     return act()
 
 
 def is_averaging(model: str) -> bool:
-    """Whether a name is one that an export or an edit gives to an averaging model; others may begin so too."""
+    """Return whether a name has the form that exports and edits give to averaging models; other names may start the same way."""
     return AVERAGING_NAME.fullmatch(model) is not None
 
 
-def unused_models(repository: Path, served: Served, candidates: Collection[str], *, all_averages: bool = False) -> list[str]:
-    """The loaded ones of the `candidates`, or of `all_averages` too, that neither an ensemble that is served nor one on disk runs.
+def unused_models(repository: Path, server: ModelServer, candidates: Collection[str], *, include_averaging: bool = False) -> list[str]:
+    """Return the loaded models among the candidates that no ensemble runs, neither on the server nor on disk.
 
-    Empty where that is not known, since a configuration on disk cannot be read: `check` tells of it.
+    Args:
+        repository: The repository.
+        server: The server.
+        candidates: The models to consider.
+        include_averaging: Whether all averaging models are candidates too.
+
+    Returns:
+        The models; empty if a configuration on disk cannot be read, which `check` reports.
     """
     from defensemble_export.editing import used_models
 
-    ready = served.ready()
-    chosen = [model for model in ready if model in candidates or (all_averages and is_averaging(model))]
+    ready = server.ready()
+    chosen = [model for model in ready if model in candidates or (include_averaging and is_averaging(model))]
     if not chosen:
         return []
     try:
-        used = used_models(RepositoryView(repository)) | served.used(ready)
+        used = used_models(RepositoryView(repository)) | server.models_used_by(ready)
     except ConfigError:
         return []
     return [model for model in chosen if model not in used]

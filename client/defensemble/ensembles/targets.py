@@ -1,4 +1,4 @@
-"""Where an edit is made: a folder and the servers that read it, and what the edit does there."""
+"""The targets of an edit, each a repository and the servers that read it, and what the edit does there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .server_models import Served, is_averaging
+from .server_models import ModelServer, is_averaging
 
 if TYPE_CHECKING:
     from defensemble_export.editing import EditJournal, EditPlan
@@ -14,19 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EditTarget:
-    """One folder, and the servers that read it."""
+    """One repository and the servers that read it."""
 
     repository: Path
-    servers: tuple[Served, ...]
+    servers: tuple[ModelServer, ...]
 
 
 @dataclass
 class TargetEdit:
-    """What an edit does at one target; `planned_digest` is that of the ensemble's configuration when the edit was planned.
+    """What an edit does at one target.
 
-    By server: `ready` are the versions that answered before, `loads` the models that it lacks or whose configuration has changed,
-    `reload_candidates` those whose files may have changed in a way that no configuration describes, and `unload_candidates` those that it
-    may no longer need.
+    Attributes:
+        target: The repository and its servers.
+        plan: The files that change.
+        planned_digest: The digest of the ensemble's configuration when the edit was planned.
+        ready: By server, the versions of each model that were loaded before.
+        loads: By server, the models to load: they are not loaded, or their configuration has changed.
+        reload_candidates: By server, the models whose files may have changed in a way that no configuration describes.
+        unload_candidates: By server, the models that may no longer be needed.
+        journal: The journal, once it is prepared.
     """
 
     target: EditTarget
@@ -45,57 +51,57 @@ class TargetEdit:
 
     @property
     def repository(self) -> Path:
-        """The folder."""
+        """The repository."""
         return self.target.repository
 
     @property
-    def servers(self) -> tuple[Served, ...]:
-        """The servers that read the folder."""
+    def servers(self) -> tuple[ModelServer, ...]:
+        """The servers that read the repository."""
         return self.target.servers
 
     def inspect_servers(self, *, reloads: bool) -> None:
-        """Find out what the servers have loaded, and what they have to load and may unload; with `reloads` all members are loaded again."""
+        """Find out what the servers have loaded, and what they must load and may unload; with `reloads`, all members are reloaded."""
         members = list(dict.fromkeys(model for model, _ in self.plan.steps() if not is_averaging(model)))
-        for served in self.servers:
-            url = served.url
-            self.ready[url] = served.ready()
-            self.loads[url] = self._models_to_load(served)
+        for server in self.servers:
+            url = server.url
+            self.ready[url] = server.ready()
+            self.loads[url] = self._models_to_load(server)
             self.reload_candidates[url] = [model for model in members if model not in self.loads[url]] if reloads else []
-            now = [model for model, _ in served.steps(self.name)] if self.name in self.ready[url] else []
+            now = [model for model, _ in server.steps(self.name)] if self.name in self.ready[url] else []
             self.unload_candidates[url] = list(dict.fromkeys([*self.plan.released(), *now]))
 
-    def loaded_config(self, served: Served) -> dict[str, Any] | None:
-        """The ensemble's configuration as a server has it loaded; None where it has not."""
-        return served.config(self.name) if self.name in self.ready[served.url] else None
+    def loaded_config(self, server: ModelServer) -> dict[str, Any] | None:
+        """Return the ensemble's configuration on a server; None if it is not loaded there."""
+        return server.config(self.name) if self.name in self.ready[server.url] else None
 
-    def _models_to_load(self, served: Served) -> list[str]:
+    def _models_to_load(self, server: ModelServer) -> list[str]:
         from defensemble_export.editing import is_served_as_on_disk
 
-        ready, files = self.ready[served.url], self.plan.outcome()
-        wanted: dict[str, bool] = {}
+        ready, files = self.ready[server.url], self.plan.outcome()
+        must_load: dict[str, bool] = {}
         for model, version in self.plan.steps():
-            lacks = version not in ready.get(model, set())
-            if not lacks and model not in wanted:
-                loaded = served.config(model)
-                lacks = loaded is None or not is_served_as_on_disk(files, model, loaded)
-            wanted[model] = wanted.get(model, False) or lacks
-        return [model for model, needed in wanted.items() if needed]
+            is_missing = version not in ready.get(model, set())
+            if not is_missing and model not in must_load:
+                loaded = server.config(model)
+                is_missing = loaded is None or not is_served_as_on_disk(files, model, loaded)
+            must_load[model] = must_load.get(model, False) or is_missing
+        return [model for model, is_missing in must_load.items() if is_missing]
 
-    def is_behind(self) -> bool:
-        """Return whether a server does not serve what will be on disk."""
+    def has_outdated_server(self) -> bool:
+        """Return whether a server does not serve the state that will be on disk."""
         from defensemble_export.editing import is_served_as_on_disk
 
         files = self.plan.outcome()
-        for served in self.servers:
+        for server in self.servers:
             if self.plan.after is None:
-                behind = self.name in self.ready[served.url]
+                is_outdated = self.name in self.ready[server.url]
             else:
-                loaded = self.loaded_config(served)
-                behind = bool(self.loads[served.url]) or loaded is None or not is_served_as_on_disk(files, self.name, loaded)
-            if behind:
+                loaded = self.loaded_config(server)
+                is_outdated = bool(self.loads[server.url]) or loaded is None or not is_served_as_on_disk(files, self.name, loaded)
+            if is_outdated:
                 return True
         return False
 
-    def lacking_models(self) -> list[str]:
-        """Return the models to load that a server of this target had not loaded at all."""
+    def missing_models(self) -> list[str]:
+        """Return the models to load that a server of this target had not loaded in any version."""
         return sorted({model for url, models in self.loads.items() for model in models if model not in self.ready[url]})

@@ -1,4 +1,4 @@
-"""Does a server average as it should? Its answers beside numpy's, on one fixed image."""
+"""Verification of averages on a server: comparison with numpy on one fixed image."""
 
 from __future__ import annotations
 
@@ -12,34 +12,45 @@ from numpy.typing import NDArray
 from defensemble_repository.averaging import ROUNDED_TOLERANCE, TOLERANCE, difference_scale, largest_difference, reference_outputs
 
 from .._exceptions import ServerFailedError
-from .._transport.error_mapping import service_error
-from .server_models import Served
+from .._transport.error_mapping import call_context, service_error
+from .server_models import ModelServer
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class AveragingSpec:
-    """What is averaged, and with which weights, normalised to sum 1."""
+    """What is averaged, and the weights, normalised to a sum of 1."""
 
     average: str
     weights: Sequence[float]
 
 
 def fixed_image(shape: Sequence[int]) -> NDArray[np.float32]:
-    """One image (1, C, H, W) in [0, 1), the same every time; a size below 0, where any will do, counts as 1."""
+    """Return one image (1, C, H, W) in [0, 1), always the same; a dynamic size (-1) counts as 1."""
     return np.random.default_rng(0).random((1, *(max(1, size) for size in shape)), np.float32)
 
 
-def check_averaging(served: Served, model: str, outputs: Sequence[str], logits: Sequence[Array], averaging: AveragingSpec) -> None:
-    """Compare an averaging model with numpy on the same logits; an error where it answers something else."""
-    inputs = {f"logits_{index}": votes.astype(np.float32) for index, votes in enumerate(logits)}
+def check_averaging(server: ModelServer, model: str, outputs: Sequence[str], logits: Sequence[Array], averaging: AveragingSpec) -> None:
+    """Compare an averaging model with numpy on the same logits.
+
+    Args:
+        server: The server.
+        model: The averaging model.
+        outputs: The names of its outputs.
+        logits: The logits of each member, (1, K).
+        averaging: The average.
+
+    Raises:
+        ServerFailedError: The outputs differ.
+    """
+    inputs = {f"logits_{index}": values.astype(np.float32) for index, values in enumerate(logits)}
     expected = reference_outputs([*inputs.values()], averaging.average, averaging.weights)
-    _compare(served, model, served.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's of the same logits")
+    _compare(server, model, server.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's average of the same logits")
 
 
-def check_answer(
-    served: Served,
+def check_ensemble_outputs(
+    server: ModelServer,
     ensemble: str,
     image: NDArray[np.float32],
     outputs: Sequence[str],
@@ -47,14 +58,32 @@ def check_answer(
     averaging: AveragingSpec,
     tolerance: float,
 ) -> None:
-    """Compare an ensemble's answer with numpy's average of its members' logits for the same image; an error where it differs."""
-    got = served.infer(ensemble, {"images": image}, outputs)
+    """Compare an ensemble's outputs with numpy's average of its members' logits for the same image.
+
+    Args:
+        server: The server.
+        ensemble: The ensemble.
+        image: The image, (1, C, H, W).
+        outputs: The names of its outputs.
+        logits: The logits of each member, (1, K).
+        averaging: The average.
+        tolerance: The largest difference allowed, from `tolerance_for`.
+
+    Raises:
+        ServerFailedError: The outputs differ.
+    """
+    actual = server.infer(ensemble, {"images": image}, outputs)
     expected = reference_outputs(logits, averaging.average, averaging.weights)
-    _compare(served, ensemble, got, expected, tolerance, "numpy's average of its members'")
+    _compare(server, ensemble, actual, expected, tolerance, "numpy's average of its members' outputs")
 
 
 def tolerance_for(configs: Sequence[Mapping[str, Any]], versions: Sequence[int]) -> float:
-    """How far an ensemble may be from numpy's average of what its members answer one by one, by their configurations as served."""
+    """Return how much an ensemble may differ from numpy's average of its members' separate outputs.
+
+    Args:
+        configs: The members' configurations on the server.
+        versions: The members' versions.
+    """
     for config, version in zip(configs, versions, strict=True):
         precision = config.get("parameters", {}).get(f"precision.{version}", {}).get("string_value", "fp32")
         kinds = {group.get("kind", "KIND_CPU") for group in config.get("instance_group", [])}
@@ -63,13 +92,15 @@ def tolerance_for(configs: Sequence[Mapping[str, Any]], versions: Sequence[int])
     return TOLERANCE
 
 
-def _compare(served: Served, model: str, got: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, whose: str) -> None:
-    for output, answer in got.items():
-        wanted = expected[output]
-        what = f"{served.url}, asked to run model {model!r}"
-        if answer.shape != wanted.shape:
-            raise service_error(ServerFailedError, what, f"{output} has the shape {answer.shape}, expected {wanted.shape}")
-        difference, scale = largest_difference(answer, wanted), difference_scale(wanted)  # an entropy can be above 1
+def _compare(
+    server: ModelServer, model: str, actual: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, reference: str
+) -> None:
+    what = call_context(server.url, "run model", model)
+    for output, values in actual.items():
+        expected_values = expected[output]
+        if values.shape != expected_values.shape:
+            raise service_error(ServerFailedError, what, f"{output} has the shape {values.shape}, expected {expected_values.shape}")
+        difference, scale = largest_difference(values, expected_values), difference_scale(expected_values)  # an entropy can be above 1
         if difference > tolerance:
-            told = f"{output} differs by {difference * scale:.3g} from {whose}, allowed is {tolerance * scale:.3g}"
-            raise service_error(ServerFailedError, what, told)
+            reason = f"{output} differs by {difference * scale:.3g} from {reference}, expected at most {tolerance * scale:.3g}"
+            raise service_error(ServerFailedError, what, reason)

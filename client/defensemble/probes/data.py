@@ -1,6 +1,6 @@
-"""Labelled images to probe with: a dataset by name, a folder, or a `.npz` file.
+"""Load labelled images for a probe: a dataset by name, a folder, or a `.npz` file.
 
-What they would take is compared with the memory that is allowed before they are read, and a sample is chosen before it is decoded.
+The memory they need is compared with the limit before they are read, and a sample is chosen before it is decoded.
 """
 
 from __future__ import annotations
@@ -28,24 +28,30 @@ from .._image_files import (
     find_labelled_images,
     input_errors,
 )
-from .base import Data
+from .base import LabelledImages
 
 if TYPE_CHECKING:
     from defensemble_training import Dataset
 
 OnProgress = Callable[[str, int, int | None], None]
 
-_MOST_NAMES = 1 << 20
-_MOST_NAME_BYTES = 1 << 26
+_MAX_NAMES = 1 << 20
+_MAX_NAME_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Images that fit a model, and their source."""
+    """Labelled images that match a model, and their source.
 
-    data: Data  # the images, with the model's own indices of their classes
-    source: dict[str, Any]  # where they are from, as JSON
-    notes: tuple[str, ...] = ()  # for the user, a line each
+    Attributes:
+        data: The images, labelled with the model's class indices.
+        source: Where the images are from, as JSON.
+        notes: Notes for the user, one line each.
+    """
+
+    data: LabelledImages
+    source: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,30 +66,30 @@ class _Request:
     on_progress: OnProgress
 
     def sample(self, available: int) -> NDArray[np.intp]:
-        """Choose images, in ascending order; the same ones for the same seed and number."""
+        """Return the indices of a random sample, in ascending order; the same for the same seed and number."""
         if self.limit is None or self.limit >= available:
             return np.arange(available)
         return np.sort(np.random.default_rng(self.seed).permutation(available)[: self.limit])
 
     def check_memory(self, count: int, image_shape: tuple[int, ...], to_read: int = 0) -> None:
-        """Refuse images that would take too much: as float32 while they are read, and twice with noise."""
+        """Reject images that need too much memory: as float32 while they are read, and twice with noise."""
         floats = 4 * count * math.prod(image_shape)
         with input_errors():
             check_memory(f"{count:,} images of {self.name}", floats + max(floats, to_read), self.options.max_memory)
 
-    def chosen(
+    def result(
         self,
         kind: str,
         data: tuple[NDArray[np.float32], NDArray[np.int64]],
         rows: NDArray[np.intp],
         available: int,
         notes: tuple[str, ...] = (),
-        **more: Any,
+        **details: Any,
     ) -> ProbeData:
-        """Return images with a description of their origin."""
+        """Return images with a description of their source."""
         digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-        source = {"name": self.name, "kind": kind, "n_available": available, "indices_sha256": digest, **more}
-        return ProbeData(Data(*data), source, notes)
+        source = {"name": self.name, "kind": kind, "n_available": available, "indices_sha256": digest, **details}
+        return ProbeData(LabelledImages(*data), source, notes)
 
 
 def load_probe_data(
@@ -96,24 +102,24 @@ def load_probe_data(
     options: ReadOptions | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> ProbeData:
-    """Read the test images of a dataset by name (such as `digits`), of a folder of class folders, or of a `.npz` file.
+    """Load the test images of a dataset by name (such as `digits`), of a folder of class folders, or of a `.npz` file.
 
-    A `.npz` file holds `images` (n, C, H, W), floats in [0, 1], uint8 or uint16, and `labels` (n,). They are the model's own indices, or
-    positions in an array `class_names` (K,). Classes are matched with the model's by name.
+    A `.npz` file has `images` (n, C, H, W), floats in [0, 1], uint8 or uint16, and `labels` (n,): the model's class indices or, if the file
+    has an array `class_names` (K,), indices into it. Classes are matched with the model's by name.
 
     Args:
-        source: name of a dataset, or path of a folder or a `.npz` file.
-        info: the model.
-        limit: use a random sample of so many images, the same for the same `seed`; None: all.
-        seed: of the sample.
-        data_dir: the folder that holds the dataset; `source` is then its name.
-        options: how image files are read.
-        on_progress: called with what is being done, how many images are done, and of how many.
+        source: Name of a dataset, or path of a folder or a `.npz` file.
+        info: The model.
+        limit: Size of a random sample; None for all images.
+        seed: Seed of the sample.
+        data_dir: Folder of the dataset; `source` is then its name.
+        options: How image files are read.
+        on_progress: Called with the current step, the number of images done, and the number of all images.
 
     Raises:
-        InputError: there is no such data, it does not fit the model, or it would take too much memory.
-        MissingExtraError: the dataset needs a part of this distribution that is not installed.
-        OSError: a file cannot be read.
+        InputError: The data does not exist, does not match the model, or needs too much memory.
+        MissingExtraError: The dataset needs a part of this distribution that is not installed.
+        OSError: A file cannot be read.
     """
     path = Path(source)
     request = _Request(source, info, limit, seed, options or ReadOptions(), on_progress)
@@ -124,7 +130,7 @@ def load_probe_data(
     if path.suffix.lower() == ".npz":
         return _from_npz(request, path)
     if path.exists() or "/" in source:
-        raise InputError(f"{source} is neither a folder nor a .npz file: pass one, or the name of a dataset, such as digits")
+        raise InputError(f"{source} is neither a folder nor a .npz file: pass one of these, or the name of a dataset, such as digits")
     return _from_dataset(request, None)
 
 
@@ -133,31 +139,31 @@ def _from_folder(request: _Request, folder: Path) -> ProbeData:
     files, labels = find_labelled_images(folder, info, counts)
     preprocessing, note = choose_preprocessing(info, options.resize)
     rows = request.sample(len(files))
-    chosen = [files[row] for row in rows]
-    to_read = decode_memory_bytes(chosen, info)
+    sampled = [files[row] for row in rows]
+    to_read = decode_memory_bytes(sampled, info)
     any_size = min(info.image_shape) <= 0
-    request.check_memory(1 if any_size else len(chosen), info.image_shape, to_read)
+    request.check_memory(1 if any_size else len(sampled), info.image_shape, to_read)
     images: NDArray[np.float32] | None = None
     kept: list[int] = []
-    for index, image in decode_for_model(chosen, info, preprocessing, options.skip_damaged, counts):
-        if images is None:  # where a model takes any size, all must have that of the first
-            request.check_memory(len(chosen), image.shape, to_read)
-            images = np.empty((len(chosen), *image.shape), np.float32)
+    for index, image in decode_for_model(sampled, info, preprocessing, options.skip_damaged, counts):
+        if images is None:  # if the model accepts any size, all images must have that of the first
+            request.check_memory(len(sampled), image.shape, to_read)
+            images = np.empty((len(sampled), *image.shape), np.float32)
         elif image.shape != images.shape[1:]:
             raise InputError(
-                f"{chosen[index]} has the shape {image.shape} and {chosen[kept[0]]} {images.shape[1:]}; model {info.name!r} takes any "
+                f"{sampled[index]} has the shape {image.shape} and {sampled[kept[0]]} {images.shape[1:]}; model {info.name!r} accepts any "
                 "size, but a probe needs images of one size: resize them"
             )
         images[len(kept)] = image
         kept.append(index)
-        request.on_progress("reading images", len(kept), len(chosen))
+        request.on_progress("reading images", len(kept), len(sampled))
     if images is None:
-        raise InputError(f"none of the {len(chosen)} images of {folder} can be decoded, the first: {counts.damaged[0]}")
+        raise InputError(f"none of the {len(sampled)} images in {folder} can be decoded; the first: {counts.damaged[0]}")
     rows = rows[kept]
     notes = (*(() if note is None else (note,)), *counts.lines())
     rule = None if preprocessing is None else preprocessing.to_values()
     data = images[: len(kept)], labels[rows]
-    return request.chosen("folder", data, rows, len(files), notes, preprocessing=rule, **counts.json())
+    return request.result("folder", data, rows, len(files), notes, preprocessing=rule, **counts.json())
 
 
 def _from_npz(request: _Request, path: Path) -> ProbeData:
@@ -168,8 +174,8 @@ def _from_npz(request: _Request, path: Path) -> ProbeData:
         available = stored.shape[0]
         if stored_labels.shape != (available,) or stored_labels.dtype.kind not in "iu":
             raise InputError(
-                f"{stored_labels.where} holds {stored_labels.dtype} of the shape {stored_labels.shape}, expected integers of the shape "
-                f"({available},): labels must be one integer for each image"
+                f"{stored_labels.where} is {stored_labels.dtype} of shape {stored_labels.shape}; expected integers of shape "
+                f"({available},), one label for each image"
             )
         rows = request.sample(available)
         request.check_memory(len(rows), stored.shape[1:])
@@ -177,38 +183,38 @@ def _from_npz(request: _Request, path: Path) -> ProbeData:
         names = _class_names(arrays["class_names"]) if "class_names" in arrays else None
         labels = _model_indices(labels[rows], names, str(path), request.info)
         images = stored.images(rows)
-    notes = () if request.options.resize is None else (f"{path} holds arrays, which --resize does not change",)
-    return request.chosen("npz", (images, labels), rows, available, notes)
+    notes = () if request.options.resize is None else (f"{path} contains arrays: --resize has no effect",)
+    return request.result("npz", (images, labels), rows, available, notes)
 
 
 def _class_names(stored: StoredArray) -> list[str]:
     count = math.prod(stored.shape)
-    if len(stored.shape) != 1 or stored.dtype.kind != "U" or count > _MOST_NAMES or count * stored.dtype.itemsize > _MOST_NAME_BYTES:
+    if len(stored.shape) != 1 or stored.dtype.kind != "U" or count > _MAX_NAMES or count * stored.dtype.itemsize > _MAX_NAME_BYTES:
         raise InputError(
-            f"{stored.where} holds {stored.dtype} of the shape {stored.shape}, expected names as text, (K,) of at most {_MOST_NAMES} "
-            f"and {_MOST_NAME_BYTES >> 20} MiB: numpy.array(names)"
+            f"{stored.where} is {stored.dtype} of shape {stored.shape}; expected at most {_MAX_NAMES} strings (K,) of together at most "
+            f"{_MAX_NAME_BYTES >> 20} MiB: numpy.array(names)"
         )
     names: list[str] = stored.values().tolist()
     return names
 
 
 def _model_indices(labels: NDArray[Any], names: list[str] | None, where: str, info: ModelInfo) -> NDArray[np.int64]:
-    """Return the model's indices of labels, which are those already where the data has no names of classes."""
+    """Return labels as the model's class indices. Without class names, they already are."""
     count = len(info.class_names) if names is None else len(names)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= count:
-        whose = f"the classes of {info.name!r}" if names is None else "one for each of its class names"
-        raise InputError(f"the labels of {where} must lie in [0, {count}), {whose}, got from {low} to {high}")
+        meaning = f"the classes of {info.name!r}" if names is None else "one for each of its class names"
+        raise InputError(f"the labels of {where} must be in [0, {count}), {meaning}; got {low} to {high}")
     indices = labels.astype(np.int64)
     return indices if names is None else match_classes(names, info.class_names, where, info.name)[indices]
 
 
 def _from_dataset(request: _Request, data_dir: Path | None) -> ProbeData:
-    dataset, rule, note = _loaded(request, data_dir)
+    dataset, rule, note = _load_dataset(request, data_dir)
     test, shape = dataset.test, dataset.input_shape
     expected = request.info.image_shape
     if any(got != size and size > 0 for got, size in zip(shape, expected, strict=True)):
-        raise InputError(f"the images of {request.name} have the shape {shape}, model {request.info.name!r} takes {expected}")
+        raise InputError(f"the images of {request.name} have shape {shape}; model {request.info.name!r} takes {expected}")
     rows = request.sample(len(test))
     request.check_memory(len(rows), shape)
     with input_errors():
@@ -216,11 +222,11 @@ def _from_dataset(request: _Request, data_dir: Path | None) -> ProbeData:
         labels = _model_indices(np.asarray(test.labels)[rows], list(dataset.class_names), where, request.info)
     notes = (*dataset.notes, *(() if note is None else (note,)))
     data = test.images(rows), labels
-    return request.chosen("dataset, test split", data, rows, len(test), notes, origin=dataset.source, preprocessing=rule)
+    return request.result("dataset, test split", data, rows, len(test), notes, origin=dataset.source, preprocessing=rule)
 
 
-def _loaded(request: _Request, data_dir: Path | None) -> tuple[Dataset, dict[str, Any] | None, str | None]:
-    """Load a dataset in the size of the model, with the rule that it was brought to it by and a note for the user."""
+def _load_dataset(request: _Request, data_dir: Path | None) -> tuple[Dataset, dict[str, Any] | None, str | None]:
+    """Load a dataset in the size of the model. Returns also the resize rule, and a note for the user."""
     try:
         from defensemble_training import DataError, load_dataset
     except ImportError as error:
@@ -231,7 +237,7 @@ def _loaded(request: _Request, data_dir: Path | None) -> tuple[Dataset, dict[str
     _, height, width = info.image_shape
     if height != width:
         raise InputError(
-            f"the dataset {request.name!r} has square images, model {info.name!r} takes {height} x {width}: pass a folder of class "
+            f"the dataset {request.name!r} has square images, but model {info.name!r} takes {height} x {width}: pass a folder of class "
             "folders, --dataset FOLDER"
         )
     rule, note = choose_preprocessing(info, request.options.resize)
@@ -246,6 +252,6 @@ def _loaded(request: _Request, data_dir: Path | None) -> tuple[Dataset, dict[str
             on_progress=request.on_progress,
         )
     except DataError as error:
-        any_size = "" if height > 0 else f" (model {info.name!r} takes images of any size, but a probe needs images of one size)"
+        any_size = "" if height > 0 else f" (model {info.name!r} accepts any size, but a probe needs images of one size)"
         raise InputError(f"{error}{any_size}") from error
     return dataset, None if rule is None else rule.to_values(), note

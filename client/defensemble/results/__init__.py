@@ -1,4 +1,4 @@
-"""Result files: rates with intervals, and what they were measured with."""
+"""Result files: rates with confidence intervals, and the provenance of measurements."""
 
 from __future__ import annotations
 

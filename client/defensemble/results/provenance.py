@@ -1,4 +1,4 @@
-"""Where a result was measured: hardware, versions, commit."""
+"""Provenance of a measurement: hardware, versions, commit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("numpy", "tritonclient", "grpcio")
 
 
 def provenance(server: ServerMetadata | None = None) -> dict[str, Any]:
-    """Hardware, versions, server, git commit and time, as JSON; what is not known is None."""
+    """Return hardware, versions, server, git commit and time as JSON. Unknown values are None."""
     return {
         "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": {
@@ -37,12 +37,12 @@ def provenance(server: ServerMetadata | None = None) -> dict[str, Any]:
 
 
 def git_commit(checkout: Path) -> str | None:
-    """The commit of the project's checkout, with `-dirty` where tracked files differ from it.
+    """Return the commit of the project's checkout, with `-dirty` if tracked files differ from it.
 
-    None outside a checkout, before the first commit, or without git.
+    Returns None outside a checkout, before the first commit, or without git.
     """
     if not ((checkout / ".git").exists() and (checkout / "pyproject.toml").exists()):
-        return None  # installed, perhaps inside somebody else's checkout
+        return None  # installed, perhaps within another project's checkout
     command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         described = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

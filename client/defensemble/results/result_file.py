@@ -1,4 +1,4 @@
-"""Measured results as files."""
+"""Write results to files."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_ABOUT_A_RESULT = 1 << 16  # bytes; the noise probe of seven models at ten sigmas wrote 51,039
+_TYPICAL_RESULT_BYTES = 1 << 16  # the noise probe of seven models at ten sigmas wrote 51,039
 
 
 def check_writable(path: Path) -> None:
-    """Find out before slow work whether a result could be written, by a temporary file in its folder.
+    """Check before slow work that a result can be written, with a temporary file in its folder.
 
     Raises:
-        OSError: It could not; names the path that was given.
+        OSError: It cannot be written. The error names `path`.
     """
-    with _naming(path):
+    with _errors_name(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        place = path.parent
-        while not place.exists():  # `write_result` makes it
-            place = place.parent
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(_ABOUT_A_RESULT))
+        folder = path.parent
+        while not folder.exists():  # `write_result` creates it
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_TYPICAL_RESULT_BYTES))
 
 
 def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -> Path | None:
-    """Write a result as JSON, durably, as a whole or not at all.
+    """Write a result as JSON, durably and atomically. Returns the path of a kept earlier file, or None.
 
     Args:
-        path: of the file.
-        result: values for JSON.
-        keep: keep an earlier file as `NAME.1.json` (or the next free number), whose path is returned.
+        path: Path of the file.
+        result: Values for JSON.
+        keep: Keep an earlier file as `NAME.1.json` (or the next free number).
 
     Raises:
-        OSError: It cannot be written, and nothing is left behind; names the path that was given.
+        OSError: The file cannot be written. The error names `path`, and nothing is left behind.
     """
     from defensemble_repository.filesystem.atomic_write import rename_durably, sync, temporary_path
 
     content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
-    with _naming(path):
+    with _errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
         try:
             temporary.write_bytes(content)
-            sync([temporary])  # a flush may fail, and then the earlier file has to keep its name
-            earlier = _kept_earlier(path) if keep else None
+            sync([temporary])  # if this fails, the earlier file must keep its name
+            earlier = _keep_earlier(path) if keep else None
             rename_durably([(temporary, path)])
         finally:
             temporary.unlink(missing_ok=True)
         return earlier
 
 
-def _kept_earlier(path: Path) -> Path | None:
-    """Rename a file to the first free of `NAME.1.json`, `NAME.2.json`, ...; None where there is none."""
+def _keep_earlier(path: Path) -> Path | None:
+    """Rename a file to the first free of `NAME.1.json`, `NAME.2.json`, ..., and return that; None if there is no file."""
     if not path.is_file():
         return None
     number = 0
@@ -66,7 +66,7 @@ def _kept_earlier(path: Path) -> Path | None:
         number += 1
         kept = path.with_suffix(f".{number}{path.suffix}")
         try:
-            kept.open("xb").close()  # takes the name, also where two probes end at once
+            kept.open("xb").close()  # reserves the name, in case two probes end at the same time
         except FileExistsError:
             continue
         os.replace(path, kept)
@@ -74,8 +74,8 @@ def _kept_earlier(path: Path) -> Path | None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Gives errors the name that the user gave: that of a failed `write` has none, others name the temporary file."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Make errors name the user's path: the error of a failed `write` has no name, and others name the temporary file."""
     try:
         yield
     except OSError as error:

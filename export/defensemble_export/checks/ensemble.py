@@ -1,4 +1,4 @@
-"""All checks of ensembles and repositories, on what is on disk or on what an edit would make of it."""
+"""All checks of ensembles and repositories, as they are on disk or as an edit would make them."""
 
 from __future__ import annotations
 
@@ -23,79 +23,93 @@ from .graphs import check_graphs
 
 
 def check_ensemble(files: RepositoryView, name: str, *, target: Target = ANY) -> list[Finding]:
-    """Find all that is wrong with the ensemble `name`, its members and its averaging models, before an edit is written or loaded.
+    """Find the problems of an ensemble, its members and its averaging models, before an edit is written or loaded.
 
-    Stricter than Triton on purpose: a step pins a version, names are those that an export gives, files are what their digests say, labels
-    and profiles agree, and averaging models are what their parameters and their name say. Graphs are not opened: a server does that.
+    Deliberately stricter than Triton: steps pin versions, names are those that an export gives, files match their digests, labels and
+    profiles agree, and averaging models match their parameters and names. Graphs are not opened, because the server does that.
 
     Args:
-        files: the repository, as it is or as it will be.
-        name: the ensemble.
-        target: the Triton that is to load it.
+        files: The repository, as it is or as it will be.
+        name: The ensemble.
+        target: The Triton that will load it.
+
+    Example:
+        >>> for finding in check_ensemble(RepositoryView(Path("model_repository")), "ensemble"):
+        ...     print(finding)
     """
-    found = Inspection(files, target, all_profiles=True, for_edit=True, is_generated=_is_generated, check_ensemble=_check_votes)
-    check_ensemble_configs(found, name)
-    return found.findings
+    inspection = Inspection(files, target, all_profiles=True, for_edit=True, is_generated=_is_generated, check_ensemble=_check_members)
+    check_ensemble_configs(inspection, name)
+    return inspection.findings
 
 
 def check_repository(files: RepositoryView, target: Target, name: str | None = None) -> list[Finding]:
-    """Find all that keeps `target` from serving the ensemble `name`, or each model of a repository, graphs included.
+    """Find everything that keeps a Triton from serving an ensemble, or all models of a repository; graphs are opened.
+
+    Args:
+        files: The repository.
+        target: The Triton that will load it.
+        name: The ensemble; None for all models.
 
     Raises:
-        OSError: the repository cannot be listed.
+        OSError: The repository cannot be listed.
     """
-    found = Inspection(files, target, all_profiles=True, is_generated=_is_generated, check_ensemble=_check_votes)
+    inspection = Inspection(files, target, all_profiles=True, is_generated=_is_generated, check_ensemble=_check_members)
     if name is None:
-        models, _ = check_models(found)
+        models, _ = check_models(inspection)
     else:
-        check_root_links(found)
-        check_ensemble_configs(found, name)
-        config = found.config(name) if found.has(name) else None
-        models = [step.model_name for step in config.ensemble_scheduling.step if found.has(step.model_name)] if config is not None else []
-    check_graphs(found, models)
-    return found.findings
+        check_root_links(inspection)
+        check_ensemble_configs(inspection, name)
+        config = inspection.config(name) if inspection.has(name) else None
+        steps = config.ensemble_scheduling.step if config is not None else []
+        models = [step.model_name for step in steps if inspection.has(step.model_name)]
+    check_graphs(inspection, models)
+    return inspection.findings
 
 
-def _is_generated(content: bytes, votes: Ensemble, classes: int) -> bool:
-    """Whether the file of an averaging model is the graph of these votes."""
-    return is_same_graph(content, average_onnx(votes, classes))
+def _is_generated(content: bytes, ensemble: Ensemble, classes: int) -> bool:
+    """Return whether the file of an averaging model is the graph for this ensemble."""
+    return is_same_graph(content, average_onnx(ensemble, classes))
 
 
-def _check_votes(found: Inspection, name: str, config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig], refused: bool) -> None:
-    """Whether this ensemble can be edited by its votes, and what they say of others."""
+def _check_members(
+    inspection: Inspection, name: str, config: schema.ModelConfig, known: Mapping[str, schema.ModelConfig], has_errors: bool
+) -> None:
+    """Check that an ensemble can be edited, that its averaging model is named after it, and that fused graphs match its members."""
     path = f"{name}/{CONFIG_FILE}"
     try:
-        votes = ensemble_from_configs(name, {**known, name: config})
+        ensemble = ensemble_from_configs(name, {**known, name: config})
     except EnsembleError as error:
-        if not refused:  # else this would be said twice
+        if not has_errors:  # otherwise it is reported already
             text = f"it can be served, but not edited: {error}"
-            found.add_finding(name, text, path, "ensemble_scheduling", is_error=False)
+            inspection.add_finding(name, text, path, "ensemble_scheduling", is_error=False)
         return
-    if not refused:
-        _say_names(found, name, config, votes, known)
-    for graph in outdated_graphs(found.files, votes):
-        again = f"`defensemble fuse {graph} --repository {found.files.repository} --ensemble {name} --replace`"
-        text = f"'{graph}' is a fused graph of other votes than '{name}' has now: fuse it again ({again})"
-        found.add_finding(graph, text, f"{graph}/{CONFIG_FILE}", ("parameters", "key", "members"), is_error=False)
+    if not has_errors:
+        _check_averaging_names(inspection, name, config, ensemble, known)
+    for graph in outdated_graphs(inspection.files, ensemble):
+        again = f"`defensemble fuse {graph} --repository {inspection.files.repository} --ensemble {name} --replace`"
+        text = f"'{graph}' is a fused graph of other members or weights than '{name}' has now; fuse it again ({again})"
+        inspection.add_finding(graph, text, f"{graph}/{CONFIG_FILE}", ("parameters", "key", "members"), is_error=False)
 
 
-def _say_names(found: Inspection, name: str, config: schema.ModelConfig, votes: Ensemble, known: Mapping[str, schema.ModelConfig]) -> None:
-    """Say what is served, and what the next edit writes otherwise: two averaging models, or one named for other members or batches."""
-    path, first = f"{name}/{CONFIG_FILE}", len(votes.members)
+def _check_averaging_names(
+    inspection: Inspection, name: str, config: schema.ModelConfig, ensemble: Ensemble, known: Mapping[str, schema.ModelConfig]
+) -> None:
+    """Report what is served but the next edit would write differently: two averaging models, or one with an outdated name."""
+    path, first = f"{name}/{CONFIG_FILE}", len(ensemble.members)
     averages = [step.model_name for step in list(config.ensemble_scheduling.step)[first:]]
     if len(averages) > 1:
         text = (
-            f"{averages[0]} and {averages[1]} average it, the form of earlier versions, in which a call that is cancelled can crash the "
-            f"server: `defensemble ensemble reload {name}` makes one model of them"
+            f"it has two averaging models, {averages[0]} and {averages[1]}, the form of earlier versions, in which a cancelled call can "
+            f"crash the server. Run `defensemble ensemble reload {name}` to replace them by one"
         )
-        found.add_finding(name, text, path, *step_path(first, "model_name"), is_error=False)
+        inspection.add_finding(name, text, path, *step_path(first, "model_name"), is_error=False)
         return
-    described = known.get(averages[0])
-    classes = next((int(size) for tensor in described.input for size in tensor.dims), 0) if described is not None else 0
-    named = averaging_model_name(votes, classes, int(config.max_batch_size))
-    if averages[0] not in (named, *two_model_names(votes, classes, int(config.max_batch_size))):
+    average_config = known.get(averages[0])
+    classes = next((int(size) for tensor in average_config.input for size in tensor.dims), 0) if average_config is not None else 0
+    expected = averaging_model_name(ensemble, classes, int(config.max_batch_size))
+    if averages[0] not in (expected, *two_model_names(ensemble, classes, int(config.max_batch_size))):
         text = (
-            f"its answers are right, but its averaging model is named for other members or another max_batch_size: step {first + 1} is to "
-            f"run {named}, which `defensemble ensemble reload {name}` generates"
+            "its outputs are correct, but its averaging model is named for other members or another max_batch_size: step "
+            f"{first + 1} should run {expected}. Run `defensemble ensemble reload {name}` to generate it"
         )
-        found.add_finding(name, text, path, *step_path(first, "model_name"), is_error=False)
+        inspection.add_finding(name, text, path, *step_path(first, "model_name"), is_error=False)

@@ -1,6 +1,6 @@
-"""Edits of ensembles: requests, what they change in a repository, its history, and the journal of an edit that is under way.
+"""Edits of ensembles: requests, the plans of their changes, their history, and the journal of an edit in progress.
 
-This is all of editing that the client uses.
+The client uses only what this module exports.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .history import (
     Snapshot as Snapshot,
     append_edit as append_edit,
     check_history as check_history,
+    current_user as current_user,
     line_from_edit as line_from_edit,
-    new_id as new_id,
-    now_text as now_text,
+    new_edit_id as new_edit_id,
     read_history as read_history,
     read_snapshot as read_snapshot,
-    this_user as this_user,
     undoable_edits as undoable_edits,
+    utc_now as utc_now,
     withdraw_edit as withdraw_edit,
 )
 from .journal import EditJournal as EditJournal, read_journal as read_journal, remove_stale_temporaries as remove_stale_temporaries
 from .member_info import MemberInfo as MemberInfo, read_member_info as read_member_info
-from .plan import EditPlan as EditPlan, plan_ensemble as plan_ensemble, steps_of as steps_of, used_models as used_models
+from .plan import EditPlan as EditPlan, plan_ensemble as plan_ensemble, step_models as step_models, used_models as used_models
 from .pruning import Prunable as Prunable, prune_files as prune_files, prune_plan as prune_plan
 from .requests import (
     AddMembers as AddMembers,

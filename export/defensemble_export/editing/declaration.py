@@ -1,7 +1,7 @@
-"""An ensemble as a YAML file: name, average, and members with model, version and weight.
+"""Ensembles as YAML files: name, average, and members with model, version and weight.
 
-YAML is read for its structure alone, and each value as the text that stands there: a YAML 1.1 reader makes a number of a model named
-``0.5``, and a truth value of one named ``on``.
+Only the structure is parsed as YAML. Values are read as plain text, because a YAML 1.1 reader turns a model named `0.5` into a number and
+one named `on` into a boolean.
 """
 
 from __future__ import annotations
@@ -25,76 +25,85 @@ from ..errors import DeclarationError
 LARGEST_FILE = 1 << 20
 _KEYS = ("name", "average", "members")
 _MEMBER_KEYS = ("model", "version", "weight")
-# What is a number in YAML 1.1 and 1.2, JSON and Python alike: 017, 0x11, 1_000 and 1:30 are not, some read them otherwise than others.
-_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+# Numbers that YAML 1.1, YAML 1.2, JSON and Python read alike; 017, 0x11, 1_000 and 1:30 are ambiguous.
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-# Numbers to YAML, which an ensemble refuses: reported as such.
-_NO_WEIGHT = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
+# YAML reads these as numbers; an ensemble rejects them with its own message.
+_INVALID_WEIGHTS = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 _EXAMPLE = "such as\nname: ensemble\nmembers:\n  - model: keep0.1"
 
 
 def read_declaration(path: Path) -> Ensemble:
-    """Read the ensemble that a YAML file of at most 1 MiB, in UTF-8, declares: see ``ensemble_from_yaml``.
+    """Read an ensemble from a YAML file in UTF-8 of at most 1 MiB; see `ensemble_from_yaml` for its keys.
 
     Raises:
-        DeclarationError: it is no such file.
-        OSError: it cannot be read.
+        DeclarationError: The file is not a valid declaration.
+        OSError: The file cannot be read.
+
+    Example:
+        >>> ensembles.apply(read_declaration(Path("ensemble.yaml")))
     """
     content = read_user_file(path, LARGEST_FILE)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DeclarationError(f"{path}:{line}: byte {error.start} is not UTF-8 ({error.reason}): save the file as UTF-8") from error
+        raise DeclarationError(f"{path}:{line}: byte {error.start} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
     return ensemble_from_yaml(text, str(path))
 
 
 def ensemble_from_yaml(text: str, where: str) -> Ensemble:
-    """The ensemble that a YAML text declares; ``where`` names the text in errors.
+    """Read an ensemble from a YAML text.
 
-    ``name`` and ``members`` are needed, and of each member its ``model``; ``version`` is 1, ``weight`` 1 and ``average``
-    ``probabilities`` where they are left out.
+    `name`, `members` and each member's `model` are required. The defaults are `version: 1`, `weight: 1` and `average: probabilities`.
+
+    Args:
+        text: The YAML text.
+        where: What error messages call the text, such as its path.
 
     Raises:
-        DeclarationError: with the line, where it is no YAML, has other keys or values than these, or declares no ensemble that is allowed.
+        DeclarationError: The text is not YAML, has unknown keys or invalid values, or declares an invalid ensemble. The message has the
+            line number.
     """
     return _Declaration(where).ensemble(_root(text, where))
 
 
 def yaml_from_ensemble(ensemble: Ensemble) -> str:
-    """The YAML text that declares ``ensemble``, from which ``ensemble_from_yaml`` reads the same again."""
+    """Return the YAML text that declares `ensemble`; `ensemble_from_yaml` reads an equal ensemble from it."""
     values = {
         "name": ensemble.name,
         "average": ensemble.average,
-        "members": [{"model": vote.model, "version": int(vote.version), "weight": _plain_number(vote.weight)} for vote in ensemble.members],
+        "members": [
+            {"model": member.model, "version": int(member.version), "weight": _plain_number(member.weight)} for member in ensemble.members
+        ],
     }
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=False)
     return text
 
 
 def _plain_number(weight: float) -> int | float:
-    # Above 1e15 a whole number is easier to read with an exponent.
+    # Above 1e15, an integer is easier to read with an exponent.
     return int(weight) if float(weight).is_integer() and abs(weight) < 1e15 else float(weight)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Indents a list below its key."""
+    """A dumper that indents lists below their keys."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what no declaration needs: aliases, by which a small file stands for a huge one, anchors and tags."""
+    """A loader that rejects aliases (a small file could expand to a huge one), anchors and tags."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise yaml.MarkedYAMLError(
-                problem="anchors (&) and aliases (*) are not read; write the value out", problem_mark=event.start_mark
+                problem="anchors (&) and aliases (*) are not supported; write the value out", problem_mark=event.start_mark
             )
         if getattr(event, "tag", None) is not None:
-            raise yaml.MarkedYAMLError(problem="tags (!) are not read; write the value alone", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="tags (!) are not supported; write only the value", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -107,29 +116,27 @@ def _root(text: str, where: str) -> yaml.Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1
-        told = ", ".join(part for part in (error.context, error.problem) if part)
-        raise DeclarationError(f"{where}:{line}: cannot be read as YAML: {told}{_hint(text, line)}") from error
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        raise DeclarationError(f"{where}:{line}: not valid YAML: {reason}{_tab_hint(text, line)}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise DeclarationError(
-            f"{where}:{line}: cannot be read as YAML: it holds the character {text[error.position]!r}; take it out"
-        ) from error
+        raise DeclarationError(f"{where}:{line}: not valid YAML: it contains the character {text[error.position]!r}; remove it") from error
     except (ValueError, OverflowError, RecursionError) as error:  # an escape beyond Unicode; 300 brackets
         line = 1 if loader is None else loader.get_mark().line + 1
-        told = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise DeclarationError(f"{where}:{line}: cannot be read as YAML: {told}") from error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DeclarationError(f"{where}:{line}: not valid YAML: {reason}") from error
     if root is None or (_is_plain(root) and not root.value):
-        raise DeclarationError(f"{where} is empty: it needs a name and members, {_EXAMPLE}")
+        raise DeclarationError(f"{where} is empty; expected a name and members, {_EXAMPLE}")
     return root
 
 
-def _hint(text: str, line: int) -> str:
+def _tab_hint(text: str, line: int) -> str:
     lines = text.splitlines()[line - 1 : line]
     return "; indent with spaces, not tabs" if lines and "\t" in lines[0][: len(lines[0]) - len(lines[0].lstrip())] else ""
 
 
 class _Declaration:
-    """Reads the nodes of a declaration, and tells what is wrong with file and line."""
+    """Reads the YAML nodes of a declaration; errors name the file and line."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -147,21 +154,21 @@ class _Declaration:
                 self.refuse(
                     values["average"], f"average must be one of {', '.join(AVERAGES)}, got {average[:80]!r}{_nearest(average, AVERAGES)}"
                 )
-        members = values["members"]
-        if not isinstance(members, yaml.SequenceNode):
-            self.refuse(members, f"members must be a list, got {_kind(members)}: write '- model: NAME' for each")
-        votes: dict[tuple[str, int], Member] = {}
-        for node in members.value:
-            vote = self.vote(node)
-            if (vote.model, vote.version) in votes:
-                self.refuse(node, f"{vote.model}@{vote.version} is a member already: give it a larger weight instead")
-            votes[vote.model, vote.version] = vote
+        rows = values["members"]
+        if not isinstance(rows, yaml.SequenceNode):
+            self.refuse(rows, f"members must be a list, got {_kind(rows)}; write '- model: NAME' for each")
+        members: dict[tuple[str, int], Member] = {}
+        for node in rows.value:
+            member = self.member(node)
+            if (member.model, member.version) in members:
+                self.refuse(node, f"{member.model}@{member.version} is listed twice; list it once, with a larger weight")
+            members[member.model, member.version] = member
         try:
-            return Ensemble(name, tuple(votes.values()), average)
+            return Ensemble(name, tuple(members.values()), average)
         except EnsembleError as error:
-            self.refuse(members, str(error), error)
+            self.refuse(rows, str(error), error)
 
-    def vote(self, node: yaml.Node) -> Member:
+    def member(self, node: yaml.Node) -> Member:
         values = self.mapping(node, "a member", _MEMBER_KEYS, ("model",))
         try:
             model = check_name(self.text(values["model"], "model"))
@@ -174,46 +181,46 @@ class _Declaration:
         except EnsembleError as error:
             self.refuse(values.get("weight", node), str(error), error)
 
-    def mapping(self, node: yaml.Node, what: str, known: Sequence[str], needed: Sequence[str]) -> Mapping[str, yaml.Node]:
+    def mapping(self, node: yaml.Node, what: str, known: Sequence[str], required: Sequence[str]) -> Mapping[str, yaml.Node]:
         if not isinstance(node, yaml.MappingNode):
-            self.refuse(node, f"{what} must have the keys {', '.join(known)}, got {_kind(node)}: write 'key: value', {_EXAMPLE}")
+            self.refuse(node, f"{what} must have the keys {', '.join(known)}, got {_kind(node)}; write 'key: value', {_EXAMPLE}")
         values: dict[str, yaml.Node] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self.refuse(key, f"a key must be one of {', '.join(known)}, got {_kind(key)}")
+                self.refuse(key, f"keys must be among {', '.join(known)}, got {_kind(key)}")
             if key.value not in known:
-                self.refuse(key, f"{what} has no key {key.value[:80]!r}, it may have {', '.join(known)}{_nearest(key.value, known)}")
+                self.refuse(key, f"unknown key {key.value[:80]!r} in {what}; expected {', '.join(known)}{_nearest(key.value, known)}")
             if key.value in values:
-                self.refuse(key, f"{key.value} is given twice, first in line {values[key.value].start_mark.line + 1}: take one out")
+                self.refuse(key, f"{key.value} is set twice, first in line {values[key.value].start_mark.line + 1}; remove one")
             values[key.value] = value
-        missing = [key for key in needed if key not in values]
+        missing = [key for key in required if key not in values]
         if missing:
-            self.refuse(node, f"{what} lacks {' and '.join(missing)}: add {' and '.join(f'{key}: ...' for key in missing)}")
+            self.refuse(node, f"{what} has no {' and no '.join(missing)}; add {' and '.join(f'{key}: ...' for key in missing)}")
         return values
 
     def text(self, node: yaml.Node, key: str) -> str:
         if not isinstance(node, yaml.ScalarNode):
-            self.refuse(node, f"{key} must be a text, got {_kind(node)}")
+            self.refuse(node, f"{key} must be text, got {_kind(node)}")
         return str(node.value)
 
     def version(self, node: yaml.Node) -> int:
-        told = f"version must be a whole number from 1 to {MAX_VERSION}"
-        # Twenty characters before `int`, which refuses thousands of digits.
-        if not (_is_plain(node) and len(node.value) <= 20 and _WHOLE.fullmatch(node.value)):
-            self.refuse(node, f"{told}, got {_kind(node)}")
+        expected = f"version must be an integer from 1 to {MAX_VERSION}"
+        # `int` raises for thousands of digits.
+        if not (_is_plain(node) and len(node.value) <= 20 and _INTEGER.fullmatch(node.value)):
+            self.refuse(node, f"{expected}, got {_kind(node)}")
         version = int(node.value)
         if not 1 <= version <= MAX_VERSION:
-            self.refuse(node, f"{told}, got {version}: a version is named, there is no number for the newest")
+            self.refuse(node, f"{expected}, got {version}; no number stands for the newest version")
         return version
 
     def weight(self, node: yaml.Node) -> float:
-        text = _NO_WEIGHT.get(str(node.value).lower(), str(node.value)) if _is_plain(node) else ""
-        if not (text in _NO_WEIGHT.values() or _NUMBER.fullmatch(text)):
+        text = _INVALID_WEIGHTS.get(str(node.value).lower(), str(node.value)) if _is_plain(node) else ""
+        if not (text in _INVALID_WEIGHTS.values() or _NUMBER.fullmatch(text)):
             self.refuse(node, f"weight must be a number above 0, such as 1 or 0.25, got {_kind(node)}")
         return float(text)
 
-    def refuse(self, node: yaml.Node, told: str, cause: Exception | None = None) -> NoReturn:
-        raise DeclarationError(f"{self.where}:{node.start_mark.line + 1}: {told}") from cause
+    def refuse(self, node: yaml.Node, problem: str, cause: Exception | None = None) -> NoReturn:
+        raise DeclarationError(f"{self.where}:{node.start_mark.line + 1}: {problem}") from cause
 
 
 def _is_plain(node: yaml.Node) -> bool:
@@ -221,7 +228,7 @@ def _is_plain(node: yaml.Node) -> bool:
 
 
 def _kind(node: yaml.Node) -> str:
-    """What a node is, as a user calls it."""
+    """Describe a node for an error message."""
     if isinstance(node, yaml.SequenceNode):
         return "a list"
     if isinstance(node, yaml.MappingNode):

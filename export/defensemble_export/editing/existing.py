@@ -1,4 +1,4 @@
-"""Which ensembles a repository holds, and one of them by its name."""
+"""The ensembles that a repository contains, and one of them by its name."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from defensemble_repository.view import RepositoryView
 
 
 def ensemble_names(files: RepositoryView) -> list[str]:
-    """Return the names of all ensembles, sorted; models whose configuration cannot be read are left out."""
-    found = []
+    """Return the names of all ensembles, sorted; models whose configuration cannot be read are skipped."""
+    names = []
     for name in files.models():
         try:
             if is_ensemble(files.config(name)):
-                found.append(name)
+                names.append(name)
         except ConfigError:
             continue
-    return found
+    return names
 
 
 def check_ensemble_exists(repository: Path, name: str) -> None:
-    """Refuse a name that no ensemble of `repository` has.
+    """Check that `repository` has an ensemble `name`.
 
     Raises:
-        EnsembleError: It is not a valid name, or there is no such ensemble.
+        EnsembleError: The name is not valid, or there is no such ensemble.
         ConfigError: Its configuration cannot be read.
     """
     files = RepositoryView(repository)
-    there = files.has(check_name(name))
-    if there and is_ensemble(files.config(name)):
+    exists = files.has(check_name(name))
+    if exists and is_ensemble(files.config(name)):
         return
     known = ensemble_names(files)
-    what = f"'{name}' in {repository} is not an ensemble" if there else f"{repository} holds no ensemble '{name}'"
-    make = "make one " + ("under another name " if there else "") + "(`defensemble ensemble create`)"
-    fix = f"the ensembles there are: {', '.join(known)}; name one, or {make}" if known else f"nor is there any other: {make}"
-    raise EnsembleError(f"{what}, {fix}")
+    problem = f"'{name}' in {repository} is not an ensemble" if exists else f"{repository} has no ensemble '{name}'"
+    create = "create one " + ("under another name " if exists else "") + "with `defensemble ensemble create`"
+    fix = f"existing ensembles: {', '.join(known)}. Use one of these, or {create}" if known else f"it has no ensembles at all; {create}"
+    raise EnsembleError(f"{problem}; {fix}")
 
 
 def existing_ensemble(repository: Path, name: str) -> Ensemble:
-    """Read the ensemble `name` as it is on disk.
+    """Read the ensemble `name` from disk.
 
     Raises:
-        EnsembleError: There is none, or it is not wired as an export wires one.
+        EnsembleError: There is no such ensemble, or it is not wired the way an export wires it.
         ConfigError, OSError: It cannot be read.
     """
     check_ensemble_exists(repository, name)

@@ -1,4 +1,4 @@
-"""The history of a repository's ensembles: every edit that was applied, with the state before and after it, in one file at the root."""
+"""The history of a repository's ensembles: all edits with the states before and after them, in one file at the repository's root."""
 
 from __future__ import annotations
 
@@ -35,20 +35,23 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An ensemble as it lay on disk.
+    """The state of an ensemble on disk at one time.
 
-    ``config`` and ``labels`` are the whole texts of its ``config.pbtxt`` and ``labels.txt`` (None where there is none). ``averaging`` maps
-    its averaging models to the texts of their configurations, from which they can be generated again. ``digests`` maps "config.pbtxt" to
-    the SHA-256 of its bytes, and "MODEL@VERSION" of each vote to what the member's configuration says of its file, where it says it.
-    Bytes that are no UTF-8 are kept in the texts as surrogates: ``files`` gives them back.
+    Attributes:
+        config: The text of `config.pbtxt`. Bytes that are not UTF-8 are kept as surrogates in all texts; `files` restores them.
+        labels: The text of `labels.txt`; None if there is no such file.
+        ensemble: The members and the average.
+        num_classes: The number of classes.
+        averaging: The averaging models and the texts of their configurations, from which they can be generated again.
+        digests: SHA-256 digests: of `"config.pbtxt"`, and of each `"MODEL@VERSION"` whose configuration states one.
 
     Raises:
-        EnsembleError: an averaging model's name is none, such as a path.
+        EnsembleError: The name of an averaging model is not valid, such as a path.
     """
 
     config: str
     labels: str | None
-    votes: Ensemble
+    ensemble: Ensemble
     num_classes: int
     averaging: Mapping[str, str]
     digests: Mapping[str, str]
@@ -59,11 +62,11 @@ class Snapshot:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Its files as they were, byte for byte (path relative to the repository), the ensemble's configuration last."""
+        """The files of that time, byte for byte, by path relative to the repository; the ensemble's configuration is last."""
         texts = {f"{model}/{CONFIG_FILE}": text for model, text in self.averaging.items()}
         if self.labels is not None:
-            texts[f"{self.votes.name}/{LABELS_FILE}"] = self.labels
-        texts[f"{self.votes.name}/{CONFIG_FILE}"] = self.config
+            texts[f"{self.ensemble.name}/{LABELS_FILE}"] = self.labels
+        texts[f"{self.ensemble.name}/{CONFIG_FILE}"] = self.config
         return {path: text.encode(errors="surrogateescape") for path, text in texts.items()}
 
 
@@ -71,13 +74,21 @@ class Snapshot:
 class Edit:
     """An edit of one ensemble that was applied.
 
-    ``id`` is 12 random hexadecimal digits, ``time`` ISO 8601 in UTC to the second (``now_text``), ``who`` USER@HOST, ``action`` one of
-    ``ACTIONS``, ``changes`` what changed, in words, and ``undoes`` the ids of the edits that a rollback undid. ``before`` and ``after`` are
-    None where the ensemble did not exist.
+    Attributes:
+        id: 12 random hexadecimal digits.
+        time: ISO 8601 in UTC, to the second (`utc_now`).
+        who: `USER@HOST`.
+        ensemble: The ensemble's name.
+        action: One of `ACTIONS`.
+        message: The user's message, if any.
+        changes: The changes in words.
+        undoes: The ids of the edits that a rollback undid.
+        before: The state before the edit; None if the ensemble did not exist, or its state was not known.
+        after: The state after the edit; None if the ensemble was deleted.
 
     Raises:
-        HistoryError: one of them is not of that form.
-        EnsembleError: ``ensemble`` is no name.
+        HistoryError: A value has another form than this.
+        EnsembleError: `ensemble` is not a valid name.
     """
 
     id: str
@@ -101,69 +112,73 @@ class Edit:
             if not pattern.fullmatch(value):
                 raise HistoryError(f"{name} of an edit must be {expected}, got {value!r}")
         for snapshot in (self.before, self.after):
-            if snapshot is not None and snapshot.votes.name != self.ensemble:
-                raise HistoryError(f"an edit of '{self.ensemble}' cannot hold the state of '{snapshot.votes.name}'")
+            if snapshot is not None and snapshot.ensemble.name != self.ensemble:
+                raise HistoryError(f"an edit of '{self.ensemble}' cannot contain the state of '{snapshot.ensemble.name}'")
 
 
-def now_text() -> str:
-    """The time, as an edit carries it."""
+def utc_now() -> str:
+    """Return the time in the form that edits use."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def new_id() -> str:
-    """An id for an edit."""
+def new_edit_id() -> str:
+    """Return a new id for an edit."""
     return secrets.token_hex(6)
 
 
-def this_user() -> str:
-    """Who edits: USER@HOST; the user's number where the machine knows no name."""
+def current_user() -> str:
+    """Return USER@HOST; a user without a name is given by number."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container that runs under a number without an entry; OSError from Python 3.13 on
+    except (KeyError, OSError):  # a container whose user id has no entry; OSError from Python 3.13 on
         user = str(os.geteuid())
     return f"{user}@{socket.gethostname()}"
 
 
 def read_snapshot(files: RepositoryView, name: str) -> Snapshot:
-    """The ensemble ``name`` as ``files`` have it.
+    """Read the state of the ensemble `name`.
 
     Raises:
-        ConfigError, EnsembleError: it cannot be read, or is not one that this package wrote.
-        OSError: a file cannot be read.
+        ConfigError, EnsembleError: The ensemble cannot be read, or was not written by this package.
+        OSError: A file cannot be read.
     """
     config = files.config(name)
     steps = [step.model_name for step in config.ensemble_scheduling.step]
     known = {model: files.config(model) for model in dict.fromkeys(steps) if files.has(model)}
-    votes = ensemble_from_configs(name, {**known, name: config})
+    ensemble = ensemble_from_configs(name, {**known, name: config})
     dims = [list(tensor.dims) for tensor in config.output if tensor.name == "probabilities"]
     if [len(sizes) for sizes in dims] != [1] or dims[0][0] < 1:
         raise EnsembleError(
-            f"{files.repository / name / CONFIG_FILE} gives probabilities with the dims {dims}, expected the number of classes "
-            "alone, once: mend that output"
+            f"{files.repository / name / CONFIG_FILE}: the output probabilities has dims {dims}, expected one output with the number of "
+            "classes only; correct that output"
         )
     content = files.content(f"{name}/{CONFIG_FILE}") or b""
-    averaging = {model: text for model in steps[len(votes.members) :] if (text := _text(files, f"{model}/{CONFIG_FILE}")) is not None}
-    told = {
-        f"{vote.model}@{vote.version}": digest
-        for vote in votes.members
-        if (digest := parameter(known.get(vote.model), f"sha256.{vote.version}")) is not None
+    averaging = {model: text for model in steps[len(ensemble.members) :] if (text := _text(files, f"{model}/{CONFIG_FILE}")) is not None}
+    member_digests = {
+        f"{member.model}@{member.version}": digest
+        for member in ensemble.members
+        if (digest := parameter(known.get(member.model), f"sha256.{member.version}")) is not None
     }
     return Snapshot(
         config=content.decode(errors="surrogateescape"),
         labels=_text(files, f"{name}/{LABELS_FILE}"),
-        votes=votes,
+        ensemble=ensemble,
         num_classes=dims[0][0],
         averaging=averaging,
-        digests={CONFIG_FILE: hashlib.sha256(content).hexdigest(), **told},
+        digests={CONFIG_FILE: hashlib.sha256(content).hexdigest(), **member_digests},
     )
 
 
 def read_history(repository: Path) -> list[Edit]:
-    """All edits of all ensembles of ``repository``, oldest first; none where there is no history.
+    """Read all edits of all ensembles of `repository`, oldest first; return an empty list if there is no history.
 
     Raises:
-        HistoryError: with the line, where it is damaged or of another schema.
-        OSError: it cannot be read.
+        HistoryError: The history is damaged or has another schema. The message has the line number.
+        OSError: The history cannot be read.
+
+    Example:
+        >>> for edit in read_history(Path("model_repository")):
+        ...     print(edit.time, edit.action, edit.ensemble)
     """
     path = repository / HISTORY_FILE
     lines = _content(path).split(b"\n")
@@ -171,50 +186,49 @@ def read_history(repository: Path) -> list[Edit]:
 
 
 def check_history(repository: Path) -> None:
-    """Find out before an edit whether it can be recorded.
+    """Check before an edit that it can be recorded.
 
     Raises:
-        HistoryError: the history is no file.
-        OSError: it cannot be read.
+        HistoryError: The history is not a file.
+        OSError: The history cannot be read.
     """
     path = repository / HISTORY_FILE
     if path.is_symlink() and not path.exists():
-        raise HistoryError(f"{path} is a link that leads nowhere: mend it, or take it away, which begins a new history")
+        raise HistoryError(f"{path} is a broken symbolic link; repair it, or remove it to start a new history")
     if path.exists():
         if not path.is_file():
-            raise HistoryError(f"{path} is no file, and the history of edits is kept there: move it away")
+            raise HistoryError(f"{path} is not a file, but the history of edits is stored there; move it away")
         with path.open("rb"):
             pass
 
 
 def append_edit(repository: Path, edit: Edit) -> None:
-    """Add an edit to the end of the history, durably; one that is there already is not written twice.
+    """Append an edit to the history, durably, unless the history contains it already. Hold `locked` meanwhile.
 
-    What is there stays byte for byte, and is not read but for the edit's id: ``read_history`` tells of damage, before an edit. Hold
-    ``locked`` meanwhile.
+    Existing lines stay byte for byte and are only searched for the edit's id; `read_history` detects damage before an edit.
 
     Raises:
-        HistoryError: a line that holds the edit's id is damaged.
-        OSError: the history cannot be read or written; it may hold the edit, or not.
+        HistoryError: A line with the edit's id is damaged.
+        OSError: The history cannot be read or written; it may or may not contain the edit.
     """
     path = repository / HISTORY_FILE
-    known = _content(path)
-    lines = enumerate(known.split(b"\n"), 1) if edit.id.encode() in known else ()
+    content = _content(path)
+    lines = enumerate(content.split(b"\n"), 1) if edit.id.encode() in content else ()
     if any(edit_from_line(line, f"{path}:{number}").id == edit.id for number, line in lines if edit.id.encode() in line):
         return
-    end = b"" if not known or known.endswith(b"\n") else b"\n"
-    # One that is a link stays one.
+    newline = b"" if not content or content.endswith(b"\n") else b"\n"
+    # A symbolic link stays one.
     target = path.resolve() if path.is_symlink() else path
-    write_atomic(target, known + end + line_from_edit(edit) + b"\n", mode=shared_mode(target))
+    write_atomic(target, content + newline + line_from_edit(edit) + b"\n", mode=shared_mode(target))
     remove_temporaries(target)
 
 
 def withdraw_edit(repository: Path, edit: Edit) -> None:
-    """Take an edit that was just added out of the history again, where it is its last; hold ``locked`` meanwhile.
+    """Remove an edit from the history if it is the last one. Hold `locked` meanwhile.
 
     Raises:
-        HistoryError: the last line is damaged.
-        OSError: the history cannot be read or written; it may hold the edit, or not.
+        HistoryError: The last line is damaged.
+        OSError: The history cannot be read or written; it may or may not contain the edit.
     """
     path = repository / HISTORY_FILE
     lines = _content(path).splitlines(keepends=True)
@@ -230,14 +244,22 @@ def withdraw_edit(repository: Path, edit: Edit) -> None:
 
 
 def line_from_edit(edit: Edit) -> bytes:
-    """An edit as the history holds it: JSON on one line, without the line's end."""
-    states = {"before": edit.before and _State.of(edit.before), "after": edit.after and _State.of(edit.after)}
-    values = {one.name: getattr(edit, one.name) for one in fields(edit)}  # in this order, whatever the order that it was read in
+    """Return an edit as a line of the history: JSON, without the newline."""
+    states = {"before": edit.before and _State.from_snapshot(edit.before), "after": edit.after and _State.from_snapshot(edit.after)}
+    values = {field.name: getattr(edit, field.name) for field in fields(edit)}  # always in the same order
     return json.dumps({"schema": SCHEMA, **values, **msgspec.to_builtins(states)}).encode()
 
 
 def edit_from_line(line: bytes, where: str) -> Edit:
-    """Read back what ``line_from_edit`` wrote; ``where`` names it in the HistoryError of a damaged line or another schema."""
+    """Read an edit from a line that `line_from_edit` wrote.
+
+    Args:
+        line: The line.
+        where: What error messages call it, such as its file and number.
+
+    Raises:
+        HistoryError: The line is damaged or has another schema.
+    """
     try:
         values = checked_schema(parse_json(line.decode("utf-8-sig")), SCHEMA)
         states = record_from_values(values, _States)
@@ -245,16 +267,16 @@ def edit_from_line(line: bytes, where: str) -> Edit:
         return record_from_values({"message": None, **values, "before": before, "after": after}, Edit)
     except (RepositoryError, ValueError) as error:
         raise HistoryError(
-            f"{where}: the history is damaged: {error}. Take that line out, or move the file away, which begins a new history: nothing "
-            "that serves depends on it, but edits before can then not be rolled back"
+            f"{where}: the history is damaged: {error}. Remove that line, or move the file away to start a new history. Servers do not use "
+            "the history, but earlier edits can then no longer be rolled back"
         ) from error
 
 
 def undoable_edits(history: Sequence[Edit], ensemble: str) -> list[Edit]:
-    """The edits of ``ensemble`` that a rollback may undo, oldest first, the one that is undone first last.
+    """Return the edits of `ensemble` that a rollback can undo, oldest first; the last one is undone first.
 
-    They are a stack: a rollback takes those off that it undid, and is itself none of them, so that two rollbacks in a row go back two
-    edits; an edit after a rollback is put on top of what the rollback left.
+    They form a stack. A rollback removes the edits that it undid and is not added itself, so two rollbacks in a row go back two edits.
+    Edits after a rollback are added on top of what the rollback left.
     """
     stack: dict[str, Edit] = {}
     for edit in history:
@@ -287,7 +309,7 @@ class _Member(msgspec.Struct):
 
 
 class _State(msgspec.Struct):
-    """A snapshot as a line holds it."""
+    """A snapshot as stored in a line of the history."""
 
     average: str
     members: list[_Member]
@@ -298,16 +320,16 @@ class _State(msgspec.Struct):
     digests: dict[str, str]
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> _State:
-        votes = snapshot.votes
-        members = [_Member(vote.model, vote.version, vote.weight) for vote in votes.members]
+    def from_snapshot(cls, snapshot: Snapshot) -> _State:
+        ensemble = snapshot.ensemble
+        members = [_Member(member.model, member.version, member.weight) for member in ensemble.members]
         texts = dict(snapshot.averaging), dict(snapshot.digests)
-        return cls(votes.average, members, snapshot.num_classes, snapshot.config, snapshot.labels, *texts)
+        return cls(ensemble.average, members, snapshot.num_classes, snapshot.config, snapshot.labels, *texts)
 
-    def snapshot(self, ensemble: str) -> Snapshot:
+    def snapshot(self, name: str) -> Snapshot:
         members = tuple(Member(member.model, member.version, member.weight) for member in self.members)
-        votes = Ensemble(ensemble, members, self.average)
-        return Snapshot(self.config, self.labels, votes, self.num_classes, self.averaging, self.digests)
+        ensemble = Ensemble(name, members, self.average)
+        return Snapshot(self.config, self.labels, ensemble, self.num_classes, self.averaging, self.digests)
 
 
 class _States(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""An edit that is being carried out, written down before its first change, so that it can be finished or undone where it was cut short."""
+"""The journal of an edit in progress, written before the first change, so that an interrupted edit can be finished or undone."""
 
 from __future__ import annotations
 
@@ -26,13 +26,23 @@ _SCHEMA = "defensemble.pending-edit/1"
 
 @dataclass(frozen=True)
 class EditJournal:
-    """An edit under way in one repository; what cannot be read or written on disk is an OSError.
+    """An edit in progress in one repository. All methods raise OSError if a file cannot be read or written.
 
-    ``group`` are all repositories that it changes, or none of them; ``urls`` the servers that are told. ``before`` are the files that
-    change, as they were (path relative to the repository, to bytes; None: not there), ``after`` the digests that they will have (None: it
-    goes); ``new_models`` are the averaging models that were not there, ``loads`` the models that servers lacked, ``released``
-    those that nobody will need. ``rejected`` is a hand edit, and ``before`` then what was served until it: where a server refuses it, it is
-    kept beside, as ``config.pbtxt.rejected``.
+    Attributes:
+        repository: The repository.
+        edit: The edit, as the history will record it.
+        group: All repositories of the edit; it changes all of them or none.
+        urls: The servers of this repository that the edit updates.
+        before: The content of the files that change, by path relative to the repository; None for a file that did not exist.
+        after: The digests that these files will have; None for a file that is deleted.
+        new_models: The averaging models that did not exist before.
+        loads: The models that servers had not loaded before.
+        released: The models that no ensemble will need.
+        rejected: The configuration that was edited by hand; `before` then contains the one that was served. If a server refuses the hand
+            edit, it is saved as `config.pbtxt.rejected`.
+
+    Raises:
+        ValueError: A path leads out of the repository.
     """
 
     repository: Path
@@ -52,7 +62,7 @@ class EditJournal:
                 raise ValueError(f"{path!r} leads out of the repository")
 
     @classmethod
-    def of(
+    def from_plan(
         cls,
         plan: EditPlan,
         edit: Edit,
@@ -63,14 +73,24 @@ class EditJournal:
         released: Sequence[str] = (),
         served_before: bytes | None = None,
     ) -> EditJournal:
-        """What is to be written down before ``plan`` is carried out; ``served_before`` is the configuration that a hand edit replaced."""
+        """Return the journal to write before `plan` is executed.
+
+        Args:
+            plan: The plan.
+            edit: The edit, as the history will record it.
+            group: All repositories of the edit.
+            urls: The servers of this repository.
+            loads: The models that servers have not loaded yet.
+            released: The models that no ensemble will need.
+            served_before: The configuration that a hand edit replaced.
+        """
         disk, outcome = plan.disk(), plan.outcome()
         config = f"{plan.name}/{CONFIG_FILE}"
         folder = plan.repository / plan.name
-        there = [path.relative_to(plan.repository).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        existing = [path.relative_to(plan.repository).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         rewritten = [path for path in plan.averaging if disk.exists(path)]
-        before = {path: disk.content(path) for path in (*rewritten, *(there if plan.deletes else plan.files))}
-        if plan.deletes:  # files are put back, and Triton wants a version folder, which somebody may have left empty
+        before = {path: disk.content(path) for path in (*rewritten, *(existing if plan.deletes else plan.files))}
+        if plan.deletes:  # only files are restored, and Triton needs the version folder even if it is empty
             empty = [number for number in disk.versions(plan.name) if not any((folder / str(number)).iterdir())]
             before |= {f"{plan.name}/{number}/{PLACEHOLDER}": PLACEHOLDER_TEXT for number in empty}
         rejected = None
@@ -91,39 +111,39 @@ class EditJournal:
 
     @property
     def is_applied(self) -> bool:
-        """Whether all of it is there on disk; the ensemble's configuration changes last."""
+        """Whether all changes are on disk; the ensemble's configuration changes last."""
         return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
     def write(self) -> None:
-        """Write it down, durably: nothing may change before."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "repository"}
+        """Write the journal durably, before anything else changes."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "repository"}
         values = {"schema": _SCHEMA, **values, "edit": line_from_edit(self.edit).decode()}
         _write(self.repository / PENDING_FILE, json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n")
 
     def clear(self) -> None:
-        """Delete it, durably: one that came back after a power cut would undo what was done since."""
+        """Delete the journal durably; one that reappeared after a power cut would undo later changes."""
         (self.repository / PENDING_FILE).unlink(missing_ok=True)
         sync([self.repository])
 
     def sync_files(self) -> None:
-        """Flush the files of the edit and their folders: those that another process, or an operator, wrote may be in memory only."""
+        """Flush the files of the edit and their folders; files of another process or an operator may be only in memory."""
         models = {path.partition("/")[0] for path in (*self.before, *self.after)}
         folders = [folder for model in sorted(models) if (folder := self.repository / model).is_dir()]
         sync([path for folder in folders for path in (*folder.rglob("*"), folder) if path.is_file() or path.is_dir()])
         sync([self.repository])
 
     def changed_meanwhile(self) -> Path | None:
-        """A file of the ensemble's that somebody else has changed since this was written down, or this note itself; else None."""
+        """Return a file of the ensemble, or the journal itself, that another program has changed since; None if there is none."""
         config = f"{self.edit.ensemble}/{CONFIG_FILE}"
         known = {**self.before, **({} if self.rejected is None else {config: self.rejected})}
         for path, content in known.items():
             if path.startswith(f"{self.edit.ensemble}/") and self._disk.content(path) != content:
                 return self.repository / path
-        noted = read_journal(self.repository)
-        return None if noted is not None and noted.edit.id == self.edit.id else self.repository / PENDING_FILE
+        current = read_journal(self.repository)
+        return None if current is not None and current.edit.id == self.edit.id else self.repository / PENDING_FILE
 
     def conflicting_config(self) -> bytes | None:
-        """The ensemble's configuration on disk where it is neither that before nor that after, so somebody else's since; else None."""
+        """Return the ensemble's configuration on disk if it is neither the old nor the new one, so another program's; else None."""
         path = f"{self.edit.ensemble}/{CONFIG_FILE}"
         content = self._disk.content(path)
         if content is None or content in (self.before.get(path), self.rejected) or path not in self.before:
@@ -132,20 +152,21 @@ class EditJournal:
 
     @property
     def is_rolled_back(self) -> bool:
-        """Whether its hand edit is no longer on disk: a server had refused it, and putting back what was served has begun."""
+        """Whether a server refused the hand edit and the served configuration is on disk again."""
         path = f"{self.edit.ensemble}/{CONFIG_FILE}"
         return self.rejected is not None and self.before[path] != self.rejected and self._disk.content(path) == self.before[path]
 
     @property
     def rejected_file(self) -> Path:
-        """Where a hand edit is kept that a server has refused."""
+        """The file that keeps a hand edit that a server refused."""
         return self.repository / self.edit.ensemble / f"{CONFIG_FILE}.rejected"
 
     def restore_ensemble(self, *, refused: bool = False, keep_conflicting: bool = False) -> None:
-        """Put the ensemble's own files back, all at once; the averaging models stay, for a server may have them loaded.
+        """Restore the ensemble's own files in one step; the averaging models stay, because a server may have loaded them.
 
-        A hand edit goes where a server has ``refused`` it; else it stays as the operator wrote it. What somebody else has made of the
-        configuration since stays where that is wanted (``keep_conflicting``); else it is kept beside, as a hand edit that is refused.
+        Args:
+            refused: A server refused the hand edit, so it is moved to `rejected_file`; otherwise it stays in place.
+            keep_conflicting: A configuration that another program wrote meanwhile stays in place; otherwise it is moved to `rejected_file`.
         """
         name = self.edit.ensemble
         config = f"{name}/{CONFIG_FILE}"
@@ -160,20 +181,20 @@ class EditJournal:
             else:
                 before[config] = self.rejected
         writes = {path: content for path, content in before.items() if content is not None and self._disk.content(path) != content}
-        gone = [path for path, content in before.items() if content is None and (self.repository / path).exists()]
+        removals = [path for path, content in before.items() if content is None and (self.repository / path).exists()]
         folder = self.repository / name
-        there = {path.relative_to(self.repository).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-        if there and there <= set(gone):
-            remove_files(self.repository, [name])  # nobody else's file is there: as it came, by one rename
+        existing = {path.relative_to(self.repository).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        if existing and existing <= set(removals):
+            remove_files(self.repository, [name])  # the folder contains only files of the edit: remove it by one rename
         else:
-            for path in sorted(gone, key=lambda path: path != config):
+            for path in sorted(removals, key=lambda path: path != config):
                 (self.repository / path).unlink()
-                sync([(self.repository / path).parent])  # the configuration is gone before what it needs
+                sync([(self.repository / path).parent])  # the configuration is removed before the files that it needs
         if writes:
             write_files(self.repository, writes)
 
     def remove_new_models(self) -> None:
-        """Remove the averaging models that it had written."""
+        """Remove the averaging models that the edit wrote."""
         remove_files(self.repository, [model for model in self.new_models if (self.repository / model).exists()])
 
     @property
@@ -181,22 +202,22 @@ class EditJournal:
         return RepositoryView(self.repository)
 
 
-class _Note(msgspec.Struct):
-    """What `EditJournal` does not ask of its file: the edit is a line of a history, and `rejected` is there."""
+class _JournalFile(msgspec.Struct):
+    """The fields whose form in the file differs from `EditJournal`: the edit is a line of a history, and `rejected` is required."""
 
     edit: str
     rejected: str | None
 
 
 def remove_stale_temporaries(repository: Path) -> list[Path]:
-    """Remove and return the temporary files that killed edits have left; hold `locked`.
+    """Remove and return the temporary files that killed edits have left. Hold `locked` meanwhile.
 
     Raises:
-        OSError: one cannot be removed.
+        OSError: A file cannot be removed.
     """
     models = [folder for folder in sorted(repository.iterdir()) if folder.is_dir()]
-    own = [folder / f"{CONFIG_FILE}{end}" for folder in models for end in ("", ".rejected")]
-    return [left for target in (repository / PENDING_FILE, repository / HISTORY_FILE, *own) for left in remove_temporaries(target)]
+    configs = [folder / f"{CONFIG_FILE}{end}" for folder in models for end in ("", ".rejected")]
+    return [stale for target in (repository / PENDING_FILE, repository / HISTORY_FILE, *configs) for stale in remove_temporaries(target)]
 
 
 def _write(target: Path, content: bytes) -> None:
@@ -204,25 +225,27 @@ def _write(target: Path, content: bytes) -> None:
 
 
 def read_journal(repository: Path) -> EditJournal | None:
-    """The edit that was under way, None where none is.
+    """Read the journal of the edit in progress; return None if there is none.
 
     Raises:
-        HistoryError: its file is damaged.
-        OSError: it cannot be read.
+        HistoryError: The journal is damaged, or another version of this package wrote it.
+        OSError: The journal cannot be read.
     """
     path = repository / PENDING_FILE
     try:
         values = parse_json(read_regular(path))
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema != _SCHEMA and str(schema).startswith("defensemble.pending-edit/"):
-            raise HistoryError(f"{path} is of another version of defensemble ({schema}): finish or undo its edit with that one")
-        note = record_from_values(checked_schema(values, _SCHEMA), _Note)
-        edit = edit_from_line(note.edit.encode(), str(path))
+            raise HistoryError(
+                f"{path} was written by another version of defensemble ({schema}); finish or undo its edit with that version"
+            )
+        journal = record_from_values(checked_schema(values, _SCHEMA), _JournalFile)
+        edit = edit_from_line(journal.edit.encode(), str(path))
         return record_from_values({**values, "repository": repository, "edit": edit}, EditJournal)
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise HistoryError(
-            f"{path} is damaged ({error}): it says how an edit that was cut short is undone. Look at what "
-            "`defensemble ensemble check` says of the repository as it is, and then move that file away"
+            f"{path} is damaged ({error}). It describes how to undo an interrupted edit. Run `defensemble ensemble check` to see the state "
+            "of the repository, then move that file away"
         ) from error

@@ -1,4 +1,4 @@
-"""What is known of a member that votes: what it computes in, its masks, its file, and how good its checkpoint and its export were."""
+"""Facts about a member of an ensemble: its precision, masks, file, and the accuracy of its checkpoint and its export."""
 
 from __future__ import annotations
 
@@ -25,12 +25,26 @@ from ..verification.tolerances import precision_of
 
 @dataclass(frozen=True)
 class MemberInfo:
-    """A member at the version that votes, as it is on disk; None what is not known.
+    """A member on disk, at its version in the ensemble; unknown values are None.
 
-    ``share`` is its weight among those of all members, which sum to 1. ``sha256`` is what its configuration says of its file, of ``bytes``
-    bytes. ``arch`` and ``keep`` are its network's, ``record_accuracy`` the fraction of ``record_n`` test images of ``record_data`` that the
-    checkpoint got right when it was trained; ``exported_accuracy`` what the exported graph got right of ``exported_n`` ``exported_images``.
-    ``problem`` says what is missing or damaged.
+    Attributes:
+        model: The model's name.
+        version: The version in the ensemble.
+        weight: The weight, above 0.
+        share: The weight divided by the sum of all members' weights.
+        precision: What the graph computes in, such as `"fp32"`.
+        mask_digest: The digest of the masks.
+        sha256: The digest of the file, as the configuration states it.
+        bytes: The size of the file.
+        arch: The architecture of the network.
+        keep: The probability with which a mask keeps a neuron.
+        record_accuracy: The accuracy of the checkpoint after training, in [0, 1].
+        record_n: The number of test images of that accuracy.
+        record_data: The dataset of that accuracy.
+        exported_accuracy: The accuracy of the exported graph, in [0, 1].
+        exported_n: The number of images of that accuracy.
+        exported_images: The images of that accuracy.
+        problem: What is missing or damaged.
     """
 
     model: str
@@ -52,31 +66,37 @@ class MemberInfo:
     problem: str | None = None
 
 
-def read_member_info(files: RepositoryView, vote: Member, share: float) -> MemberInfo:
-    """How the member of ``vote``, with its ``share`` of all weights, stands in ``files``.
+def read_member_info(files: RepositoryView, member: Member, share: float) -> MemberInfo:
+    """Collect the facts about a member, without comparing its file with its digest.
 
-    Its file is not compared with its digest. Whatever is missing, damaged or cannot be read is in ``problem``, and never raised.
+    Args:
+        files: The repository.
+        member: The member.
+        share: Its weight divided by the sum of all weights.
+
+    Returns:
+        The facts. Files that are missing, damaged or cannot be read are reported in `problem`; no exception is raised.
     """
     problems: list[str] = []
-    config = _config(files, vote.model, problems)
-    graph, size = _graph(files, vote, config, problems)
-    notes = {} if graph is None else metadata_of(graph)
-    network = _network(notes, problems, f"{files.repository / vote.model / str(vote.version) / MODEL_FILE}")
-    stated, sha256 = parameter(config, f"precision.{vote.version}"), parameter(config, f"sha256.{vote.version}")
+    config = _config(files, member.model, problems)
+    graph, size = _graph(files, member, config, problems)
+    metadata = {} if graph is None else metadata_of(graph)
+    network = _network(metadata, problems, f"{files.repository / member.model / str(member.version) / MODEL_FILE}")
+    stated, sha256 = parameter(config, f"precision.{member.version}"), parameter(config, f"sha256.{member.version}")
     own = None if graph is None else precision_of(graph, stated)
-    # A graph in float32 does not contradict its configuration.
+    # A float32 graph does not contradict any stated precision.
     precision = stated or own if own == "fp32" else own or stated
     return MemberInfo(
-        vote.model,
-        vote.version,
-        vote.weight,
+        member.model,
+        member.version,
+        member.weight,
         share,
         precision=precision,
-        mask_digest=parameter(config, f"mask_digest.{vote.version}") or notes.get(MASK_DIGEST),
+        mask_digest=parameter(config, f"mask_digest.{member.version}") or metadata.get(MASK_DIGEST),
         sha256=sha256,
         bytes=size,
         **network,
-        **_exported(files, vote, sha256, problems),
+        **_exported(files, member, sha256, problems),
         problem="; ".join(problems) or None,
     )
 
@@ -103,61 +123,61 @@ def _content(files: RepositoryView, path: str, problems: list[str], missing: str
 
 
 def _graph(
-    files: RepositoryView, vote: Member, config: schema.ModelConfig | None, problems: list[str]
+    files: RepositoryView, member: Member, config: schema.ModelConfig | None, problems: list[str]
 ) -> tuple[onnx.ModelProto | None, int | None]:
-    """A version's graph, and the size of the file that is served."""
-    folder = f"{vote.model}/{vote.version}"
+    """Return the graph of a version, and the size of the file that is served."""
+    folder = f"{member.model}/{member.version}"
     served = (config.default_model_filename if config is not None else "") or MODEL_FILE
     content = _content(files, f"{folder}/{served}", problems, "export the model again")
     if content is None:
         return None, None
     size = len(content)
-    if served != MODEL_FILE:  # a plan says nothing of itself; the graph that it was built from is in its folder
-        beside = _content(files, f"{folder}/{MODEL_FILE}", problems, f"what {served} was made from is not known")
-        if beside is None:
+    if served != MODEL_FILE:  # a TensorRT plan has no metadata; the graph that it was built from is in the same folder
+        source = _content(files, f"{folder}/{MODEL_FILE}", problems, f"the source of {served} is unknown")
+        if source is None:
             return None, size
-        content = beside
+        content = source
     try:
         graph = onnx.load_model_from_string(content)
     except DecodeError as error:
-        problems.append(f"{files.repository / folder / MODEL_FILE} is no ONNX file: {error}; export the model again")
+        problems.append(f"{files.repository / folder / MODEL_FILE} is not an ONNX file: {error}; export the model again")
         return None, size
     return graph, size
 
 
-def _network(notes: Mapping[str, str], problems: list[str], where: str) -> dict[str, Any]:
-    """What the checkpoint said of the network and its training, as the keywords of ``MemberInfo``."""
-    found: dict[str, Any] = {}
+def _network(metadata: Mapping[str, str], problems: list[str], where: str) -> dict[str, Any]:
+    """Read the checkpoint's facts from the graph's metadata, as keyword arguments of `MemberInfo`."""
+    info: dict[str, Any] = {}
     try:
-        if SPEC in notes:
-            spec = json.loads(notes[SPEC])
-            found |= {"arch": checked_text(spec["arch"]), "keep": checked_number(spec["keep"])}
-        if RECORD in notes:
-            record = json.loads(notes[RECORD])
+        if SPEC in metadata:
+            spec = json.loads(metadata[SPEC])
+            info |= {"arch": checked_text(spec["arch"]), "keep": checked_number(spec["keep"])}
+        if RECORD in metadata:
+            record = json.loads(metadata[RECORD])
             accuracy, count, data = checked_number(record["accuracy"]), checked_number(record["n_test"]), checked_text(record["data"])
-            if count > 0:  # else it was not trained
-                found |= {"record_accuracy": accuracy, "record_n": int(count), "record_data": data or None}
+            if count > 0:  # 0 if the network was not trained
+                info |= {"record_accuracy": accuracy, "record_n": int(count), "record_data": data or None}
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-        problems.append(f"the metadata of {where} are damaged ({type(error).__name__}: {error})")
-    return found
+        problems.append(f"the metadata of {where} is damaged ({type(error).__name__}: {error})")
+    return info
 
 
-def _exported(files: RepositoryView, vote: Member, sha256: str | None, problems: list[str]) -> dict[str, Any]:
-    """What the export's report says of the graph's accuracy, as the keywords of ``MemberInfo``."""
-    path = f"{vote.model}/{vote.version}/{REPORT_FILE}"
-    content = _content(files, path, problems, "it was exported by other means")
+def _exported(files: RepositoryView, member: Member, sha256: str | None, problems: list[str]) -> dict[str, Any]:
+    """Read the exported graph's accuracy from the export report, as keyword arguments of `MemberInfo`."""
+    path = f"{member.model}/{member.version}/{REPORT_FILE}"
+    content = _content(files, path, problems, "the member was not exported by defensemble")
     if content is None:
         return {}
     try:
         values = parse_report(content)
         verified = values["verification"] or {}
-        told: dict[str, Any] = {}
-        if verified.get("accuracy") is not None:  # else the images' classes were not known
-            told = {"exported_accuracy": verified["accuracy"], "exported_n": int(verified["n"]), "exported_images": verified["images"]}
+        info: dict[str, Any] = {}
+        if verified.get("accuracy") is not None:  # None if the images had no labels
+            info = {"exported_accuracy": verified["accuracy"], "exported_n": int(verified["n"]), "exported_images": verified["images"]}
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         problems.append(f"{files.repository / path} is damaged ({type(error).__name__}: {error}): export the model again")
         return {}
     if sha256 is not None and values["onnx"]["sha256"] != sha256:
-        problems.append(f"{files.repository / path} is of another file than the configuration describes")
+        problems.append(f"{files.repository / path} describes another file than the configuration")
         return {}
-    return told
+    return info

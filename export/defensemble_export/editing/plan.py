@@ -1,4 +1,4 @@
-"""What an edit of an ensemble changes in a repository, computed before anything is written."""
+"""The plan of an edit: the files that it changes in a repository, computed before anything is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config, s
 from defensemble_repository.reader import is_ensemble, read_ensemble, read_max_batch_size, stated_members
 from defensemble_repository.view import RepositoryView
 
-from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, is_of_two_models, members_preprocessing
+from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT, averaging_files, ensemble_files, members_preprocessing, uses_two_models
 from ..entries.members import changed_files
 from ..errors import ExistsError
 from ..graphs.averaging import average_onnx, is_same_graph
@@ -24,11 +24,16 @@ from .history import Snapshot
 
 @dataclass(frozen=True)
 class EditPlan:
-    """The files of an edit, in the order in which they are to appear: each state on the way is the old ensemble or the new one.
+    """The files of an edit, in the order in which to write them, so that every intermediate state is the old ensemble or the new one.
 
-    ``averaging`` are those of an averaging model that is not there yet, which nobody reads until ``files``, the ensemble's own, change
-    (path relative to the repository, to bytes). ``deletes`` says that the ensemble's folder is to go as a whole. ``before`` is None where
-    there was no ensemble, or one that cannot be read as ours; ``after`` where there will be none.
+    Attributes:
+        repository: The repository.
+        name: The ensemble's name.
+        before: The old ensemble; None if there was none, or it was not wired the way an export wires it.
+        after: The new ensemble; None if it is deleted.
+        averaging: The files of a new averaging model, by path relative to the repository; nothing reads them until `files` change.
+        files: The ensemble's own files that change.
+        deletes: Whether the ensemble's folder is deleted.
     """
 
     repository: Path
@@ -46,36 +51,36 @@ class EditPlan:
 
     @property
     def new_models(self) -> tuple[str, ...]:
-        """The name of the averaging model that it writes, where it writes one."""
+        """The averaging model that it writes: one name, or none."""
         return tuple(dict.fromkeys(path.partition("/")[0] for path in self.averaging))
 
     @property
-    def converts(self) -> bool:
-        """Whether the ensemble that it changes is of the two-model form, in which none is written: not by a rollback either."""
-        return self.before is not None and bool(self.files) and is_of_two_models(self.disk(), self.name)
+    def converts_two_models(self) -> bool:
+        """Whether it replaces the two averaging models of an earlier version by one; the old form is not written, even by a rollback."""
+        return self.before is not None and bool(self.files) and uses_two_models(self.disk(), self.name)
 
     def disk(self) -> RepositoryView:
-        """The repository as it is."""
+        """Return the repository as it is."""
         return RepositoryView(self.repository)
 
     def outcome(self) -> RepositoryView:
-        """The repository as it will be."""
-        gone: dict[str, bytes | None] = {}
+        """Return the repository as it will be."""
+        removed: dict[str, bytes | None] = {}
         if self.deletes:
             folder = self.repository / self.name
-            gone = {path.relative_to(self.repository).as_posix(): None for path in folder.rglob("*") if path.is_file()}
-        return RepositoryView(self.repository, {**gone, **self.averaging, **self.files})
+            removed = {path.relative_to(self.repository).as_posix(): None for path in folder.rglob("*") if path.is_file()}
+        return RepositoryView(self.repository, {**removed, **self.averaging, **self.files})
 
     def steps(self) -> list[tuple[str, int]]:
-        """The models that the ensemble will run, with their versions, in step order."""
-        return [] if self.after is None else steps_of(self.outcome().config(self.name))
+        """Return the models that the ensemble will run, with their versions, in step order."""
+        return [] if self.after is None else step_models(self.outcome().config(self.name))
 
     def steps_before(self) -> list[tuple[str, int]]:
-        """The models that the ensemble runs now, with their versions, in step order."""
-        return steps_of(self.disk().config(self.name)) if self.disk().has(self.name) else []
+        """Return the models that the ensemble runs now, with their versions, in step order."""
+        return step_models(self.disk().config(self.name)) if self.disk().has(self.name) else []
 
     def released(self) -> tuple[str, ...]:
-        """The models that it runs now, and that no ensemble of the repository will; none where a configuration cannot be read."""
+        """Return the models of the ensemble that no ensemble will run afterwards; empty if a configuration cannot be read."""
         try:
             before = dict.fromkeys(model for model, _ in self.steps_before())
             used = used_models(self.outcome()) if before else set()
@@ -85,136 +90,152 @@ class EditPlan:
 
 
 def plan_ensemble(repository: Path, after: Ensemble) -> EditPlan:
-    """Plan the files that make the ensemble of that name be ``after``, which may be there already in another form, or not at all.
+    """Plan the files that turn the ensemble `after.name` into `after`; it is created if it does not exist.
 
-    One that is there keeps the hand edits of its configuration, its ``max_batch_size`` among them; a new one takes what all of its members
-    take, and the class names of the first. How images are brought to size is always what the members state.
+    An existing ensemble keeps the hand edits of its configuration, including `max_batch_size`. A new ensemble gets the largest batch that
+    all members support, and the class names of the first. The preprocessing rule is always the one that the members state.
+
+    Args:
+        repository: The repository.
+        after: The new ensemble.
 
     Raises:
-        EnsembleError: a member is not there, the name is that of another model, the ensemble's outputs are not ours, or the members bring
-            images to size by different rules.
-        ConfigError, ExportError, OSError: a configuration cannot be read.
+        EnsembleError: A member does not exist, another model has the ensemble's name, the ensemble has other outputs than an export gives
+            it, or the members have different preprocessing rules.
+        ConfigError, ExportError, OSError: A configuration cannot be read.
     """
     check_name(after.name)
     files = RepositoryView(repository)
-    lacking = [vote.model for vote in after.members if not files.has(vote.model)]
-    if lacking:
-        raise EnsembleError(no_network_text(files, ", ".join(lacking)))
-    existing = files.has(after.name)
+    missing = [member.model for member in after.members if not files.has(member.model)]
+    if missing:
+        raise EnsembleError(missing_networks_text(files, ", ".join(missing)))
+    exists = files.has(after.name)
     before = None
-    if existing:
-        # Of one that was wired by hand what is asked for takes the place.
+    if exists:
+        # None for an ensemble that was wired by hand: the request replaces it.
         before = _read_or_none(files, after.name)
-        shown, labels = files.config(after.name), None
+        current, labels = files.config(after.name), None
         batch = read_max_batch_size(repository / after.name, None)
     else:
         first = after.members[0].model
-        shown, labels = files.config(first), files.content(f"{first}/{LABELS_FILE}")
-        batch = min(read_max_batch_size(repository / vote.model, None) for vote in after.members)
-    interface = _interface(shown, repository, batch)
+        current, labels = files.config(first), files.content(f"{first}/{LABELS_FILE}")
+        batch = min(read_max_batch_size(repository / member.model, None) for member in after.members)
+    interface = _interface(current, repository, batch)
     planned = ensemble_files(_without_damaged_averaging(files, after, interface), after, interface, labels)
     own = {path: content for path, content in planned.items() if path.startswith(f"{after.name}/")}
     averaging = {path: content for path, content in planned.items() if path not in own}
-    if existing:
+    if exists:
         path = f"{after.name}/{CONFIG_FILE}"
-        # One that says the same is left as it is: with its comments, and its time of change.
-        own = {} if config_from_pbtxt(own[path].decode(), path) == shown else {path: own[path]}
+        # An equal configuration is not written again, so that it keeps its comments and its modification time.
+        own = {} if config_from_pbtxt(own[path].decode(), path) == current else {path: own[path]}
     return EditPlan(repository, after.name, before, after, averaging=averaging, files=own)
 
 
 def plan_creation(repository: Path, new: Ensemble) -> EditPlan:
-    """Plan an ensemble by ``plan_ensemble``; ExistsError where there is a folder of that name."""
+    """Plan a new ensemble with `plan_ensemble`.
+
+    Raises:
+        ExistsError: There is a folder of that name.
+    """
     check_name(new.name)
     if (repository / new.name).exists():
         files = RepositoryView(repository)
-        is_one = files.has(new.name) and is_ensemble(files.config(new.name))
-        edit = ", or edit what is there (`defensemble ensemble add|apply`)" if is_one else ", this is no ensemble to edit"
-        raise ExistsError(f"{repository / new.name} exists already: choose another name{edit}")
+        is_editable = files.has(new.name) and is_ensemble(files.config(new.name))
+        edit = ", or edit the existing ensemble (`defensemble ensemble add|apply`)" if is_editable else "; it is not an ensemble"
+        raise ExistsError(f"{repository / new.name} exists already; choose another name{edit}")
     return plan_ensemble(repository, new)
 
 
 def plan_deletion(repository: Path, name: str) -> EditPlan:
-    """Plan that the ensemble ``name`` goes; its members stay."""
+    """Plan the deletion of the ensemble `name`, without its members."""
     files = RepositoryView(repository)
     return EditPlan(repository, name, _read_or_none(files, name), None, deletes=True)
 
 
 def plan_snapshot(repository: Path, name: str, snapshot: Snapshot | None) -> EditPlan:
-    """Plan that the ensemble ``name`` is again, to the byte, what ``snapshot`` has kept; None: that it is gone.
+    """Plan the restoration of an earlier state, byte for byte.
 
-    An averaging model that was deleted since is generated again, and gets the configuration that it had. Of a state of the two-model form
-    all but its last two steps is restored, which become one. How images are brought to size is what the members state now.
+    An averaging model that was deleted meanwhile is generated again, with its old configuration. A state with two averaging models gets one
+    averaging model in their place. The preprocessing rule is the one that the members state now.
+
+    Args:
+        repository: The repository.
+        name: The ensemble.
+        snapshot: The earlier state; None if the ensemble did not exist.
 
     Raises:
-        EnsembleError: a member is not there any more, at that version, or the members bring images to size by different rules.
-        ConfigError, ExportError, OSError: a configuration cannot be read.
+        EnsembleError: A member no longer exists at its version, or the members have different preprocessing rules.
+        ConfigError, ExportError, OSError: A configuration cannot be read.
     """
     files = RepositoryView(repository)
     if snapshot is None:
         return plan_deletion(repository, name) if files.has(name) else EditPlan(repository, name, None, None)
-    for vote in snapshot.votes.members:
-        if not files.has(vote.model) or vote.version not in files.versions(vote.model):
+    for member in snapshot.ensemble.members:
+        if not files.has(member.model) or member.version not in files.versions(member.model):
             raise EnsembleError(
-                f"{vote.model}@{vote.version}, which voted in '{name}' then, is not in {repository} any more: export it again, "
-                "or go back less far"
+                f"{member.model}@{member.version}, a member of '{name}' at that time, is no longer in {repository}; export it again, "
+                "or roll back fewer edits"
             )
-    kept = config_from_pbtxt(snapshot.config, f"the {CONFIG_FILE} of '{name}' in the history")
-    interface = dataclasses.replace(_interface(kept, repository, int(kept.max_batch_size)), num_classes=snapshot.num_classes)
-    config = ensemble_config(snapshot.votes, interface, preprocessing=members_preprocessing(files, snapshot.votes), existing=kept)
-    averaging = averaging_files(_without_damaged_averaging(files, snapshot.votes, interface), snapshot.votes, config, interface)
+    old = config_from_pbtxt(snapshot.config, f"the {CONFIG_FILE} of '{name}' in the history")
+    ensemble = snapshot.ensemble
+    interface = dataclasses.replace(_interface(old, repository, int(old.max_batch_size)), num_classes=snapshot.num_classes)
+    config = ensemble_config(ensemble, interface, preprocessing=members_preprocessing(files, ensemble), existing=old)
+    averaging = averaging_files(_without_damaged_averaging(files, ensemble, interface), ensemble, config, interface)
     for model, text in snapshot.averaging.items():
         if f"{model}/{CONFIG_FILE}" in averaging:
             averaging[f"{model}/{CONFIG_FILE}"] = text.encode(errors="surrogateescape")
     own = {path: content for path, content in snapshot.files.items() if path.startswith(f"{name}/")}
-    if config != kept:
+    if config != old:
         own[f"{name}/{CONFIG_FILE}"] = pbtxt_from_config(config)
     if not (repository / name).exists():
         own = {f"{name}/1/{PLACEHOLDER}": PLACEHOLDER_TEXT, **own}
     try:
         before = _read_or_none(files, name) if files.has(name) else None
     except ConfigError:
-        before = None  # a hand edit that no parser takes, which goes
-    return EditPlan(repository, name, before, snapshot.votes, averaging=averaging, files=changed_files(repository, own))
+        before = None  # a hand edit that cannot be parsed, which is replaced
+    return EditPlan(repository, name, before, ensemble, averaging=averaging, files=changed_files(repository, own))
 
 
-def steps_of(config: schema.ModelConfig) -> list[tuple[str, int]]:
-    """The models that an ensemble runs, with their versions, in step order."""
+def step_models(config: schema.ModelConfig) -> list[tuple[str, int]]:
+    """Return the models that an ensemble runs, with their versions, in step order."""
     return [(step.model_name, step.model_version) for step in config.ensemble_scheduling.step]
 
 
 def used_models(files: RepositoryView) -> set[str]:
-    """The models that any ensemble runs.
+    """Return the models that any ensemble runs.
 
     Raises:
-        ConfigError: a configuration cannot be read, so that this is not known.
+        ConfigError: A configuration cannot be read, so the models are unknown.
     """
-    return {model for name in files.models() for model, _ in steps_of(files.config(name))}
+    return {model for name in files.models() for model, _ in step_models(files.config(name))}
 
 
-def networks(files: RepositoryView) -> list[str]:
-    """The models that can vote: those that take ``images`` and give ``logits``; what cannot be read is left out."""
-    found = []
+def find_networks(files: RepositoryView) -> list[str]:
+    """Return the models that can be members: input `images`, output `logits`; models that cannot be read are skipped."""
+    names = []
     for name in files.models():
         try:
             config = files.config(name)
         except ConfigError:
             continue
         if [tensor.name for tensor in (*config.input, *config.output)] == ["images", "logits"]:
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
-def no_network_text(files: RepositoryView, names: str) -> str:
-    """State that a repository lacks these networks, and how to name or export one."""
-    known = networks(files)
-    there = f"it holds {', '.join(known)}: name one, or export it" if known else "nor any other: export it"
-    return f"{files.repository} holds no network {names}, {there} first (`defensemble export`)"
+def missing_networks_text(files: RepositoryView, names: str) -> str:
+    """Return the message that a repository does not have the networks `names`."""
+    known = find_networks(files)
+    fix = f"it has {', '.join(known)}. Use one of these, or export it" if known else "it has no networks at all; export it"
+    return f"{files.repository} has no network {names}; {fix} first (`defensemble export`)"
 
 
 def _read_or_none(files: RepositoryView, name: str) -> Ensemble | None:
-    """An ensemble as it is; None where it is one, but not wired as ours are."""
+    """Read an ensemble; return None if it is not wired the way an export wires it."""
     if files.config(name).platform != "ensemble":
-        raise EnsembleError(f"{files.repository / name} is not an ensemble: name one (`defensemble ensemble list`), or choose another name")
+        raise EnsembleError(
+            f"{files.repository / name} is not an ensemble; name an ensemble (`defensemble ensemble list`), or choose another name"
+        )
     try:
         return read_ensemble(files.repository, name)
     except EnsembleError:
@@ -222,21 +243,21 @@ def _read_or_none(files: RepositoryView, name: str) -> Ensemble | None:
 
 
 def _interface(config: schema.ModelConfig, repository: Path, max_batch_size: int) -> Interface:
-    """What a member or an ensemble takes and gives, by its configuration."""
+    """Return the inputs and outputs of a member or an ensemble, as its configuration declares them."""
     images = [tuple(tensor.dims) for tensor in config.input if tensor.name == "images"]
     scores = [tuple(tensor.dims) for tensor in config.output if tensor.name in ("probabilities", "logits")]
     if len(config.input) != 1 or not images or len(images[0]) != 3 or not scores or len(scores[0]) != 1:
-        told = ", ".join(f"{tensor.name} {list(tensor.dims)}" for tensor in (*config.input, *config.output))
+        tensors = ", ".join(f"{tensor.name} {list(tensor.dims)}" for tensor in (*config.input, *config.output))
         raise EnsembleError(
-            f"{repository / config.name / CONFIG_FILE}: takes and gives {told or 'nothing'}, expected images [C, H, W], and logits or "
-            "probabilities [K]: it can neither vote nor be edited"
+            f"{repository / config.name / CONFIG_FILE}: its inputs and outputs are {tensors or 'not declared'}, expected images [C, H, W], "
+            "and logits or probabilities [K]; it can be neither a member nor an ensemble to edit"
         )
     channels, height, width = images[0]
     return Interface((channels, height, width), scores[0][0], max_batch_size)
 
 
 def _without_damaged_averaging(files: RepositoryView, ensemble: Ensemble, interface: Interface) -> RepositoryView:
-    """``files`` without an averaging model that somebody has edited: one with the name of what ``ensemble`` computes is written again."""
+    """Hide the averaging model of `ensemble` if it was changed by hand, so that it is generated again."""
     classes, batch = interface.num_classes, interface.max_batch_size
     name = averaging_model_name(ensemble, classes, batch)
     if not files.has(name):

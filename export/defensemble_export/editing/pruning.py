@@ -1,4 +1,4 @@
-"""What of a repository no ensemble needs any more: members, versions of members, and averaging models, and how to be rid of them."""
+"""Members, versions of members and averaging models that no ensemble needs any more, and how to delete them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,26 @@ from defensemble_repository.profile_digest import update_digest
 from defensemble_repository.reader import config_paths, read_models, versions_in
 
 from ..errors import ExportError
-from .history import Edit, read_history, undoable_edits
+from .history import Edit, Snapshot, read_history, undoable_edits
 
-_OF_AN_AVERAGE = {"average", "weights", "members"}
-# What an export, a profile or an engine puts into a model's folder, and into a version's.
-_FILES = (CONFIG_FILE, LABELS_FILE)
+_AVERAGING_PARAMETERS = {"average", "weights", "members"}
+# The files that exports, profiles and engines write into the folder of a model, and into that of a version.
+_MODEL_FILES = (CONFIG_FILE, LABELS_FILE)
 _VERSION_FILES = (MODEL_FILE, REPORT_FILE, PLAN_FILE, MANIFEST_FILE)
-_OF_A_VERSION = ("sha256", "mask_digest", "precision")
-_Vote = tuple[str, int]
+_VERSION_PARAMETERS = ("sha256", "mask_digest", "precision")
+_Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Prunable:
-    """A model, or one version of it (``version`` None: the whole model), that nothing uses.
+    """A model, or one version of it, that nothing uses.
 
-    ``why`` says so in words, ``bytes`` is what its ``files`` (relative to the repository) take.
+    Attributes:
+        model: The model's name.
+        version: The version; None for the whole model.
+        why: The reason, in words.
+        bytes: The size of its files.
+        files: Its files, relative to the repository.
     """
 
     model: str
@@ -49,65 +54,73 @@ class Prunable:
 def prune_plan(
     repository: Path, *, keep: int, also_used: Collection[str] = (), on_progress: Callable[[str], None] = lambda text: None
 ) -> list[Prunable]:
-    """What in ``repository`` no ensemble uses, and no state that a rollback of at most ``keep`` edits of any ensemble goes back to.
+    """Find the models and versions that no ensemble uses, and no state that can still be rolled back to.
 
-    That is averaging models, and versions of members that voted once, by the history: a network that never did, such as a standard one
-    that is served next to an ensemble, is nobody's to delete. Nor are fused graphs, models and versions whose file no parameter
-    ``sha256.<version>`` describes, for no export wrote them, and folders with files of somebody else's, of which ``on_progress`` is told.
-    ``also_used`` names what is used otherwise, "MODEL" or "MODEL@VERSION": what a server has loaded for an older state, or what another
-    model of the repository calls.
+    Only averaging models and former members (by the history) are candidates. Never candidates are networks that were never members, such
+    as a standard network that is served on its own; fused graphs; versions that no parameter `sha256.<version>` describes, because no
+    export wrote them; and folders with other files, which are reported to `on_progress`.
+
+    Args:
+        repository: The repository.
+        keep: The number of edits of each ensemble that can still be rolled back, at least 0.
+        also_used: Models in other use, as `MODEL` or `MODEL@VERSION`: loaded by a server for an older state, or called by another model.
+        on_progress: Receives a message for each folder that is skipped.
 
     Raises:
-        ExportError: ``keep`` is below 0.
-        ConfigError: a configuration cannot be read: what it uses is not known.
-        HistoryError: nor is what a rollback needs, where the history is damaged.
-        OSError: a file or folder cannot be read.
+        ExportError: `keep` is below 0.
+        ConfigError: A configuration cannot be read, so the models that it uses are unknown.
+        HistoryError: The history is damaged, so the models that a rollback needs are unknown.
+        OSError: A file or folder cannot be read.
     """
     if keep < 0:
         raise ExportError(f"the number of edits that can still be rolled back must be 0 or more, got {keep}")
     configs = read_models(repository)
     history = read_history(repository)
     used = _used([*configs.values(), *_profiles_of_ensembles(repository, configs)], history, keep, also_used)
-    used_models, voted = {model for model, _ in used}, _voted(history)
-    found = []
+    used_models, former_members = {model for model, _ in used}, _former_members(history)
+    prunable = []
     for name, config in configs.items():
         if config.platform == "ensemble":
             continue
-        if AVERAGING_NAME.fullmatch(name) and set(config.parameters) >= _OF_AN_AVERAGE:
-            found += [] if name in used_models else _prunable(repository, name, None, "averages for no ensemble", on_progress)
-        elif not set(config.parameters) >= _OF_AN_AVERAGE:  # else a fused graph
-            unused = {key[1]: why for key, why in voted.items() if key[0] == name and not used & {key, (name, None)}}
-            found += _of_member(repository, name, config, unused, on_progress)
-    return found
+        if AVERAGING_NAME.fullmatch(name) and set(config.parameters) >= _AVERAGING_PARAMETERS:
+            prunable += [] if name in used_models else _prunable(repository, name, None, "no ensemble uses it", on_progress)
+        elif not set(config.parameters) >= _AVERAGING_PARAMETERS:  # with these, it is a fused graph
+            unused = {key[1]: why for key, why in former_members.items() if key[0] == name and not used & {key, (name, None)}}
+            prunable += _prunable_versions(repository, name, config, unused, on_progress)
+    return prunable
 
 
 def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str, bytes], list[str]]:
-    """The files to write (``write_files``) and those to remove before (``remove_files``) so that ``chosen`` of a ``prune_plan`` are gone.
+    """Return how to delete `chosen`: the files to write (`write_files`) and those to remove before that (`remove_files`).
 
-    A model or a version goes as one folder, in one rename, so that a server never sees half of it. Of a model that stays, what its
-    configuration and its profiles say of a version that goes is taken out, and with it the comments in these files; a profile that was as
-    it was written stays so. List, plan and remove under one lock; after a kill between, the next ``prune_plan`` lists what was not done.
+    A model or a version is removed as one folder by one rename, so that a server never sees a part of it. The configuration and the
+    profiles of a model that stays no longer describe its removed versions; these files lose their comments. Unmodified profiles stay
+    recognisable as unmodified. Call `prune_plan` and write under one lock; after a kill, the next `prune_plan` finds the rest.
+
+    Args:
+        repository: The repository.
+        chosen: What to delete, from `prune_plan`.
 
     Raises:
-        ExportError: the files on disk are no longer those that were listed.
-        ConfigError: a configuration cannot be read.
-        OSError: a file or folder cannot be read.
+        ExportError: The files on disk have changed since `prune_plan`.
+        ConfigError: A configuration cannot be read.
+        OSError: A file or folder cannot be read.
     """
-    gone: dict[str, list[int]] = {}
+    removed_versions: dict[str, list[int]] = {}
     removals = []
-    for one in chosen:
-        place = one.model if one.version is None else f"{one.model}/{one.version}"
-        files = _files_below(repository, place)
-        if tuple(files) != one.files:
-            raise ExportError(f"the files in {repository / place} are no longer those that were listed: list them again")
-        if one.version is not None:
-            gone.setdefault(one.model, []).append(one.version)
-        if (repository / place).is_dir():
-            removals.append(place)
+    for item in chosen:
+        folder_name = item.model if item.version is None else f"{item.model}/{item.version}"
+        files = _files_below(repository, folder_name)
+        if tuple(files) != item.files:
+            raise ExportError(f"the files in {repository / folder_name} have changed since they were listed; list them again")
+        if item.version is not None:
+            removed_versions.setdefault(item.model, []).append(item.version)
+        if (repository / folder_name).is_dir():
+            removals.append(folder_name)
     writes = {}
-    for model, versions in gone.items():
+    for model, versions in removed_versions.items():
         folder = repository / model
-        # The configuration last: from it a prune that was killed is told.
+        # The configuration is written last: the next prune recognises an interrupted one by it.
         for path in config_paths(folder):
             before = config_from_file(path)
             after = _without(before, versions)
@@ -118,7 +131,7 @@ def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str,
 
 
 def _profiles_of_ensembles(repository: Path, configs: Mapping[str, schema.ModelConfig]) -> list[schema.ModelConfig]:
-    """The profiles of ensembles: nobody writes any, but a server would take one that is there."""
+    """Return the profiles of ensembles; this package writes none, but a server would use them."""
     ensembles = [name for name, config in configs.items() if config.platform == "ensemble"]
     return [config_from_file(path) for name in ensembles for path in config_paths(repository / name)[:-1]]
 
@@ -126,17 +139,17 @@ def _profiles_of_ensembles(repository: Path, configs: Mapping[str, schema.ModelC
 def _used(
     configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]
 ) -> set[tuple[str, int | None]]:
-    """The versions of models that are used, None for all versions of a model."""
+    """Return the models and versions in use; version None stands for all versions of a model."""
     used: set[tuple[str, int | None]] = set()
-    # The steps as they are written: also of an ensemble that is wired otherwise than ours.
+    # The raw steps, which also cover ensembles that are wired in another way than ours.
     for config in configs:
         for step in config.ensemble_scheduling.step:
-            used.add((step.model_name, step.model_version if step.model_version > 0 else None))  # -1 is the newest, whichever that will be
+            used.add((step.model_name, step.model_version if step.model_version > 0 else None))  # -1 is the newest version, now and later
     for ensemble in {edit.ensemble for edit in history}:
         edits = undoable_edits(history, ensemble)
         for edit in edits[max(0, len(edits) - keep) :]:
             if edit.before is not None:
-                used |= {(vote.model, vote.version) for vote in edit.before.votes.members}
+                used |= _keys(edit.before)
                 used |= {(model, None) for model in edit.before.averaging}
     for name in also_used:
         model, _, version = name.partition("@")
@@ -144,82 +157,82 @@ def _used(
     return used
 
 
-def _voted(history: Sequence[Edit]) -> dict[_Vote, str]:
-    """All that voted once, by the history, and when last."""
-    told = {}
+def _keys(state: Snapshot) -> set[_Key]:
+    return {(member.model, member.version) for member in state.ensemble.members}
+
+
+def _former_members(history: Sequence[Edit]) -> dict[_Key, str]:
+    """Return all members that the history knows, and until when they were members."""
+    reasons = {}
     for edit in history:
-        before, after = (
-            set() if state is None else {(vote.model, vote.version) for vote in state.votes.members} for state in (edit.before, edit.after)
-        )
-        for vote in before | after:
-            told[vote] = f"voted in '{edit.ensemble}' {'at' if vote in after else 'until'} {edit.time}"
-    return told
+        before, after = (set() if state is None else _keys(state) for state in (edit.before, edit.after))
+        for key in before | after:
+            reasons[key] = f"was a member of '{edit.ensemble}' {'at' if key in after else 'until'} {edit.time}"
+    return reasons
 
 
-def _of_member(
+def _prunable_versions(
     repository: Path, name: str, config: schema.ModelConfig, unused: dict[int, str], on_progress: Callable[[str], None]
 ) -> list[Prunable]:
-    """What of a model can go, of whose versions ``unused`` voted once (why, by version) and are not used now."""
-    there = [version for version in versions_in(repository / name) if (repository / name / str(version)).is_dir()]
+    """Return what can be deleted of a model; `unused` are its versions that are no longer used, with the reasons."""
+    versions = [version for version in versions_in(repository / name) if (repository / name / str(version)).is_dir()]
     unused = {version: why for version, why in unused.items() if f"sha256.{version}" in config.parameters}
-    if there and set(there) <= set(unused):
-        texts = [unused[version] for version in there]
-        why = texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, there, texts))
+    if versions and set(versions) <= set(unused):
+        texts = [unused[version] for version in versions]
+        why = texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, versions, texts))
         return _prunable(repository, name, None, why, on_progress)
     specific = set(config.version_policy.specific.versions)
     if specific and not specific - set(unused):
-        on_progress(
-            f"{repository / name} is left alone: its version_policy names nothing but what could go, and would leave nothing to serve"
-        )
+        on_progress(f"skipped {repository / name}: its version_policy names only unused versions, so nothing would be left to serve")
         return []
-    found = []
+    prunable = []
     for version, why in sorted(unused.items()):
-        if version not in there:
-            found.append(Prunable(name, version, f"{why}; its files are gone, and {CONFIG_FILE} still describes them", 0, ()))
+        if version not in versions:
+            prunable.append(Prunable(name, version, f"{why}; its files are deleted, but {CONFIG_FILE} still describes them", 0, ()))
         else:
-            found += _prunable(repository, name, version, why, on_progress)
-    return found
+            prunable += _prunable(repository, name, version, why, on_progress)
+    return prunable
 
 
 def _prunable(repository: Path, name: str, version: int | None, why: str, on_progress: Callable[[str], None]) -> list[Prunable]:
-    """A model, or one version of it; nothing where a file of somebody else's is in its folder."""
-    place = name if version is None else f"{name}/{version}"
-    files = _files_below(repository, place)
+    """Return a model, or one version of it; nothing if its folder contains other files than ours."""
+    folder = name if version is None else f"{name}/{version}"
+    files = _files_below(repository, folder)
     if others := [file for file in files if not _is_own(file.removeprefix(f"{name}/"))]:
-        on_progress(f"{repository / place} is left alone: it holds {', '.join(others)}, which no export wrote; move that away")
+        on_progress(f"skipped {repository / folder}: it contains {', '.join(others)}, which no export wrote; move that away")
         return []
     return [Prunable(name, version, why, sum((repository / file).lstat().st_size for file in files), tuple(files))]
 
 
 def _is_own(path: str) -> bool:
-    """Whether a file in a model's folder is one that this project writes."""
+    """Return whether a file in a model's folder is one that this project writes."""
     folder, _, file = path.rpartition("/")
     if folder == PROFILES_FOLDER:
         return file.endswith(".pbtxt")
-    return file in (_VERSION_FILES if folder.isdecimal() else _FILES if not folder else ())
+    return file in (_VERSION_FILES if folder.isdecimal() else _MODEL_FILES if not folder else ())
 
 
-def _files_below(repository: Path, place: str) -> list[str]:
-    """All files below a folder, sorted, relative to the repository; a link is a file; none where there is no such folder."""
+def _files_below(repository: Path, folder: str) -> list[str]:
+    """Return all files below a folder, sorted, relative to the repository; links count as files. Empty if there is no such folder."""
 
-    def refused(error: OSError) -> None:
-        raise error  # `os.walk` would pass over a folder that cannot be read
+    def on_error(error: OSError) -> None:
+        raise error  # by default, `os.walk` skips folders that cannot be read
 
-    if not (repository / place).exists():
+    if not (repository / folder).exists():
         return []
-    found = []
-    for above, folders, files in os.walk(repository / place, onerror=refused):
-        links = [name for name in folders if (Path(above) / name).is_symlink()]
-        found += [(Path(above) / name).relative_to(repository).as_posix() for name in (*files, *links)]
-    return sorted(found)
+    paths = []
+    for parent, folders, files in os.walk(repository / folder, onerror=on_error):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        paths += [(Path(parent) / name).relative_to(repository).as_posix() for name in (*files, *links)]
+    return sorted(paths)
 
 
 def _without(config: schema.ModelConfig, versions: Sequence[int]) -> schema.ModelConfig:
-    """A configuration that says nothing of these versions."""
+    """Return a configuration that does not mention these versions."""
     after = schema.ModelConfig()
     after.CopyFrom(config)
     for version in versions:
-        for key in _OF_A_VERSION:
+        for key in _VERSION_PARAMETERS:
             if (name := f"{key}.{version}") in after.parameters:
                 del after.parameters[name]
     policy = after.version_policy

@@ -1,15 +1,15 @@
-"""Edits of an ensemble as values: each says what is edited and plans the files that this changes in a repository.
+"""Edits of an ensemble as values; each plans the files that it changes in a repository.
 
 EditRequest
-├── CreateEnsemble       a new ensemble of models of the repository
-├── AddMembers           more members, or one in the place of another
-├── RemoveMembers        fewer members
-├── SetWeights           other weights of members
-├── SetAverage           the average of probabilities, or of logits
-├── ApplyDeclaration     an ensemble as a file declares it, whether it exists or not
-├── Reload               hand edits of the configurations take effect
-├── Restore              an earlier state, out of the history
-└── DeleteEnsemble       the ensemble, without its members
+├── CreateEnsemble       create an ensemble from models of the repository
+├── AddMembers           add members, or replace one
+├── RemoveMembers        remove members
+├── SetWeights           change the weights of members
+├── SetAverage           average probabilities, or logits
+├── ApplyDeclaration     create or change an ensemble as a file declares it
+├── Reload               apply hand edits of the configurations
+├── Restore              restore an earlier state from the history
+└── DeleteEnsemble       delete an ensemble, but not its members
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ from defensemble_repository.view import RepositoryView
 from ..errors import HistoryError
 from .existing import check_ensemble_exists, existing_ensemble
 from .history import Snapshot, read_history, undoable_edits
-from .membership import added, find_member, new_member, parse_member, removed, reweighted
+from .membership import add_members, find_member, new_member, parse_member, remove_members, set_weights
 from .plan import EditPlan, plan_creation, plan_deletion, plan_ensemble, plan_snapshot
 
 
 @dataclass(frozen=True)
 class EditRequest(ABC):
-    """An edit of the ensemble `name`, independent of the repository in which it is made.
+    """An edit of the ensemble `name`, independent of the repository.
 
-    `reloads`: servers load all members again, since files may have changed that their configurations do not describe. `may_differ`: the
-    repositories in which it is made may hold different ensembles before it.
+    Attributes:
+        name: The ensemble's name.
+        reloads: Whether servers load all members again, because files may have changed that no configuration describes.
+        may_differ: Whether the ensemble may differ between the repositories before the edit.
     """
 
     name: str
@@ -47,36 +49,44 @@ class EditRequest(ABC):
     @property
     @abstractmethod
     def action(self) -> str:
-        """What the history calls it: one of `history.ACTIONS`."""
+        """The edit's action in the history, one of `history.ACTIONS`."""
 
     @property
     def undone_edits(self) -> tuple[str, ...]:
-        """The ids of the edits that it undoes, the last one first."""
+        """The ids of the edits that this edit undoes, newest first."""
         return ()
 
     @abstractmethod
     def plan(self, repository: Path) -> EditPlan:
-        """Compute what it changes in `repository`; nothing is written.
+        """Compute the changes in `repository` without writing anything.
 
         Raises:
-            RepositoryError: It cannot be made there.
+            RepositoryError: The edit is not possible there.
             OSError: A file cannot be read.
         """
 
     def action_in(self, repository: Path) -> str:
-        """Return what the history of `repository` calls it: a declared ensemble that is not there yet is created.
+        """Return the action for the history of `repository`.
 
-        A rollback has to know that it takes such an ensemble away again.
+        Applying a declaration of an ensemble that does not exist is recorded as `create`, so that a rollback deletes the ensemble.
         """
         return "create" if self.action == "apply" and not RepositoryView(repository).has(self.name) else self.action
 
 
 @dataclass(frozen=True)
 class CreateEnsemble(EditRequest):
-    """A new ensemble of `members` (`MODEL` or `MODEL@VERSION`), each with weight 1, or its weight of `weights`.
+    """Create an ensemble.
+
+    Attributes:
+        members: The members, as `MODEL` (its newest version) or `MODEL@VERSION`.
+        weights: The weights by member; the default is 1.
+        average: `"probabilities"` or `"logits"`.
 
     Raises:
-        EnsembleError: A weight is given for a model that is not among the members.
+        EnsembleError: `weights` has a model that is not among `members`.
+
+    Example:
+        >>> CreateEnsemble("ensemble", ("keep0.3", "keep0.5"), {"keep0.5": 2.0}).plan(Path("model_repository"))
     """
 
     members: tuple[str, ...]
@@ -87,20 +97,20 @@ class CreateEnsemble(EditRequest):
     def __post_init__(self) -> None:
         unknown = sorted(set(self.weights) - set(self.members))
         if unknown:
-            raise EnsembleError(f"a weight is given for {', '.join(unknown)}, which is not among the members: {', '.join(self.members)}")
+            raise EnsembleError(f"a weight is given for {', '.join(unknown)}, expected one of the members {', '.join(self.members)}")
 
     def plan(self, repository: Path) -> EditPlan:
-        """See `EditRequest.plan`; a model without a version votes at its newest."""
-        votes = tuple(new_member(repository, member, self.weights.get(member, 1.0)) for member in self.members)
-        return plan_creation(repository, Ensemble(self.name, votes, self.average))
+        """See `EditRequest.plan`."""
+        members = tuple(new_member(repository, name, self.weights.get(name, 1.0)) for name in self.members)
+        return plan_creation(repository, Ensemble(self.name, members, self.average))
 
 
 class _Change(EditRequest):
-    """An edit that makes another ensemble of the one that is there."""
+    """An edit of an existing ensemble."""
 
     @abstractmethod
-    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        """Return what `now` becomes."""
+    def _changed(self, current: Ensemble, repository: Path) -> Ensemble:
+        """Return the new ensemble."""
 
     def plan(self, repository: Path) -> EditPlan:
         """See `EditRequest.plan`."""
@@ -109,9 +119,12 @@ class _Change(EditRequest):
 
 @dataclass(frozen=True)
 class AddMembers(_Change):
-    """More `members` (`MODEL` or `MODEL@VERSION`, without a version the newest), each with `weight`, 1 by default.
+    """Add members.
 
-    With `in_place_of`, the only new member takes the row of that member and, by default, its weight.
+    Attributes:
+        members: The new members, as `MODEL` (its newest version) or `MODEL@VERSION`.
+        weight: The weight of each; None for 1, or for that of the member that is replaced.
+        in_place_of: The member that the only new member replaces, at the same position.
     """
 
     members: tuple[str, ...]
@@ -119,58 +132,58 @@ class AddMembers(_Change):
     in_place_of: str | None = None
     action = "add"
 
-    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
+    def _changed(self, current: Ensemble, repository: Path) -> Ensemble:
         weight = self.weight
         if weight is None:
-            weight = 1.0 if self.in_place_of is None else find_member(now, self.in_place_of).weight
-        for member in self.members:
-            model, version = parse_member(member)
-            there = [vote for vote in now.members if vote.model == model]
-            if version is None and there and self.in_place_of is None:
+            weight = 1.0 if self.in_place_of is None else find_member(current, self.in_place_of).weight
+        for name in self.members:
+            model, version = parse_member(name)
+            existing = [member for member in current.members if member.model == model]
+            if version is None and existing and self.in_place_of is None:
                 raise EnsembleError(
-                    f"'{model}' votes in '{now.name}' already, at version {there[0].version}: to move its vote to the newest, name that "
-                    f"vote as the one to go (--in-place-of {model}@{there[0].version}); to let two versions vote, name the other one "
-                    f"({model}@VERSION)"
+                    f"'{model}' is already a member of '{current.name}', at version {existing[0].version}. To move it to the newest "
+                    f"version, replace it (--in-place-of {model}@{existing[0].version}); to add another version, name it ({model}@VERSION)"
                 )
-        return added(now, [new_member(repository, member, weight) for member in self.members], in_place_of=self.in_place_of)
+        new = [new_member(repository, name, weight) for name in self.members]
+        return add_members(current, new, in_place_of=self.in_place_of)
 
 
 @dataclass(frozen=True)
 class RemoveMembers(_Change):
-    """Without `members` (`MODEL` or `MODEL@VERSION`); their files stay."""
+    """Remove `members` (`MODEL` or `MODEL@VERSION`); their files stay."""
 
     members: tuple[str, ...]
     action = "remove"
 
-    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        return removed(now, self.members)
+    def _changed(self, current: Ensemble, repository: Path) -> Ensemble:
+        return remove_members(current, self.members)
 
 
 @dataclass(frozen=True)
 class SetWeights(_Change):
-    """Other `weights` of members, by `MODEL` or `MODEL@VERSION`."""
+    """Change the weights of members, by `MODEL` or `MODEL@VERSION`."""
 
     weights: Mapping[str, float] = field(hash=False)
     action = "weight"
 
-    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        return reweighted(now, self.weights)
+    def _changed(self, current: Ensemble, repository: Path) -> Ensemble:
+        return set_weights(current, self.weights)
 
 
 @dataclass(frozen=True)
 class SetAverage(_Change):
-    """The `average` of `"probabilities"` or `"logits"`."""
+    """Average `"probabilities"` or `"logits"`."""
 
     average: str
     action = "average"
 
-    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        return dataclasses.replace(now, average=self.average)
+    def _changed(self, current: Ensemble, repository: Path) -> Ensemble:
+        return dataclasses.replace(current, average=self.average)
 
 
 @dataclass(frozen=True)
 class ApplyDeclaration(EditRequest):
-    """The ensemble as `wanted` declares it, whether it is there already or not."""
+    """Create the ensemble `wanted`, or change the existing one into it."""
 
     name: str = field(init=False)
     wanted: Ensemble
@@ -187,24 +200,27 @@ class ApplyDeclaration(EditRequest):
 
 @dataclass(frozen=True)
 class Reload(_Change):
-    """Hand edits of the configurations take effect; averaging models whose parameters were edited are generated again."""
+    """Apply hand edits of the configurations; averaging models whose parameters were edited are generated again."""
 
     action = "reload"
     reloads = True
 
-    def _changed(self, now: Ensemble, repository: Path) -> Ensemble:
-        """Return `now`, which the hand edits have changed already."""
-        return now
+    def _changed(self, current: Ensemble, repository: Path) -> Ensemble:
+        """Return `current`, which already contains the hand edits."""
+        return current
 
 
 @dataclass(frozen=True)
 class Restore(EditRequest):
-    """The state before the edits `undone` (ids, the last one first); where there are none, what the edit `to` left.
+    """Restore an earlier state from the history.
 
-    `redoes` says that `to` had been undone, and is made again.
+    Attributes:
+        undone: The ids of the edits to undo, newest first; the state before them is restored.
+        to: The id of the edit whose result is restored, instead of `undone`.
+        redoes: Whether `to` was undone and is applied again.
 
     Raises:
-        ValueError: Neither edits to undo nor an edit to go to are given, or both.
+        ValueError: Neither or both of `undone` and `to` are given.
     """
 
     undone: tuple[str, ...] = ()
@@ -213,23 +229,23 @@ class Restore(EditRequest):
 
     def __post_init__(self) -> None:
         if bool(self.undone) == (self.to is not None):
-            raise ValueError(f"expected either edits to undo or an edit to go to, got {self.undone} and {self.to!r}")
+            raise ValueError(f"expected either edits to undo or an edit to restore, got {self.undone} and {self.to!r}")
 
     @property
     def action(self) -> str:
-        """What the history calls it."""
+        """The edit's action in the history."""
         return "apply" if self.redoes else "rollback"
 
     @property
     def undone_edits(self) -> tuple[str, ...]:
-        """The ids of the edits that it undoes."""
+        """The ids of the edits that this edit undoes, newest first."""
         return self.undone
 
     def plan(self, repository: Path) -> EditPlan:
         """See `EditRequest.plan`.
 
         Raises:
-            HistoryError: The history of `repository` holds other edits.
+            HistoryError: The history of `repository` contains other edits.
         """
         return plan_snapshot(repository, self.name, self._state(repository))
 
@@ -241,19 +257,19 @@ class Restore(EditRequest):
             if tuple(edit.id for edit in reversed(last)) == self.undone:
                 return last[0].before
         else:
-            # A state that was not recorded is undone by going to what the last edit left.
+            # An unrecorded change is undone by restoring the result of the last edit.
             for edit in edits if self.redoes else [*stack[-1:], *edits[-1:]]:
                 if edit.id == self.to:
                     return edit.after
         raise HistoryError(
-            f"the history of {repository} has other last edits of '{self.name}' than expected, {', '.join(self.undone) or self.to}: "
-            "look at it (`defensemble ensemble history`), and roll back again"
+            f"the last edits of '{self.name}' in the history of {repository} are not {', '.join(self.undone) or self.to} as expected; "
+            "check the history (`defensemble ensemble history`) and roll back again"
         )
 
 
 @dataclass(frozen=True)
 class DeleteEnsemble(EditRequest):
-    """No such ensemble any more; its members stay."""
+    """Delete the ensemble; its members stay."""
 
     action = "delete"
 

@@ -1,1 +1,1 @@
-"""TensorRT plans: how they are built, verified and kept."""
+"""Build and verify TensorRT plans."""

@@ -1,4 +1,4 @@
-"""TensorRT plans for the models of a repository: each built from its ONNX file, compared with it, and put into its folder."""
+"""Build TensorRT plans for the models of a repository: each is built from its ONNX file, compared with it and stored in its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from defensemble_repository.view import RepositoryView, file_digest
 
 from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
-from ..verification.images import images_of_record
+from ..verification.images import images_from_record
 from .build_steps import INPUT, BuildRequest, EngineOptions, build_calls
 from .builder import OnProgress, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
@@ -36,7 +36,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class PlannedEngine:
-    """A version of a model that a plan can be built for: its ONNX file as it is now, and what will be asked of TensorRT."""
+    """A plan that can be built: a version of a model, its ONNX file and that file's digest, and the build request."""
 
     model: str
     version: int
@@ -46,18 +46,18 @@ class PlannedEngine:
 
     @property
     def name(self) -> str:
-        """Model and version, as ``model@version``."""
+        """Model and version, as `model@version`."""
         return f"{self.model}@{self.version}"
 
     @property
     def calls(self) -> list[str]:
-        """The calls of TensorRT that build it, in their order."""
+        """The calls of TensorRT's API that build the plan, in order."""
         return [str(call) for call in build_calls(self.request)]
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """What became of a planned engine; ``agreement`` is None where it was up to date already, or was not compared."""
+    """The result of a `PlannedEngine`. `agreement` is None if the plan was already up to date or was not compared."""
 
     model: str
     version: int
@@ -74,50 +74,65 @@ def planned_engines(
     options: EngineOptions | None = None,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> list[PlannedEngine]:
-    """What plans can be built for: the versions named, or those served, of the models named, or of all that take ``images``.
+    """Return the plans that can be built. Neither TensorRT nor a GPU is needed; known problems of a build are found here.
 
-    Members and fused graphs do; averaging models and ensembles do not: they stay as they are. Nothing is built, and neither
-    TensorRT nor a GPU is needed: what a plan would fail by is found here, as far as it can be known. ``on_message`` gets a line about each
-    folder that is no model.
+    Plans can be built for members and fused graphs, which have the input `images`. Averaging models and ensembles stay on ONNX Runtime.
+
+    Args:
+        repository: The model repository.
+        models: Names of models. None: all that plans can be built for.
+        versions: Versions of these models. None: those that are served.
+        options: How to build. None: the defaults.
+        on_message: Called with a line about each folder that is not a model.
 
     Raises:
-        EngineError: there is no such model or version, a graph is missing, was changed, or is not one that TensorRT reads.
-        ConfigError, ExportError, OSError: the repository cannot be read, a number is out of its range.
+        EngineError: A model or version does not exist, or a graph is missing, was changed, or is not supported by TensorRT.
+        ConfigError: A configuration cannot be read.
+        ExportError: A number is out of range.
+        OSError: A file cannot be read.
+
+    Example:
+        >>> [engine.name for engine in planned_engines(Path("model_repository"))]
+        ['resnet@1', 'vgg@1']
     """
     options = options or EngineOptions()
     if not repository.is_dir():
-        raise EngineError(f"there is no model repository {repository}: name a folder that `defensemble export` has written")
+        raise EngineError(
+            f"model repository {repository} does not exist: name a folder that `defensemble export` has written (--repository FOLDER)"
+        )
     configs = read_models(repository, on_message)
-    able = [name for name, config in configs.items() if _why_not(config) is None]
+    supported = [name for name, config in configs.items() if _unsupported_reason(config) is None]
     for name in models or ():
         if name not in configs:
-            raise EngineError(f"{repository} has no model '{name}'; plans can be built for {', '.join(able) or 'none of its models'}")
-        why_not = _why_not(configs[name])
-        if why_not is not None:
-            raise EngineError(f"no plan is built for '{name}': {why_not}; plans can be built for {', '.join(able) or 'none'}")
-    chosen = [name for name in able if models is None or name in models]
+            raise EngineError(f"{repository} has no model '{name}'; plans can be built for {', '.join(supported) or 'none of its models'}")
+        reason = _unsupported_reason(configs[name])
+        if reason is not None:
+            raise EngineError(f"no plan can be built for '{name}': {reason}; plans can be built for {', '.join(supported) or 'none'}")
+    chosen = [name for name in supported if models is None or name in models]
     if not chosen:
-        raise EngineError(f"{repository} has no model that a plan can be built for: write one into it with `defensemble export`")
-    planned = []
+        raise EngineError(f"{repository} has no model that a plan can be built for: add one with `defensemble export`")
+    engines = []
     for name in chosen:
         folder = repository / name
-        there = versions_in(folder)
+        on_disk = versions_in(folder)
         served = served_versions(folder, configs[name])
         if versions is None and not served:
             raise EngineError(
-                f"{folder} has no version that is served (there are {', '.join(map(str, there)) or 'none'}): put the folder back, "
+                f"{folder} has no version that is served (on disk: {', '.join(map(str, on_disk)) or 'none'}): restore the folder, "
                 f"export '{name}' again, or move {folder} out of the repository"
             )
-        if versions is not None and models is not None and (missing := sorted(set(versions) - set(there))):
-            raise EngineError(f"'{name}' has no version {', '.join(map(str, missing))}; there are {', '.join(map(str, there)) or 'none'}")
-        planned += [
-            _planned(folder, configs[name], version, options)
-            for version in (served if versions is None else there)
+        if versions is not None and models is not None and (missing := sorted(set(versions) - set(on_disk))):
+            raise EngineError(
+                f"'{name}' has no version {', '.join(map(str, missing))}; existing versions: {', '.join(map(str, on_disk)) or 'none'}"
+            )
+        engines += [
+            _plan_engine(folder, configs[name], version, options)
+            for version in (served if versions is None else on_disk)
             if versions is None or version in versions
         ]
-    if not planned:
+    if not engines:
         raise EngineError(f"none of {', '.join(chosen)} has a version {', '.join(map(str, versions or ()))}")
-    return planned
+    return engines
 
 
 def build_engines(
@@ -134,83 +149,103 @@ def build_engines(
     on_message: Callable[[str], None] = lambda text: None,
     on_progress: OnProgress | None = None,
 ) -> list[BuiltEngine]:
-    """Build ``model.plan`` and ``model.plan.json`` for what ``planned_engines`` lists, each written as soon as it has proved right.
+    """Build and verify `model.plan` and `model.plan.json` for all `planned_engines`. Each plan is written as soon as it is verified.
 
-    A plan that is there already, built from the same graph by the same TensorRT for the same GPU and options, stays, unless ``force``. A
-    new one is compared, unless ``compare`` is False, with ONNX Runtime on real ``images`` (N,C,H,W), by default test images of the data
-    that the model was trained on (from ``data_dir`` where it is given), and is not kept where it differs by more than the precision's
-    tolerances. ``timing_cache`` None is ``default_timing_cache``. ``on_message`` gets a line about each plan.
+    A plan that was built from the same graph, by the same TensorRT, for the same GPU and options, is up to date and is kept. A new plan
+    is compared with its graph in ONNX Runtime, and discarded if it differs by more than the tolerances of the precision.
+
+    Args:
+        repository: The model repository.
+        models: See `planned_engines`.
+        versions: See `planned_engines`.
+        options: See `planned_engines`.
+        timing_cache: File of kernel timings to read and update. None: `default_timing_cache`.
+        images: Real images to compare on, float32 (N,C,H,W). None: test images of the dataset that each model was trained on.
+        data_dir: Folder of that dataset.
+        compare: Compare new plans with their graphs.
+        force: Build plans that are up to date, too.
+        on_message: Called with a line about each plan.
+        on_progress: Called during a build with the phase, its parent phase, and the steps done and in total.
 
     Raises:
-        EngineError: see ``planned_engines``, ``engine_from_onnx`` and ``verify_plan``; plans that were written before it stay.
-        ExportError, OSError, defensemble_training.DataError: likewise.
+        EngineError: See `planned_engines`, `engine_from_onnx` and `verify_plan`. Plans written before an error are kept.
+        ExportError: A number is out of range, or the dataset is not found.
+        OSError: A file cannot be read or written.
+        defensemble_training.DataError: The dataset cannot be read.
+
+    Example:
+        >>> build_engines(Path("model_repository"), options=EngineOptions(opt_batch=8), on_message=print)
+        vgg@1: built in 41.2 s for batches of 1 to 16, fastest at 8, fp32; 100.00% of 1016 images get the same class, ...
     """
     options = options or EngineOptions()
-    planned = planned_engines(repository, models=models, versions=versions, options=options, on_message=on_message)
+    engines = planned_engines(repository, models=models, versions=versions, options=options, on_message=on_message)
     target = find_target()
-    for one in planned:
-        check_target(target, one.request.precision, hardware_compatible=options.hardware_compatible)
+    for engine in engines:
+        check_target(target, engine.request.precision, hardware_compatible=options.hardware_compatible)
         if compare and images is not None:
-            check_images(images, one.request.profile)
+            check_images(images, engine.request.profile)
     check_writable(repository)
     timing_cache = default_timing_cache(target) if timing_cache is None else timing_cache
     outcomes = []
-    for one in planned:
-        current = None if force else _current(one, target)
+    for engine in engines:
+        current = None if force else _up_to_date_manifest(engine, target)
         if current is not None:
-            on_message(f"{one.name}: up to date, built {current.date} with TensorRT {current.tensorrt}")
-            outcomes.append(BuiltEngine(one.model, one.version, current, built=False, agreement=None))
+            on_message(f"{engine.name}: up to date, built {current.date} with TensorRT {current.tensorrt}")
+            outcomes.append(BuiltEngine(engine.model, engine.version, current, built=False, agreement=None))
             continue
-        real = None if not compare else _real_images(one, data_dir) if images is None else images  # before the build: there may be none
-        outcomes.append(_build(repository, one, target, timing_cache, real, on_message, on_progress))
+        real = (
+            None if not compare else _images_for_engine(engine, data_dir) if images is None else images
+        )  # before the build: there may be none
+        outcomes.append(_build(repository, engine, target, timing_cache, real, on_message, on_progress))
     return outcomes
 
 
 def _build(
     repository: Path,
-    one: PlannedEngine,
+    engine: PlannedEngine,
     target: Target,
     timing_cache: Path,
     images: Array | None,
     on_message: Callable[[str], None],
     on_progress: OnProgress | None,
 ) -> BuiltEngine:
-    request = one.request
+    request = engine.request
     with tempfile.TemporaryDirectory(prefix="defensemble-engine-") as folder:
         plan = Path(folder) / PLAN_FILE
-        manifest = engine_from_onnx(one.graph, plan, request, target, timing_cache=timing_cache, on_progress=on_progress)
+        manifest = engine_from_onnx(engine.graph, plan, request, target, timing_cache=timing_cache, on_progress=on_progress)
         agreement = None
         if images is not None:
-            agreement = verify_plan(plan, one.graph, images, profile=request.profile, precision=request.precision)
+            agreement = verify_plan(plan, engine.graph, images, profile=request.profile, precision=request.precision)
         with locked(repository), defer_sigint() as interrupts:
             for stale in remove_stale_staging(repository):
-                on_message(f"removed {stale}, which a command that was killed had left")
-            # The request was made from the graph as it was planned.
-            if not one.onnx_sha256 == manifest.onnx_sha256 == file_digest(one.graph):
-                raise EngineError(f"{one.graph} was changed while plans were built, so its plan is not kept: build it again")
-            place = f"{one.model}/{one.version}"
-            content = {f"{place}/{PLAN_FILE}": plan.read_bytes(), f"{place}/{MANIFEST_FILE}": manifest.to_bytes()}
+                on_message(f"removed {stale}, left by a command that was killed")
+            # The build request belongs to the graph as it was when the plan was requested.
+            if not engine.onnx_sha256 == manifest.onnx_sha256 == file_digest(engine.graph):
+                raise EngineError(f"{engine.graph} was changed while plans were built, so its plan is not kept: build it again")
+            prefix = f"{engine.model}/{engine.version}"
+            content = {f"{prefix}/{PLAN_FILE}": plan.read_bytes(), f"{prefix}/{MANIFEST_FILE}": manifest.to_bytes()}
             interrupts.deliver()
             write_files(repository, content)
-            compared = "not compared" if agreement is None else str(agreement)
-            # Before an interrupt that came too late for this plan ends the command.
-            on_message(f"{one.name}: built in {manifest.build_s:.1f} s for batches of {_batches(request)}, {request.precision}; {compared}")
-    return BuiltEngine(one.model, one.version, manifest, built=True, agreement=agreement)
+            comparison = "not compared" if agreement is None else str(agreement)
+            # Report the plan before a late interrupt ends the command.
+            built = f"built in {manifest.build_s:.1f} s for batches of {_format_batches(request)}, {request.precision}"
+            on_message(f"{engine.name}: {built}; {comparison}")
+    return BuiltEngine(engine.model, engine.version, manifest, built=True, agreement=agreement)
 
 
-def _why_not(config: schema.ModelConfig) -> str | None:
-    """Why no plan can be built for a model; None where one can."""
+def _unsupported_reason(config: schema.ModelConfig) -> str | None:
+    """Return why no plan can be built for a model; None if one can be built."""
     if is_ensemble(config):
-        return "it is an ensemble, which is steps and no graph: name its members"
+        return "it is an ensemble, which has no graph: name its members"
     if model_backend(config) != BACKEND:
-        return f"its backend is '{config.backend or config.platform}', and plans are built from the graphs of '{BACKEND}'"
+        return f"its backend is '{config.backend or config.platform}', and plans are built from graphs of the backend '{BACKEND}'"
     inputs = [(tensor.name, tensor.data_type, len(tensor.dims)) for tensor in config.input]
     if inputs != [(INPUT, schema.TYPE_FP32, 3)]:
-        return f"it takes {', '.join(name for name, _, _ in inputs)} and no images: it is small, and stays on ONNX Runtime"
+        return f"its inputs are {', '.join(name for name, _, _ in inputs)} and not images: it is small, and stays on ONNX Runtime"
     return None
 
 
-def _planned(folder: Path, config: schema.ModelConfig, version: int, options: EngineOptions) -> PlannedEngine:
+def _plan_engine(folder: Path, config: schema.ModelConfig, version: int, options: EngineOptions) -> PlannedEngine:
     try:
         graph = stored_graph(RepositoryView(folder.parent), folder.name, version, config)
         request = request_from_onnx(
@@ -222,37 +257,37 @@ def _planned(folder: Path, config: schema.ModelConfig, version: int, options: En
         )
     except EngineError:
         raise
-    except RepositoryError as error:  # of a number, which does not say where it comes from
+    except RepositoryError as error:  # an error about a number does not name the model
         raise EngineError(f"{folder.name}@{version}: {error}") from error
     return PlannedEngine(folder.name, version, folder.parent / graph.path, graph.sha256, request)
 
 
-def _current(one: PlannedEngine, target: Target) -> Manifest | None:
-    """The manifest of the plan that is there, where it is what would be built now."""
-    plan = one.graph.with_name(PLAN_FILE)
+def _up_to_date_manifest(engine: PlannedEngine, target: Target) -> Manifest | None:
+    """Return the manifest of the existing plan if it is up to date, else None."""
+    plan = engine.graph.with_name(PLAN_FILE)
     try:
-        manifest = read_manifest(one.graph.with_name(MANIFEST_FILE))
+        manifest = read_manifest(engine.graph.with_name(MANIFEST_FILE))
     except ManifestError:
-        return None  # damaged: built anew
+        return None  # damaged: build again
     if manifest is None or not plan.exists():
         return None
-    # Another driver may run the same plan.
-    wanted = {**asdict(target), "driver": manifest.driver, "onnx_sha256": one.onnx_sha256, **one.request.recorded}
-    is_same = all(getattr(manifest, name) == value for name, value in wanted.items())
+    # A plan does not depend on the driver.
+    expected = {**asdict(target), "driver": manifest.driver, "onnx_sha256": engine.onnx_sha256, **engine.request.recorded}
+    is_same = all(getattr(manifest, name) == value for name, value in expected.items())
     return manifest if is_same and file_digest(plan) == manifest.plan_sha256 else None
 
 
-def _real_images(one: PlannedEngine, data_dir: Path | None) -> Array:
-    """Test images of the data that the graph names."""
-    found = images_of_record(onnx.load_model_from_string(read_regular(one.graph)), one.name, data_dir)
-    if found is None:
+def _images_for_engine(engine: PlannedEngine, data_dir: Path | None) -> Array:
+    """Return test images of the dataset in the graph's metadata."""
+    real = images_from_record(onnx.load_model_from_string(read_regular(engine.graph)), engine.name, data_dir)
+    if real is None:
         raise EngineError(
-            f"{one.graph} does not say which data its network was trained on, to compare its plan on: "
-            "pass images (--images FILE.npy), or leave the comparison out (--no-compare)"
+            f"{engine.graph} has no training record, so there is no dataset to compare its plan on: "
+            "pass images (--images FILE.npy), or skip the comparison (--no-compare)"
         )
-    return found.images
+    return real.images
 
 
-def _batches(request: BuildRequest) -> str:
+def _format_batches(request: BuildRequest) -> str:
     profile = request.profile
-    return f"{profile.min[0]} to {profile.max[0]}, best at {profile.opt[0]}"
+    return f"{profile.min[0]} to {profile.max[0]}, fastest at {profile.opt[0]}"

@@ -1,4 +1,4 @@
-"""A TensorRT plan and its manifest from an ONNX file."""
+"""Build a TensorRT plan and its manifest from an ONNX file."""
 
 from __future__ import annotations
 
@@ -23,30 +23,37 @@ from ..graphs.traversal import real_inputs
 from .build_steps import INPUT, BuildRequest, Messages, build
 from .parser_support import parser_list, problems_of_graph
 from .target import Target, load_tensorrt
-from .timing_cache import Timings
+from .timing_cache import TimingCache
 
-# What TensorRT says while it builds; `defensemble build-engine --log` writes it to a file.
+# Messages of TensorRT during a build; `defensemble build-engine --log` writes them to a file.
 logger = logging.getLogger("defensemble_export.tensorrt")
-# (phase, the phase that it is part of or "", steps done, steps in all), from threads of TensorRT's.
+# Called with (phase, its parent phase or "", steps done, total steps), from TensorRT's threads.
 OnProgress = Callable[[str, str, int, int], None]
 
 
 def engine_from_onnx(
     graph: Path, plan_path: Path, request: BuildRequest, target: Target, *, timing_cache: Path | None, on_progress: OnProgress | None
 ) -> Manifest:
-    """Build the TensorRT plan of ``request`` (``request_from_onnx``) on ``target``, this machine, and a manifest of it.
+    """Build a TensorRT plan and write it with its manifest.
 
-    The network is strongly typed: the precision of ``request`` is what the graph computes in, and changes nothing. An existing
-    ``timing_cache`` is read; it is merged and written back. ``plan_path`` (``model.plan``) and ``<plan_path>.json`` appear at the end.
+    The network is strongly typed: the graph determines the precision, and that of `request` is only recorded.
+
+    Args:
+        graph: The ONNX file.
+        plan_path: The plan to write (`model.plan`). The manifest is written to `<plan_path>.json`.
+        request: What to build, from `request_from_onnx`.
+        target: This machine, from `find_target`.
+        timing_cache: File of kernel timings to read and update, or None.
+        on_progress: Called with the phase, its parent phase, the steps done and the total steps; or None.
 
     Raises:
-        EngineError: TensorRT is missing; it refuses the graph; the build fails.
-        OSError: a file cannot be read or written.
+        EngineError: TensorRT is missing or rejects the graph, or the build fails.
+        OSError: A file cannot be read or written.
     """
     content = read_regular(graph)
     trt = load_tensorrt()
     started = time.monotonic()
-    plan = _built(trt, request, content, str(graph), timing_cache, on_progress)
+    plan = _build_plan(trt, request, content, str(graph), timing_cache, on_progress)
     manifest = Manifest(
         **asdict(target),
         **request.recorded,
@@ -55,68 +62,84 @@ def engine_from_onnx(
         build_s=round(time.monotonic() - started, 3),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    # The manifest last: a plan whose manifest is another's is refused, a manifest without a plan is not asked for.
+    # Write the manifest last: a plan with the manifest of another plan is rejected, and a manifest without a plan is ignored.
     write_atomic(plan_path, plan)
     write_atomic(plan_path.with_name(plan_path.name + MANIFEST_FILE.removeprefix(PLAN_FILE)), manifest.to_bytes())
     return manifest
 
 
 def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildRequest:
-    """Read from a graph which images it takes, and check all that can be known before TensorRT is asked; ``where`` names it in errors.
+    """Return the build request of a graph, after all checks that do not need TensorRT.
 
-    ``options`` are those of ``BuildRequest``.
+    Args:
+        content: The bytes of the ONNX file.
+        where: What errors call it.
+        **options: The other fields of `BuildRequest`.
 
     Raises:
-        EngineError: it is no graph that takes ``images``, or has what TensorRT's parser is not documented to read.
-        RepositoryError: a number is out of its range.
+        EngineError: The graph has other inputs than `images`, or contains something that TensorRT's parser is not documented to support.
+        RepositoryError: A number is out of range.
     """
     try:
         model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's error is of one of several packages
-        raise EngineError(f"{where} is no ONNX file, or is damaged: {error}; export the model again") from error
+    except Exception as error:  # the class of protobuf's error depends on its implementation
+        raise EngineError(f"{where} is not an ONNX file, or is damaged: {error}; export the model again") from error
     inputs = real_inputs(model.graph)
     sizes = [size.dim_value for size in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
     element = inputs[0].type.tensor_type.elem_type if inputs else 0
     if [value.name for value in inputs] != [INPUT] or element != onnx.TensorProto.FLOAT or len(sizes) != 4 or 0 in sizes[1:]:
         listed = ", ".join(f"{value.name} of {value.type.tensor_type.elem_type and _type_name(value)}" for value in inputs) or "none"
-        raise EngineError(f"{where} must take one input, '{INPUT}' FLOAT [N,C,H,W] with known C, H and W; its inputs are {listed}")
+        raise EngineError(
+            f"{where} must have one input, '{INPUT}' FLOAT [N,C,H,W] with known C, H and W; its inputs are {listed}: export the model again"
+        )
     batch, channels, height, width = sizes
     if batch and batch != options["max_batch_size"]:
-        raise EngineError(
-            f"{where} takes {batch} images and no other number, max_batch_size is {options['max_batch_size']}: make them equal"
-        )
+        raise EngineError(f"{where} has a fixed batch of {batch}, and max_batch_size is {options['max_batch_size']}: make them equal")
     problems = problems_of_graph(model)
     if problems:
-        known = parser_list()
+        documented = parser_list()
         raise EngineError(
-            f"{where} holds what TensorRT's parser is not documented to read (the list of {known.tensorrt}, {known.source}):\n  "
-            + "\n  ".join(problems)
+            f"{where} contains something that TensorRT's parser is not documented to support (list of {documented.tensorrt}, "
+            f"{documented.source}); serve the model without a plan:\n  " + "\n  ".join(problems)
         )
     return BuildRequest((channels, height, width), fixed_batch=batch > 0, **options)
 
 
-def _built(trt: Any, request: BuildRequest, content: bytes, where: str, timing_cache: Path | None, on_progress: OnProgress | None) -> bytes:
+def _build_plan(
+    trt: Any, request: BuildRequest, content: bytes, where: str, timing_cache: Path | None, on_progress: OnProgress | None
+) -> bytes:
     messages = Messages()
-    monitor = _monitor(trt, messages, on_progress)
-    timings = None if timing_cache is None else Timings(timing_cache, logger)
+    monitor = _progress_monitor(trt, messages, on_progress)
+    timings = None if timing_cache is None else TimingCache(timing_cache, logger)
     attach = None if timings is None else timings.attach
     try:
-        plan = build(trt, request, content, where, logger=_logger(trt, messages), monitor=monitor, attach_timings=attach, messages=messages)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # pybind11's, from a TensorRT that is another than is known
-        raise EngineError(f"TensorRT {trt.__version__} cannot build a plan of {where}: {error}. It said: {messages.last()}") from error
+        plan = build(
+            trt,
+            request,
+            content,
+            where,
+            logger=_build_logger(trt, messages),
+            monitor=monitor,
+            attach_timing_cache=attach,
+            messages=messages,
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # from pybind11, if TensorRT's API has changed
+        raise EngineError(
+            f"TensorRT {trt.__version__} cannot build a plan of {where}: {error}. TensorRT's errors: {messages.last()}"
+        ) from error
     if messages.interruption is not None:
         raise messages.interruption
     if plan is None:
         raise EngineError(
-            f"TensorRT built no plan of {where}. It said: {messages.last()}\nIf memory ran out: end what else uses the GPU (nvidia-smi "
-            "lists it), lower max_batch_size, or limit the workspace (--workspace)"
+            f"TensorRT built no plan of {where}. TensorRT's errors: {messages.last()}\nIf memory ran out: stop other processes on the GPU "
+            "(nvidia-smi lists them), lower max_batch_size, or limit the workspace (--workspace)"
         )
     if timings is not None:
         timings.save()
     return bytes(plan)
 
 
-def _logger(trt: Any, messages: Messages) -> Any:
+def _build_logger(trt: Any, messages: Messages) -> Any:
     severity = trt.ILogger.Severity
     levels = {
         severity.INTERNAL_ERROR: logging.ERROR,
@@ -136,39 +159,39 @@ def _logger(trt: Any, messages: Messages) -> Any:
                 if level >= logging.ERROR:
                     messages.errors.append(msg)
                 logger.log(level, "%s", msg)
-            except BaseException as error:  # an exception would end the process: `log` is noexcept in C++
+            except BaseException as error:  # an exception would abort the process: `log` is noexcept in C++
                 messages.interruption = messages.interruption or error
 
     return Logger()
 
 
-def _monitor(trt: Any, messages: Messages, on_progress: OnProgress | None) -> Any:
+def _progress_monitor(trt: Any, messages: Messages, on_progress: OnProgress | None) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, tuple[str, int]] = {}
-            self.told: dict[str, int] = {}
+            self.reported: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.phases[phase_name] = (parent_phase or "", num_steps)
-            self.told.pop(phase_name, None)
-            self._tell(phase_name, 0)
+            self.reported.pop(phase_name, None)
+            self._report(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(phase_name, step + 1)
-            return messages.interruption is None  # False ends the build
+            self._report(phase_name, step + 1)
+            return messages.interruption is None  # False cancels the build
 
         def phase_finish(self, phase_name: str) -> None:
-            self._tell(phase_name, None)
+            self._report(phase_name, None)
 
-        def _tell(self, phase: str, done: int | None) -> None:
+        def _report(self, phase: str, done: int | None) -> None:
             try:
                 parent, steps = self.phases[phase]
                 done = steps if done is None else done
-                if on_progress is not None and self.told.get(phase) != done:  # the last step and the end are told once
-                    self.told[phase] = done
+                if on_progress is not None and self.reported.get(phase) != done:  # report the last step and the end only once
+                    self.reported[phase] = done
                     on_progress(phase, parent, done, steps)
-            except BaseException as error:  # Ctrl-C too: it must not pass through C++
+            except BaseException as error:  # even Ctrl-C must not pass through C++
                 messages.interruption = messages.interruption or error
 
     return Monitor()

@@ -1,4 +1,4 @@
-"""Which calls a function makes on TensorRT's module, found without TensorRT by an object that records them in its place."""
+"""Record the calls that a function makes on the module `tensorrt`, without TensorRT."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from typing import Any
 
 
 class CallRecorder:
-    """A module or object whose attributes, calls and results are recorders too; `calls` receives each call and assignment as text.
+    """A stand-in for a module or object. Its attributes and results are recorders, too; calls and assignments are appended to `calls`.
 
-    What constructors, `create_...` and `build_...` return is named after them. It is true, and not below any number.
+    Results of constructors, `create_...` and `build_...` are named after them. A recorder is true, and not less than any number.
+
+    Args:
+        name: What the calls contain for this object.
+        calls: Receives each call and assignment as text.
 
     Example:
         >>> calls: list[str] = []

@@ -1,4 +1,4 @@
-"""What TensorRT's ONNX parser is documented to read, and what of a graph it is not: found before a build, which takes minutes."""
+"""Find the parts of a graph that TensorRT's ONNX parser is not documented to support, before a build, which takes minutes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from ..graphs.operators import STANDARD_DOMAINS, is_standard
 from ..graphs.traversal import constants_of, graphs_of
 
-# The list's words for ONNX's types. DOUBLE is cast down to FP32, as the list says.
+# The list's names of ONNX types. DOUBLE is cast down to FP32, according to the list.
 _TYPES: dict[int, str] = {
     TensorProto.FLOAT: "FP32",
     TensorProto.DOUBLE: "FP32",
@@ -30,14 +30,14 @@ _TYPES: dict[int, str] = {
     TensorProto.FLOAT8E4M3FN: "FP8",
     TensorProto.FLOAT4E2M1: "FP4",
 }
-# Restrictions of the list that an exported graph could break; its others are about what no exporter of ours writes.
+# Restrictions in the list that an exported graph could violate. The others are about operators that our exporters do not write.
 _ZERO_POINT_IS_ZERO = ("QuantizeLinear", "DequantizeLinear")
 _REDUCTIONS = "Reduce"
 
 
 @dataclass(frozen=True)
 class ParserList:
-    """The documented list: which version it is of, the opsets, and for each operator the types that its data may have."""
+    """The documented list: its source and TensorRT version, the range of opsets, and the allowed types of each operator."""
 
     source: str
     tensorrt: str
@@ -47,24 +47,24 @@ class ParserList:
 
 @cache
 def parser_list() -> ParserList:
-    """The list in the folder of this module."""
+    """Return the list in the folder of this module."""
     values = json.loads(Path(__file__).with_name("parser_support.json").read_text())
     operators = {name: frozenset(types.split()) for name, types in values["operators"].items()}
-    least, most = values["opsets"]
-    return ParserList(values["source"], values["tensorrt"], (least, most), operators)
+    oldest, newest = values["opsets"]
+    return ParserList(values["source"], values["tensorrt"], (oldest, newest), operators)
 
 
 def problems_of_graph(model: onnx.ModelProto) -> list[str]:
-    """What of a graph the parser is not documented to read, each with the name of its node; empty where all is.
+    """Return what the parser is not documented to support in a graph, each with the name of its node; empty if there is nothing.
 
-    Operators, the type of each one's first input, the opset, and those restrictions of the list that exported graphs could break.
+    Checked are the operators, the type of their first input, the opset, and the restrictions that exported graphs could violate.
     """
-    known = parser_list()
+    documented = parser_list()
     problems = []
     for opset in model.opset_import:
-        least, most = known.opsets
-        if opset.domain in STANDARD_DOMAINS and not least <= opset.version <= most:
-            problems.append(f"the graph is of opset {opset.version}, the parser reads {least} to {most}")
+        oldest, newest = documented.opsets
+        if opset.domain in STANDARD_DOMAINS and not oldest <= opset.version <= newest:
+            problems.append(f"the graph has opset {opset.version}, the parser supports {oldest} to {newest}")
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
     except onnx.shape_inference.InferenceError as error:
@@ -74,26 +74,26 @@ def problems_of_graph(model: onnx.ModelProto) -> list[str]:
         constants = constants_of(graph)
         for index, node in enumerate(graph.node):
             name = f"node '{node.name or index}' ({node.op_type})"
-            problems += [f"{name}: {problem}" for problem in _problems_of_node(node, types, constants, known)]
+            problems += [f"{name}: {problem}" for problem in _problems_of_node(node, types, constants, documented)]
     return problems
 
 
 def _problems_of_node(
-    node: onnx.NodeProto, types: dict[str, int], constants: dict[str, onnx.TensorProto], known: ParserList
+    node: onnx.NodeProto, types: dict[str, int], constants: dict[str, onnx.TensorProto], documented: ParserList
 ) -> Iterator[str]:
     if not is_standard(node):
-        yield f"an operator of the domain '{node.domain}' needs a plugin, and plugins are not built in"
+        yield f"an operator of the domain '{node.domain}' needs a plugin, and plugins are not supported"
         return
-    if node.op_type not in known.operators:
-        yield f"the parser of TensorRT {known.tensorrt} is not documented to read this operator"
+    if node.op_type not in documented.operators:
+        yield f"the parser of TensorRT {documented.tensorrt} is not documented to support this operator"
         return
-    allowed = known.operators[node.op_type]
+    allowed = documented.operators[node.op_type]
     element = types.get(node.input[0]) if node.input else None
     if element is not None:
-        word = _TYPES.get(element)
-        if word not in allowed:
-            got = word or TensorProto.DataType.Name(element)
-            yield f"its input '{node.input[0]}' is {got}, the parser reads {', '.join(sorted(allowed))}"
+        type_name = _TYPES.get(element)
+        if type_name not in allowed:
+            got = type_name or TensorProto.DataType.Name(element)
+            yield f"its input '{node.input[0]}' is {got}, the parser supports {', '.join(sorted(allowed))}"
     if node.op_type in _ZERO_POINT_IS_ZERO and len(node.input) > 2 and node.input[2]:
         zero_point = constants.get(node.input[2])
         if zero_point is None or np.any(numpy_helper.to_array(zero_point)):
@@ -101,7 +101,7 @@ def _problems_of_node(
     if node.op_type.startswith(_REDUCTIONS) and len(node.input) > 1 and node.input[1] and node.input[1] not in constants:
         yield f"its axes '{node.input[1]}' must be an initialiser"
     if node.op_type == "MaxPool" and len(node.output) > 1 and node.output[1]:
-        yield "its output of indices is not supported"
+        yield "its second output, the indices, is not supported"
 
 
 def _types_of(graph: onnx.GraphProto) -> dict[str, int]:

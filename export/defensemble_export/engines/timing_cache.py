@@ -1,6 +1,6 @@
-"""How long TensorRT's kernels took on this GPU, kept between builds: the second build of a network times nothing again.
+"""Keep the timings of TensorRT's kernels between builds, so that the second build of a network does not measure them again.
 
-What is kept is bound to the exact TensorRT and to the device, so each pair has a file of its own.
+Timings are bound to the exact TensorRT version and the device, so each pair has its own file.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from .target import Target
 
 
 def default_timing_cache(target: Target) -> Path:
-    """Where the timings of a TensorRT on a GPU are kept: ``$XDG_CACHE_HOME/defensemble/timings/<TensorRT>-<GPU>-<capability>.cache``."""
+    """Return the timing cache of a target: `$XDG_CACHE_HOME/defensemble/timings/<TensorRT>-<GPU>-<capability>.cache`."""
     gpu = re.sub("[^A-Za-z0-9]+", "-", target.gpu).strip("-")
     return platformdirs.user_cache_path("defensemble") / "timings" / f"{target.tensorrt}-{gpu}-{target.compute_capability}.cache"
 
 
-class Timings:
-    """The timings of a build, in the file `path`."""
+class TimingCache:
+    """The timing cache of a build, in the file `path`."""
 
     def __init__(self, path: Path, logger: logging.Logger) -> None:
         self._path = path
         self._logger = logger
 
     def attach(self, config: Any) -> None:
-        """Give them to the builder's configuration; where they are of another TensorRT or GPU, or damaged, begin without."""
+        """Attach the cache to the builder's configuration. Replace a damaged or foreign cache by an empty one."""
         try:
-            kept = read_regular(self._path)
+            content = read_regular(self._path)
         except FileNotFoundError:
-            kept = b""
-        cache = attached_cache(config, kept)
-        if cache is None and kept:
-            self._logger.warning("%s is of another TensorRT or GPU, or damaged: this build begins it afresh", self._path)
-            cache = attached_cache(config, b"")
+            content = b""
+        cache = attach_cache(config, content)
+        if cache is None and content:
+            self._logger.warning("%s is damaged or belongs to another TensorRT or GPU: this build replaces it", self._path)
+            cache = attach_cache(config, b"")
         if cache is None:
-            raise RuntimeError("TensorRT takes no timing cache, not even an empty one")
+            raise RuntimeError("TensorRT does not accept even an empty timing cache")
         self._config, self._cache = config, cache
 
     def save(self) -> None:
-        """Write them back atomically, with those that another build has written meanwhile."""
+        """Write the cache back atomically, merged with what other builds have written since."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with folder_lock(self._path.parent, fcntl.LOCK_EX):
             try:
@@ -56,13 +56,13 @@ class Timings:
             except FileNotFoundError:
                 others = None
             if others is not None:
-                # False, and nothing done, where they are of another TensorRT.
+                # Returns False and does nothing if they belong to another TensorRT.
                 self._cache.combine(input_cache=others, ignore_mismatch=False)
             write_atomic(self._path, bytes(self._cache.serialize()))
 
 
-def attached_cache(config: Any, timings: Any) -> Any:
-    """Return the timing cache that a builder's configuration was given, None where it takes no cache of these bytes."""
+def attach_cache(config: Any, timings: Any) -> Any:
+    """Attach a timing cache to a builder's configuration and return it; None if the configuration does not accept these bytes."""
     cache = config.create_timing_cache(serialized_timing_cache=timings)
     if cache is None:
         return None

@@ -1,1 +1,1 @@
-"""Folders of a model repository: what they hold, as paths and bytes."""
+"""Files of a model repository, as paths and bytes."""

@@ -1,4 +1,4 @@
-"""The files of an ensemble: its averaging model, under the name of what it computes, and its own, which come last."""
+"""The files of an ensemble: its averaging model, named after what it computes, and its own files, which come last."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from defensemble_repository.view import RepositoryView
 
 from ..graphs.averaging import average_onnx
 
-# Triton reads every folder as a model; an ensemble's version folder is empty by nature, and archives drop empty folders.
+# Triton needs a version folder in every model's folder. An ensemble has no files to put there, and archives drop empty folders.
 PLACEHOLDER = "placeholder"
 PLACEHOLDER_TEXT = b"Triton wants a version folder; an ensemble has nothing to put there.\n"
 
 
 def ensemble_files(files: RepositoryView, ensemble: Ensemble, interface: Interface, labels: bytes | None) -> dict[str, bytes]:
-    """Compute the files of ``ensemble`` (path relative to the repository, to bytes), in the order in which they are to appear.
+    """Compute the files of `ensemble`, by path relative to the repository, in the order in which to write them.
 
-    An averaging model that ``files`` hold already is left out: named by what it computes, it is this one, and may be serving. An existing
-    configuration of the ensemble keeps what does not follow from who votes (``ensemble_config``). ``labels`` is the content of its file of
-    class names.
+    An averaging model that exists already is left out: its name says what it computes, and it may be serving. An existing configuration of
+    the ensemble keeps everything that does not follow from its members (`ensemble_config`).
+
+    Args:
+        files: The repository.
+        ensemble: The ensemble.
+        interface: Its inputs and outputs.
+        labels: The content of `labels.txt`; None for no such file.
 
     Raises:
-        EnsembleError: the members bring images to size by different rules.
-        ConfigError: a member's configuration cannot be read.
+        EnsembleError: The members have different preprocessing rules.
+        ConfigError: A member's configuration cannot be read.
     """
     existing = files.config(ensemble.name) if files.has(ensemble.name) else None
     config = ensemble_config(ensemble, interface, preprocessing=members_preprocessing(files, ensemble), existing=existing)
@@ -40,19 +45,30 @@ def ensemble_files(files: RepositoryView, ensemble: Ensemble, interface: Interfa
 
 
 def members_preprocessing(files: RepositoryView, ensemble: Ensemble) -> str | None:
-    """Return the parameter `preprocessing` that the members have in common, None where none has it; EnsembleError where they differ."""
-    return common_preprocessing({vote.model: parameter(files.config(vote.model), PREPROCESSING) for vote in ensemble.members})
+    """Return the parameter `preprocessing` that the members have in common; None if no member has it.
+
+    Raises:
+        EnsembleError: The members have different preprocessing rules.
+    """
+    return common_preprocessing({member.model: parameter(files.config(member.model), PREPROCESSING) for member in ensemble.members})
 
 
-def is_of_two_models(files: RepositoryView, name: str) -> bool:
-    """Whether the ensemble ``name`` is of the two-model form: a model that averages it computes only some of the outputs."""
+def uses_two_models(files: RepositoryView, name: str) -> bool:
+    """Return whether an ensemble has two averaging models, the form of earlier versions, each of which computes some of the outputs."""
     models = {step.model_name for step in files.config(name).ensemble_scheduling.step}
     averaging = [files.config(model) for model in models if AVERAGING_NAME.fullmatch(model) and files.has(model)]
     return any({tensor.name for tensor in config.output} < set(OUTPUTS) for config in averaging)
 
 
 def averaging_files(files: RepositoryView, ensemble: Ensemble, config: schema.ModelConfig, interface: Interface) -> dict[str, bytes]:
-    """Compute the files of the averaging model, where ``config``, that of ``ensemble``, has a step for it and ``files`` lack it."""
+    """Compute the files of the averaging model of `ensemble`; empty if it exists or if `config` has no step for it.
+
+    Args:
+        files: The repository.
+        ensemble: The ensemble.
+        config: The ensemble's configuration.
+        interface: The ensemble's inputs and outputs.
+    """
     classes, batch = interface.num_classes, interface.max_batch_size
     name = averaging_model_name(ensemble, classes, batch)
     if files.has(name) or all(step.model_name != name for step in config.ensemble_scheduling.step):

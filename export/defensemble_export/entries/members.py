@@ -1,4 +1,4 @@
-"""What an export puts into a model repository: every file as a path and its bytes, before anything is written."""
+"""The files that an export adds to a model repository, as paths and bytes, before anything is written."""
 
 from __future__ import annotations
 
@@ -38,10 +38,18 @@ DEFAULT_MAX_BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class ExportedMember:
-    """One exported network: the bytes of its ONNX file, what its configuration has to say, and the report of its verification.
+    """One exported network.
 
-    ``mask_digest`` is None where there are no masks that we know of: a network of somebody else's; ``preprocessing`` where it is not known
-    how images are brought to size.
+    Attributes:
+        name: The model's name.
+        onnx: The bytes of the ONNX file.
+        input_shape: (C, H, W) of the images.
+        num_classes: The number of classes.
+        class_names: The class names.
+        mask_digest: The digest of the masks; None for an imported network, whose masks are unknown.
+        precision: What the graph computes in: fp32, fp16 or int8.
+        report: The verification report as JSON, if there is one.
+        preprocessing: How images are resized; None if unknown.
     """
 
     name: str
@@ -55,12 +63,12 @@ class ExportedMember:
     preprocessing: Preprocessing | None = None
 
     def interface(self, max_batch_size: int) -> Interface:
-        """What it takes and gives, ``max_batch_size`` images at once."""
+        """Return its inputs and outputs for batches of up to `max_batch_size` images."""
         return Interface(self.input_shape, self.num_classes, max_batch_size)
 
     @property
     def rule(self) -> str | None:
-        """The parameter ``preprocessing`` of its configuration."""
+        """The parameter `preprocessing` of its configuration."""
         return None if self.preprocessing is None else self.preprocessing.to_json()
 
     def __post_init__(self) -> None:
@@ -80,19 +88,32 @@ def repository_plan(
     max_batch_size: int | None = None,
     replace: bool = False,
 ) -> dict[str, bytes]:
-    """Compute the files that add ``members`` and, unless ``ensemble`` is None, an ensemble of them to ``repository``.
+    """Compute the files that add exported networks, and an ensemble of them, to a repository.
 
-    Paths are relative to the repository, in the order in which they are to appear, so that each state on the way can be served: a member's
-    configuration before the version that it describes, an ensemble's last. A member that exists already gets its next version
-    (``replace``), never new bytes for an old one, and keeps the hand edits of its configuration. An ensemble that exists keeps its other
-    members, weights, average and hand edits: ``members`` are pinned at their new versions, and added with weight 1 where they did not vote;
-    ``weights`` and ``average`` change what they name. None stands for what is there, else for ``"probabilities"`` and 64.
+    The order of the paths makes every intermediate state servable: a member's configuration comes before the version that it describes, the
+    ensemble's comes last. An existing member gets a new version, never new bytes for an old one, and keeps the hand edits of its
+    configuration. An existing ensemble keeps its other members, its weights, average and hand edits.
+
+    Args:
+        repository: The repository.
+        members: The exported networks. Existing members of the ensemble move to their new versions, new ones are added with weight 1.
+        ensemble: The ensemble's name; None for no ensemble.
+        average: `"probabilities"` or `"logits"`; None for that of the existing ensemble, else `"probabilities"`.
+        weights: New weights, by model.
+        max_batch_size: The largest batch; None for that of the existing configuration, else 64.
+        replace: Whether members and the ensemble may exist already.
+
+    Returns:
+        The files by path relative to the repository, in the order in which to write them.
 
     Raises:
-        ExistsError: a member or the ensemble exists already, and ``replace`` is False.
-        EnsembleError: the members cannot be averaged, a name or weight is not allowed, or the ensemble is not one that was exported.
-        ConfigError: a configuration in the repository cannot be read.
-        ExportError: ``max_batch_size`` is out of its range, or not what an existing configuration says.
+        ExistsError: A member or the ensemble exists already, and `replace` is False.
+        EnsembleError: The members cannot be averaged, a name or weight is not valid, or the existing ensemble was not exported.
+        ConfigError: A configuration in the repository cannot be read.
+        ExportError: `max_batch_size` is out of range, or differs from an existing configuration.
+
+    Example:
+        >>> write_plan(repository, repository_plan(repository, [member], weights={"keep0.3": 2.0}))
     """
     names, weights = [member.name for member in members], weights or {}
     batches = check_request(repository, names, ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace)
@@ -115,34 +136,38 @@ def check_request(
     max_batch_size: int | None,
     replace: bool,
 ) -> dict[str, int]:
-    """Refuse by names and numbers alone, before any slow work, as ``repository_plan``; return the largest batch of each member."""
+    """Check the names and numbers of a `repository_plan` before any slow work; its arguments and errors are the same.
+
+    Returns:
+        The largest batch of each member.
+    """
     if max_batch_size is not None:
         checked_batch_size(max_batch_size, "max_batch_size")
-    twice = sorted({name for name in members if members.count(name) > 1})
-    if twice:
-        raise EnsembleError(f"{', '.join(twice)}: given twice; members are named after their files, so rename one")
+    duplicates = sorted({name for name in members if members.count(name) > 1})
+    if duplicates:
+        raise EnsembleError(f"{', '.join(duplicates)}: given twice; members are named after their files, so rename one")
     _check_free(repository, members, ensemble, replace=replace)
-    usual = DEFAULT_MAX_BATCH_SIZE if max_batch_size is None else max_batch_size
+    default = DEFAULT_MAX_BATCH_SIZE if max_batch_size is None else max_batch_size
     if ensemble is not None:
         _planned_ensemble(repository, members, ensemble, average, weights)
         if (repository / ensemble).exists():
-            # A new member is not to be what makes an ensemble take less than it did.
-            usual = max(usual, read_max_batch_size(repository / ensemble, max_batch_size))
-    return {name: read_max_batch_size(repository / name, max_batch_size) if (repository / name).exists() else usual for name in members}
+            # A new member must not reduce the batch of an existing ensemble.
+            default = max(default, read_max_batch_size(repository / ensemble, max_batch_size))
+    return {name: read_max_batch_size(repository / name, max_batch_size) if (repository / name).exists() else default for name in members}
 
 
 def _planned_ensemble(repository: Path, members: Sequence[str], name: str, average: str | None, weights: Mapping[str, float]) -> Ensemble:
-    """The ensemble as it will be: the existing one with ``members`` at their next versions, else one of these alone."""
+    """Return the new ensemble: the existing one with `members` at their next versions, or one of only these."""
     versions = {member: next_version(repository / member) for member in members}
     if (repository / name).exists():
-        known = read_ensemble(repository, name)
+        current = read_ensemble(repository, name)
     else:
-        known = Ensemble(name, tuple(Member(member, version) for member, version in versions.items()))
-    planned = known.extended(versions, weights, average)
-    gone = [vote.model for vote in planned.members if vote.model not in versions and not (repository / vote.model).exists()]
-    if gone:
+        current = Ensemble(name, tuple(Member(member, version) for member, version in versions.items()))
+    planned = current.extended(versions, weights, average)
+    missing = [member.model for member in planned.members if member.model not in versions and not (repository / member.model).exists()]
+    if missing:
         raise EnsembleError(
-            f"'{name}' lets {', '.join(gone)} vote, which {repository} lacks: put it back, or choose another --ensemble name"
+            f"{', '.join(missing)}: members of '{name}', but missing in {repository}; restore them, or choose another --ensemble name"
         )
     return planned
 
@@ -152,22 +177,22 @@ def _check_free(repository: Path, members: Sequence[str], ensemble: str | None, 
         check_name(name)
         if (repository / name).exists():
             if is_ensemble(read_config(repository / name)):
-                raise ExistsError(f"{repository / name} is an ensemble, and cannot become a member: choose another name (--name NAME)")
+                raise ExistsError(f"{repository / name} is an ensemble and cannot become a member; choose another name (--name NAME)")
             if not replace:
                 raise ExistsError(
-                    f"{repository / name} exists already: choose another name (--name NAME, or another file name), or pass --replace, "
-                    "which adds the next version and keeps the old"
+                    f"{repository / name} exists already; choose another name (--name NAME, or another file name), or pass --replace to "
+                    "add a new version and keep the old one"
                 )
     if ensemble is None:
         return
     check_name(ensemble)
     if (repository / ensemble).exists():
         if not is_ensemble(read_config(repository / ensemble)):
-            raise ExistsError(f"{repository / ensemble} is not an ensemble: choose another --ensemble name")
+            raise ExistsError(f"{repository / ensemble} is not an ensemble; choose another --ensemble name")
         if not replace:
             raise ExistsError(
-                f"ensemble {repository / ensemble} exists already: choose another --ensemble name, or pass --replace, "
-                "which adds the members exported here and keeps the others"
+                f"ensemble {repository / ensemble} exists already; choose another --ensemble name, or pass --replace to add these members "
+                "and keep the others"
             )
 
 
@@ -190,39 +215,58 @@ def _member_files(repository: Path, member: ExportedMember, max_batch_size: int)
 
 
 def describe_member_version(config: schema.ModelConfig, member: ExportedMember, version: int) -> None:
-    """Set what the configuration of a member or a fused graph states of its ``version``, whose content is ``member``."""
+    """Describe a version of a member or a fused graph in its configuration.
+
+    Args:
+        config: The configuration, which is changed.
+        member: The content of the version.
+        version: The version.
+    """
     sha256, masks = hashlib.sha256(member.onnx).hexdigest(), member.mask_digest
     describe_version(config, version, precision=member.precision, sha256=sha256, mask_digest=masks, preprocessing=member.rule)
 
 
 def version_files(member: ExportedMember, version: int) -> dict[str, bytes]:
-    """Return the files of a version of a model: its graph, and the report of its verification where there is one."""
+    """Return the files of a version of a model: its graph and, if there is one, its verification report."""
     report = {} if member.report is None else {f"{member.name}/{version}/{REPORT_FILE}": member.report}
     return {f"{member.name}/{version}/{MODEL_FILE}": member.onnx, **report}
 
 
 def labels_text(member: ExportedMember) -> bytes:
-    """The class names as Triton reads them, one a line."""
+    """Return the class names as Triton reads them, one per line."""
     return "".join(f"{label}\n" for label in member.class_names).encode()
 
 
 def check_same_interface(folder: Path, member: ExportedMember) -> None:
-    """Refuse (ExistsError, EnsembleError) a new version of the model in `folder` of another interface, class names or preprocessing."""
+    """Check that `member` can be a new version of the model in `folder`.
+
+    Raises:
+        ExistsError: The inputs, outputs or class names differ.
+        EnsembleError: The preprocessing rules differ.
+    """
     shapes, labels = read_interface(folder)
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
-        raise ExistsError(f"{folder} takes and gives {shapes}, the new version {expected}: export it under another name")
+        raise ExistsError(f"{folder} has inputs and outputs {shapes}, the new version {expected}; export it under another name")
     if labels is not None and class_names_from_labels(labels) != member.class_names:
-        raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from the new version's: export it under another name")
+        raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from those of the new version; export it under another name")
     common_preprocessing(
         {member.name: parameter(read_config(folder), PREPROCESSING), f"{member.name}@{next_version(folder)}": member.rule},
-        "export the new version under another name; where a stated rule is wrong, correct the parameter in "
-        f"{folder / CONFIG_FILE}, or export the ONNX file with another --resize",
+        "export the new version under another name. If a stated rule is wrong, correct the parameter in "
+        f"{folder / CONFIG_FILE}, or import the ONNX file with another --resize",
     )
 
 
 def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | None:
-    """Read the rule in an ONNX file's metadata or a configuration's parameter, None where there is none; ``where`` names it in errors."""
+    """Parse the preprocessing rule of an ONNX file's metadata or a configuration's parameter; return None for None.
+
+    Args:
+        text: The rule as JSON.
+        where: What error messages call it.
+
+    Raises:
+        ExportError: The text is not a valid rule.
+    """
     try:
         return None if text is None else Preprocessing.from_json(text, where)
     except ImagesError as error:
@@ -230,55 +274,75 @@ def preprocessing_from_text(text: str | None, where: str) -> Preprocessing | Non
 
 
 def check_same(members: Sequence[ExportedMember], *, shape: str = "input shape") -> None:
-    """Refuse (EnsembleError) members of other images, preprocessing or classes; ``shape`` is what errors call the size of the images."""
+    """Check that members have the same images, preprocessing and classes.
+
+    Args:
+        members: The members.
+        shape: What error messages call the size of the images.
+
+    Raises:
+        EnsembleError: The members differ.
+    """
     first = members[0]
     for member in members[1:]:
-        fix = "average only networks that agree, and export others into an ensemble of their own (--ensemble NAME)"
+        fix = "average only networks that agree, and export the others into another ensemble (--ensemble NAME)"
         if member.input_shape != first.input_shape:
-            differ = f"'{first.name}' has {first.input_shape}, '{member.name}' has {member.input_shape}"
-            raise EnsembleError(f"members must share their {shape}: {differ}; {fix}")
+            difference = f"'{first.name}' has {first.input_shape}, '{member.name}' has {member.input_shape}"
+            raise EnsembleError(f"members must share their {shape}, but {difference}; {fix}")
         if member.class_names != first.class_names:
-            differ = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
-            raise EnsembleError(f"members must share their class names: {differ}; {fix}")
+            difference = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
+            raise EnsembleError(f"members must share their class names, but {difference}; {fix}")
     common_preprocessing({member.name: member.rule for member in members})
 
 
 def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[ExportedMember]) -> None:
-    """Refuse (EnsembleError) ``members`` that cannot be averaged with each other and with those of ``ensemble`` in ``repository``."""
+    """Check that exported networks can be averaged with each other and with the existing members of an ensemble.
+
+    Args:
+        repository: The repository.
+        ensemble: The ensemble's name; None for no ensemble.
+        members: The exported networks.
+
+    Raises:
+        EnsembleError: They cannot be averaged.
+    """
     first = members[0]
     check_same(members)
     if ensemble is None or not (repository / ensemble).exists():
         return
     new = {member.name for member in members}
-    there = {vote.model for vote in read_ensemble(repository, ensemble).members if (repository / vote.model).exists()} - new
+    current = read_ensemble(repository, ensemble).members
+    existing = {member.model for member in current if (repository / member.model).exists()} - new
     shape, classes = list(first.input_shape), [first.num_classes]
-    for name in sorted({*there, ensemble}):
+    for name in sorted({*existing, ensemble}):
         shapes, labels = read_interface(repository / name)
         if shapes[:2] != [shape, classes]:
-            raise EnsembleError(f"'{name}' takes and gives {shapes[:2]}, '{first.name}' {[shape, classes]}: choose another --ensemble name")
+            raise EnsembleError(
+                f"'{name}' has input and output {shapes[:2]}, '{first.name}' has {[shape, classes]}; choose another --ensemble name"
+            )
         if labels is not None and class_names_from_labels(labels) != first.class_names:
             raise EnsembleError(
-                f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}': choose another --ensemble "
-                "name, or, for an ONNX file, name its classes as there (--labels FILE)"
+                f"the class names in {repository / name / LABELS_FILE} differ from those of '{first.name}'; choose another --ensemble "
+                "name or, for an ONNX file, pass the same class names (--labels FILE)"
             )
-    stated = {name: parameter(read_config(repository / name), PREPROCESSING) for name in sorted(there)}
+    stated = {name: parameter(read_config(repository / name), PREPROCESSING) for name in sorted(existing)}
     common_preprocessing(stated | {member.name: member.rule for member in members})
 
 
 def _ensemble_files(
     files: RepositoryView, ensemble: Ensemble, members: Sequence[ExportedMember], batches: Mapping[str, int]
 ) -> dict[str, bytes]:
-    """Compute the files of an ensemble; `files` are the repository with its members as they will be."""
+    """Compute the files of an ensemble; `files` is the repository with its new members."""
     repository = files.repository
     check_members_fit(repository, ensemble.name, members)
-    others = [vote.model for vote in ensemble.members if vote.model not in batches]
+    others = [member.model for member in ensemble.members if member.model not in batches]
     others += [ensemble.name] if (repository / ensemble.name).exists() else []
-    # At most what each member takes: the configuration of one that was there already may allow less.
+    # At most the batch of each member; an existing member may allow less.
     batch = min([*batches.values(), *(read_max_batch_size(repository / name, None) for name in others)])
     return ensemble_files(files, ensemble, members[0].interface(batch), labels_text(members[0]))
 
 
 def changed_files(repository: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the files that are not there with this content: a model whose files are touched is loaded again for nothing."""
-    there = {path: (repository / path).read_bytes() for path in files if (repository / path).is_file()}
-    return {path: content for path, content in files.items() if there.get(path) != content}
+    """Return the files whose content on disk differs; a server would reload a model whose files are written again unchanged."""
+    existing = {path: (repository / path).read_bytes() for path in files if (repository / path).is_file()}
+    return {path: content for path, content in files.items() if existing.get(path) != content}

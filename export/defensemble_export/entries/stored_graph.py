@@ -1,4 +1,4 @@
-"""The graph of a version in a repository, as its configuration describes it."""
+"""The graph of one version of a model in a repository."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from ..verification.tolerances import precision_of
 
 @dataclass(frozen=True, eq=False)
 class StoredGraph:
-    """A graph: its file relative to the repository, the bytes of it and their SHA-256, and what it computes in."""
+    """A graph in a repository.
+
+    Attributes:
+        path: The file, relative to the repository.
+        content: The bytes of the file.
+        sha256: The SHA-256 of the bytes.
+        model: The parsed graph.
+        precision: What the graph computes in, such as `"fp32"`.
+    """
 
     path: str
     content: bytes
@@ -29,24 +37,34 @@ class StoredGraph:
 
 
 def stored_graph(files: RepositoryView, name: str, version: int, config: schema.ModelConfig) -> StoredGraph:
-    """Read the graph of the model `name` at `version`, also where a plan is served; ExportError where it is not as `config` describes."""
+    """Read the graph of a version of a model, also if a TensorRT plan is served instead.
+
+    Args:
+        files: The repository.
+        name: The model.
+        version: The version.
+        config: The model's configuration.
+
+    Raises:
+        ExportError: The file is missing, or differs from what `config` states.
+    """
     served = model_backend(config) == BACKEND
     path = f"{name}/{version}/{(served and config.default_model_filename) or MODEL_FILE}"
     content = files.content(path)
     if content is None:
-        raise ExportError(f"{files.repository / path} is missing: export '{name}' again, or leave it out")
+        raise ExportError(f"{files.repository / path} is missing; export '{name}' again, or leave it out")
     file, where = files.repository / path, files.repository / name / CONFIG_FILE
     sha256, expected = hashlib.sha256(content).hexdigest(), parameter(config, f"sha256.{version}") if served else None
     if expected not in (None, sha256):
         raise ExportError(
-            f"{file} has SHA-256 {sha256[:16]}..., {where} says {expected[:16]}...: the file was changed or damaged after it was "
-            f"exported; export '{name}' again (--replace), or, if you changed it on purpose, write the new digest there"
+            f"{file} has SHA-256 {sha256[:16]}..., but {where} states {expected[:16]}...: the file was changed or damaged after the "
+            f"export. Export '{name}' again (--replace) or, if you changed it on purpose, write the new digest there"
         )
     model, stated = model_from_bytes(content, name), parameter(config, f"precision.{version}")
     precision = precision_of(model, stated) or "fp32"
     if stated not in (None, precision):
         raise ExportError(
-            f"{file} computes in {precision}, and {where} says precision.{version} {stated!r}: write {precision!r} there, or export the "
+            f"{file} computes in {precision}, but {where} states precision.{version} {stated!r}; write {precision!r} there, or export the "
             "model again"
         )
     return StoredGraph(path, content, sha256, model, precision)

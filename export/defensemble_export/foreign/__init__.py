@@ -1,1 +1,1 @@
-"""ONNX files of any origin: read, checked and brought to a member's interface."""
+"""Read and check ONNX files of any origin, and rewrite them to the interface of a member."""

@@ -1,1 +1,1 @@
-"""ONNX graphs: traced, converted to fp16 and int8, fused, and those that average an ensemble."""
+"""Build ONNX graphs: trace, convert to fp16 and int8, fuse, and average an ensemble."""

@@ -1,4 +1,4 @@
-"""What the converters of graphs share."""
+"""Copy and clean graphs, for the converters."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ExportError
-from .loading import cpu_session, invalid_reason, translated
-from .operators import QUANTISERS, RANDOM
-from .traversal import fresh, graphs_of, names_of, read_by, real_inputs, redirect, rename, replace, subgraphs
+from .loading import cpu_session, invalid_reason, translate_errors
+from .operators import QUANTISE_OPERATORS, RANDOM
+from .traversal import graphs_of, names_of, read_by, real_inputs, redirect, rename, replace, subgraphs, unique_name
 
 
 def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which no tensor's name is used twice, no constant is an input too, and nothing is declared that is not needed.
+    """Return a copy in which tensor names are unique, constants are not listed as inputs, and unneeded declarations are removed.
 
-    What is left out are shapes of values inside, and extents of -1, and of 0 except in the graph's input. ONNX Runtime (1.32) reads -1 as a
-    free axis and ignores the 0 of an output, unless a body allocates by it; onnx's checker takes both for extents.
+    Removed are the shapes of inner values, extents of -1, and extents of 0 except in the graph's input. ONNX Runtime (1.32) reads -1 as a
+    free axis and ignores the 0 of an output, unless a body allocates by it; onnx's checker takes both literally.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -26,14 +26,14 @@ def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     for number, graph in enumerate(graphs_of(copy.graph)):
         for field in ("value_info", "quantization_annotation"):
             graph.ClearField(field)
-        _free(graph.input, 1 if number else 0)
-        _free(graph.output, 1)
+        _free_extents(graph.input, 1 if number else 0)
+        _free_extents(graph.output, 1)
     rename(copy.graph, {})
     return copy
 
 
-def _free(entries: Iterable[onnx.ValueInfoProto], least: int) -> None:
-    """Leave open every extent below `least`."""
+def _free_extents(entries: Iterable[onnx.ValueInfoProto], least: int) -> None:
+    """Clear every extent below `least`."""
     for entry in entries:
         for dim in entry.type.tensor_type.shape.dim:
             if dim.HasField("dim_value") and dim.dim_value < least:
@@ -41,12 +41,10 @@ def _free(entries: Iterable[onnx.ValueInfoProto], least: int) -> None:
 
 
 def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A `tidy_copy` whose every node has a name of its own: converters choose nodes by name, and do not look into functions."""
+    """Return a `tidy_copy` whose nodes have unique names: converters select nodes by name, and do not look into functions."""
     if model.functions:
         functions = ", ".join(function.name for function in model.functions[:3])
-        raise ExportError(
-            f"the graph calls functions of its own ({functions}): inline them first, with onnx.inliner.inline_local_functions"
-        )
+        raise ExportError(f"the graph has local functions ({functions}): inline them first, with onnx.inliner.inline_local_functions")
     copy = tidy_copy(model)
     taken = {node.name for node in copy.graph.node}
     seen: set[str] = set()
@@ -60,15 +58,15 @@ def named_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def checked(converted: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """Return what a converter made of a graph, once onnx's checker has passed its types and order; else raise ExportError."""
+def check_converted(converted: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """Return a converted graph if onnx's checker accepts it; otherwise raise an ExportError."""
     if reason := invalid_reason(converted):
         raise ExportError(f"the graph cannot be converted to {precision}: {reason}; export it as fp32")
     return converted
 
 
 def make_initializers(graph: onnx.GraphProto) -> None:
-    """Replace Constant nodes by initialisers, which are converted; those of BOOL stay, because a BOOL initialiser is taken for a mask."""
+    """Replace Constant nodes by initialisers, which can be converted. BOOL constants stay: a BOOL initialiser would count as a mask."""
     nodes = []
     for node in graph.node:
         tensor = None
@@ -83,27 +81,27 @@ def make_initializers(graph: onnx.GraphProto) -> None:
     replace(graph, "node", nodes)
 
 
-def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
-    """Make initialisers of those of `names` that nodes compute from constants alone, such as a weight behind an Identity or a Reshape.
+def fold_constants(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Replace tensors that nodes compute only from constants, such as a weight behind an Identity or a Reshape, by initialisers.
 
-    Nodes and constants that nothing reads any more are removed. What others have quantised stays so.
+    Nodes and constants that are no longer read are removed. Quantised constants stay quantised.
 
     Args:
-        model: a graph in which no name is used twice, as after `tidy_copy`.
-        names: tensors of it.
+        model: A graph with unique names, as after `tidy_copy`.
+        names: The tensors to replace, if they are constant.
 
     Raises:
-        ExportError: ONNX Runtime does not compute them.
+        ExportError: ONNX Runtime cannot compute them.
     """
     graph = model.graph
     make_initializers(graph)
-    known = {tensor.name for tensor in graph.initializer}
+    constant = {tensor.name for tensor in graph.initializer}
     computed = []
     for node in graph.node:
-        if node.op_type not in RANDOM | QUANTISERS and not subgraphs(node) and known.issuperset(read_by(node)):
-            known.update(node.output)
+        if node.op_type not in RANDOM | QUANTISE_OPERATORS and not subgraphs(node) and constant.issuperset(read_by(node)):
+            constant.update(node.output)
             computed.append(node)
-    folded = {name: fresh(f"{name}_folded", names_of(graph)) for node in computed for name in node.output if name in names}
+    folded = {name: unique_name(f"{name}_folded", names_of(graph)) for node in computed for name in node.output if name in names}
     if not folded:
         return
     probe = onnx.ModelProto()
@@ -112,24 +110,24 @@ def fold(model: onnx.ModelProto, names: Collection[str]) -> None:
         probe.graph.ClearField(field)
     probe.graph.node.extend(computed)
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in folded)
-    with translated("computes its weights in a way that ONNX Runtime does not run; export it again", file="the graph"):
+    with translate_errors("computes its weights in a way that ONNX Runtime cannot run; export it again", file="the graph"):
         values = cpu_session(probe.SerializeToString()).run(list(folded), {})
     redirect(graph.node, folded)
-    read, nodes, left = {entry.name for entry in graph.output}, [], set[str]()
+    read, nodes, unread = {entry.name for entry in graph.output}, [], set[str]()
     for node in reversed(graph.node):
-        if not known.issuperset(node.output) or read.intersection(node.output):
+        if not constant.issuperset(node.output) or read.intersection(node.output):
             nodes.append(node)
             read |= read_by(node)
         else:
-            left |= read_by(node)
-    constants = [one for one in graph.initializer if one.name not in left - read]
+            unread |= read_by(node)
+    constants = [tensor for tensor in graph.initializer if tensor.name not in unread - read]
     constants += [numpy_helper.from_array(np.asarray(value), name) for name, value in zip(folded.values(), values, strict=True)]
     replace(graph, "node", reversed(nodes))
     replace(graph, "initializer", constants)
 
 
-def strip(model: onnx.ModelProto) -> None:
-    """Drop notes about who made the file, which can name folders and people, and what other tools may have noted of its shapes."""
+def strip_metadata(model: onnx.ModelProto) -> None:
+    """Remove metadata about the origin of a file, which can name folders and people, and shape notes of other tools."""
     for graph in graphs_of(model.graph):
         for entry in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
             entry.ClearField("metadata_props")

@@ -1,15 +1,15 @@
-"""Sets of ONNX operators that several converters treat alike."""
+"""Sets of ONNX operators that several modules share."""
 
 from __future__ import annotations
 
 import onnx
 
 STANDARD_DOMAINS = ("", "ai.onnx")
-# Equal nodes over equal inputs give equal values, except these.
+# Operators whose equal nodes may return different values for equal inputs.
 RANDOM = frozenset(("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))
-QUANTISERS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
+QUANTISE_OPERATORS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
 
 
 def is_standard(node: onnx.NodeProto) -> bool:
-    """Return whether a node is of ONNX's own operators; those of other domains can have the same names."""
+    """Return whether a node's operator belongs to the ONNX standard. Other domains can have operators of the same name."""
     return node.domain in STANDARD_DOMAINS

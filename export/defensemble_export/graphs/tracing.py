@@ -1,4 +1,4 @@
-"""A torch module as an ONNX graph in float32, its masks BOOL initialisers under their own names."""
+"""Trace a torch module to a float32 ONNX graph whose masks are BOOL initialisers under their own names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
 from ..errors import VerificationError
-from .copying import strip
+from .copying import strip_metadata
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +25,21 @@ if TYPE_CHECKING:
 def graph_from_module(
     module: torch.nn.Module, input_shape: tuple[int, int, int], masks: Mapping[str, np.ndarray[Any, Any]]
 ) -> onnx.ModelProto:
-    """Trace ``images`` FP32 [N,C,H,W] to ``logits`` FP32 [N,K], any N: IR 10, opset 20, BatchNorm folded, nothing of this machine noted.
+    """Trace a module to a graph from `images` FP32 [N,C,H,W] to `logits` FP32 [N,K], any N: IR 10, opset 20, BatchNorm folded.
+
+    The graph contains no metadata about this machine.
+
+    Args:
+        module: The network, in eval mode.
+        input_shape: (C, H, W).
+        masks: The masks of the network, by name.
 
     Raises:
-        VerificationError: one of ``masks`` (by name) is not in the graph as it should be.
+        VerificationError: A mask is missing in the graph, or differs.
     """
     import torch
 
-    # Two images: an example batch of one would be taken for a constant.
+    # Two images: torch would specialise an example batch of one.
     example = (torch.zeros(2, *input_shape),)
     with _quiet():
         program = torch.onnx.export(
@@ -49,19 +56,19 @@ def graph_from_module(
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     _name_masks(model, masks)
-    strip(model)
+    strip_metadata(model)
     check_masks(model, masks)
     return model
 
 
 def _name_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Give each ``Where`` its own mask again: torch's optimiser merges initialisers that are equal, as small masks can be by chance."""
+    """Give each `Where` its own mask again: torch's optimiser merges equal initialisers, and small masks can be equal by chance."""
     present = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type != "Where":
             continue
-        notes = {entry.key: entry.value for entry in node.metadata_props}
-        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
+        metadata = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(metadata.get("pkg.torch.onnx.name_scopes", "[]"))
         for name in (f"{scope}.mask" for scope in reversed(scopes)):
             if name in masks:
                 node.input[0] = name
@@ -72,18 +79,22 @@ def _name_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]
 
 
 def check_masks(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Refuse (VerificationError) a graph in which a mask is not a BOOL initialiser under its name, bit for bit."""
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
+    """Check that every mask is a BOOL initialiser under its name, bit for bit.
+
+    Raises:
+        VerificationError: A mask is missing or differs.
+    """
+    bools = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
     for name, mask in masks.items():
-        if name not in found:
-            raise VerificationError(f"mask '{name}' is not a BOOL initialiser of the exported graph, which has {sorted(found) or 'none'}")
-        if not np.array_equal(found[name], mask):
-            raise VerificationError(f"mask '{name}' in the exported graph differs from the checkpoint's")
+        if name not in bools:
+            raise VerificationError(f"mask '{name}' is not a BOOL initialiser of the exported graph; these are {sorted(bools) or 'none'}")
+        if not np.array_equal(bools[name], mask):
+            raise VerificationError(f"mask '{name}' in the exported graph differs from that of the checkpoint")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's exporter from printing notes about packages that are not needed here."""
+    """Silence the notes of torch's exporter about packages that are not needed here."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

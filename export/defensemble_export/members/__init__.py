@@ -1,1 +1,1 @@
-"""Models of an ensemble, from a checkpoint or from an ONNX file, with their report."""
+"""Export members, from checkpoints or ONNX files, together with their export reports."""

@@ -1,4 +1,4 @@
-"""A checkpoint, or any torch module, as an ONNX file whose masks are BOOL initialisers under their own names."""
+"""Export checkpoints and torch modules to ONNX files whose masks are BOOL initialisers under their own names."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..foreign.reader import check_is_checkpoint
 from ..graphs.tracing import graph_from_module
 from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names
-from ..verification.images import ImagePool, RealImages, dataset_of, images_for_verification
+from ..verification.images import USER_IMAGES, ImagePool, RealImages, dataset_from_record, images_for_verification
 from ..verification.network import reference_from_module
-from .write import Form, Network, check_place, report_beside, write_form
+from .write import ExportOptions, Network, check_output_path, report_path, write_network
 
 if TYPE_CHECKING:
     import torch
@@ -34,49 +34,59 @@ def onnx_from_checkpoint(
     path: str | os.PathLike[str],
     *,
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
-    form: Form | None = None,
+    options: ExportOptions | None = None,
     verify: bool = True,
     images: np.ndarray[Any, Any] | None = None,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Export a checkpoint to ``path``: ``images`` FP32 [N,C,H,W] in [0, 1] to ``logits`` FP32 [N,K], any N, computed as ``form`` says.
+    """Export a checkpoint to an ONNX file: `images` FP32 [N,C,H,W] in [0, 1] to `logits` FP32 [N,K], any N.
 
-    The file is what ``onnx_from_module`` writes, and its metadata hold the spec, the training record and, where that states it, how images
-    are brought to size too. It is verified, unless ``verify`` is False, on ``images`` (N,C,H,W), by default test images of the data that
-    the checkpoint was trained on (from ``data_dir`` where it is given), and on random ones. An int8 graph is calibrated on training images
-    of these data, unless ``form`` has others.
+    The graph is the one that `onnx_from_module` writes; its metadata also contain the spec, the training record and the preprocessing, if
+    recorded.
+
+    Args:
+        checkpoint: The checkpoint (.safetensors).
+        path: The ONNX file to write. Its report is written to `<path>.json`.
+        max_batch_size: Largest batch to verify, 1 to 4096.
+        options: Precision and calibration. An int8 graph is calibrated on training images of the checkpoint's dataset by default.
+        verify: Compare the outputs of the file with those of the checkpoint, on real and random images.
+        images: Real images to verify on, float32 (N,C,H,W) in [0, 1]. None: test images of the checkpoint's dataset.
+        data_dir: Folder of that dataset.
 
     Raises:
-        ExportError: the checkpoint is ONNX, or of another framework; ``images`` are not float32 of its shape, or there are none;
-            ``max_batch_size`` is not 1 to 4096; ``path`` is no place; the network cannot be converted to the precision.
-        VerificationError: the graph answers otherwise than the checkpoint, by more than the precision may; no file is left.
-        OSError: the file cannot be written; names ``path``.
-        defensemble_training.CheckpointError: the checkpoint cannot be read.
+        ExportError: The checkpoint is ONNX or belongs to another framework, the images do not fit or are not found, `max_batch_size` is out
+            of range, `path` cannot be a file, or the network cannot be converted to the precision.
+        VerificationError: The outputs differ by more than the tolerance of the precision; no file is left.
+        OSError: The file cannot be written. The error names `path`.
+        defensemble_training.CheckpointError: The checkpoint cannot be read.
+
+    Example:
+        >>> onnx_from_checkpoint("vgg19.safetensors", "vgg19.onnx", options=ExportOptions("fp16"))
     """
     check_is_checkpoint(Path(checkpoint))
     from defensemble_training import load_checkpoint
 
-    form = Form() if form is None else form
+    options = ExportOptions() if options is None else options
     checked_batch_size(max_batch_size, "max_batch_size")
-    check_place(Path(path))
+    check_output_path(Path(path))
     module, spec, record = load_checkpoint(Path(checkpoint))
-    real = None if images is None else RealImages(images, "images of the user's")
-    pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, spec.input_shape)
-    if (verify and real is None) or (form.precision == "int8" and pool is None):
-        dataset = dataset_of(record, spec.input_shape, data_dir)
+    real = None if images is None else RealImages(images, USER_IMAGES)
+    pool = None if options.calibration_images is None else ImagePool.from_images(options.calibration_images, spec.input_shape)
+    if (verify and real is None) or (options.precision == "int8" and pool is None):
+        dataset = dataset_from_record(record, spec.input_shape, data_dir)
         real = images_for_verification(dataset) if real is None else real
         if pool is None:
             pool = ImagePool(dataset.train.images, len(dataset.train), f"training images of {dataset.name}")
-    resized = {} if record.preprocessing is None else {PREPROCESSING: json.dumps(record.preprocessing)}
-    network = _network(
+    preprocessing = {} if record.preprocessing is None else {PREPROCESSING: json.dumps(record.preprocessing)}
+    network = _network_from_module(
         module,
         spec.input_shape,
         record.class_names,
-        {SPEC: spec.to_json(), RECORD: json.dumps(record.to_values()), **resized},
+        {SPEC: spec.to_json(), RECORD: json.dumps(record.to_values()), **preprocessing},
         {"kind": "checkpoint", "name": Path(checkpoint).name, "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()},
         None if not verify else real,
     )
-    return write_form(network, Path(path), form, real if verify else None, pool, max_batch_size)
+    return write_network(network, Path(path), options, real if verify else None, pool, max_batch_size)
 
 
 def onnx_from_module(
@@ -87,41 +97,63 @@ def onnx_from_module(
     class_names: Sequence[str],
     images: np.ndarray[Any, Any],
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
-    form: Form | None = None,
+    options: ExportOptions | None = None,
 ) -> Path:
-    """Export any network that takes images in [0, 1] to logits, such as one that ``defective`` made, to ``path``.
+    """Export a torch network that maps images in [0, 1] to logits, such as the result of `defective`, to an ONNX file.
 
-    ``images`` FP32 [N,C,H,W] to ``logits`` FP32 [N,K], any N; IR 10, opset 20, BatchNorm folded into the convolutions; each mask is a BOOL
-    initialiser under its name in the module, in every precision. The file's metadata hold the mask digest and the class names. ONNX
-    Runtime's answers on the real ``images`` (N,C,H,W) and on random ones are compared with torch's before the file appears under its name,
-    and a report of it beside the file. For int8, ``form`` has to hold images to calibrate on.
+    The graph maps `images` FP32 [N,C,H,W] to `logits` FP32 [N,K], any N: IR 10, opset 20, BatchNorm folded into the convolutions. In every
+    precision, each mask is a BOOL initialiser under its name in the module. The metadata contain the mask digest and the class names.
+    Before the file is written under its name, its outputs in ONNX Runtime are compared with those of torch, on real and random images.
+
+    Args:
+        module: The network. It is put into eval mode.
+        path: The ONNX file to write. Its report is written to `<path>.json`.
+        input_shape: (C, H, W) of the images.
+        class_names: One name per class, in the order of the logits.
+        images: Real images to verify on, float32 (N,C,H,W) in [0, 1].
+        max_batch_size: Largest batch to verify, 1 to 4096.
+        options: Precision and calibration. For int8, `calibration_images` are required.
 
     Raises:
-        ExportError, VerificationError, OSError: see ``onnx_from_checkpoint``.
+        ExportError: See `onnx_from_checkpoint`.
+        VerificationError: The outputs differ by more than the tolerance of the precision; no file is left.
+        OSError: The file cannot be written. The error names `path`.
+
+    Example:
+        >>> network = defective(resnet, keep=0.7, seed=0)
+        >>> onnx_from_module(network, "net.onnx", input_shape=(3, 32, 32), class_names=names, images=test_images)
     """
-    form = Form() if form is None else form
+    options = ExportOptions() if options is None else options
     checked_batch_size(max_batch_size, "max_batch_size")
-    check_place(Path(path))
-    real = RealImages(images, "images of the user's")
-    pool = None if form.calibration_images is None else ImagePool.of(form.calibration_images, input_shape)
-    network = _network(module.eval(), input_shape, class_names, {}, {"kind": "module"}, real)
-    return write_form(network, Path(path), form, real, pool, max_batch_size)
+    check_output_path(Path(path))
+    real = RealImages(images, USER_IMAGES)
+    pool = None if options.calibration_images is None else ImagePool.from_images(options.calibration_images, input_shape)
+    network = _network_from_module(module.eval(), input_shape, class_names, {}, {"kind": "module"}, real)
+    return write_network(network, Path(path), options, real, pool, max_batch_size)
 
 
 def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
-    """Read back what this package wrote, with the report beside it where there is one, as the member ``name`` of a repository.
+    """Read an ONNX file that this package wrote, and its report if there is one, as a member.
+
+    Args:
+        path: The ONNX file.
+        name: The name of the member.
 
     Raises:
-        ExportError: the file is not such a file, or its metadata state a rule for the size of images that is not known here.
+        ExportError: This package did not write the file, or its metadata contain an unknown preprocessing rule.
+
+    Example:
+        >>> member = member_from_onnx("vgg19.onnx", "vgg")
+        >>> write_plan(repository, repository_plan(repository, [member]))
     """
     content = Path(path).read_bytes()
     model = onnx.load_model_from_string(content)
     metadata = metadata_of(model)
     if CLASS_NAMES not in metadata:
-        raise ExportError(f"{path} does not carry {CLASS_NAMES} in its metadata: import it with `defensemble import-onnx`")
+        raise ExportError(f"{path} has no {CLASS_NAMES} in its metadata: import it with `defensemble import-onnx {path} --name {name}`")
     class_names = json.loads(metadata[CLASS_NAMES])
     _, channels, height, width = (size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim)
-    report = report_beside(Path(path))
+    report = report_path(Path(path))
     return ExportedMember(
         name,
         content,
@@ -135,7 +167,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
     )
 
 
-def _network(
+def _network_from_module(
     module: torch.nn.Module,
     input_shape: tuple[int, int, int],
     class_names: Sequence[str],
@@ -148,11 +180,11 @@ def _network(
     from defensemble_training import defect_masks, mask_digest
 
     if real is not None:
-        real.check_fit(input_shape)  # before the slow work
+        real.check_fit(input_shape)  # before any slow work
     names = checked_class_names(class_names, "class_names")
     masks = defect_masks(module)
     digest = mask_digest(masks)
     graph = graph_from_module(module, input_shape, masks)
     onnx.helper.set_model_props(graph, {MASK_DIGEST: digest, CLASS_NAMES: json.dumps(names), **metadata})
-    against = f"torch {torch.__version__}"
-    return Network(graph, reference_from_module(module), against, input_shape, {**origin, "mask_digest": digest}, masks)
+    reference_name = f"torch {torch.__version__}"
+    return Network(graph, reference_from_module(module), reference_name, input_shape, {**origin, "mask_digest": digest}, masks)

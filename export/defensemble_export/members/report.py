@@ -1,4 +1,4 @@
-"""What is written beside an ONNX file: what it was made from, in which precision, and what its verification came to."""
+"""The export report: a JSON file next to an ONNX file, with its origin, precision and verification results."""
 
 from __future__ import annotations
 
@@ -26,10 +26,15 @@ def report_from_export(
     tolerance: Mapping[str, Any],
     calibration: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The report of ``content``, the bytes of an ONNX file, as JSON.
+    """Build the report of an ONNX file, as JSON.
 
-    ``origin`` says what it was made from, ``verification`` what it was compared with, on which images, and what came out; ``tolerance``
-    what was allowed; ``calibration`` on what an int8 graph was calibrated.
+    Args:
+        content: The bytes of the ONNX file.
+        precision: The precision in which the graph computes.
+        origin: The source of the graph, such as a checkpoint and its digest.
+        verification: Reference, images and results of the comparison; None if there was none.
+        tolerance: The differences allowed.
+        calibration: The calibration of an int8 graph.
     """
     graph = onnx.load_model_from_string(content).graph
     masks = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.BOOL]
@@ -64,4 +69,4 @@ def _versions() -> dict[str, str]:
 def _plain(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"{value!r} is no JSON value")
+    raise TypeError(f"{value!r} is not a JSON value")

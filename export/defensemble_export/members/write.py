@@ -1,4 +1,4 @@
-"""From a network in float32 to the file that is served: converted to its precision, compared with the network, and reported on."""
+"""Write a float32 network as the ONNX file that is served: convert it to its precision, verify it and write its report."""
 
 from __future__ import annotations
 
@@ -20,21 +20,27 @@ from ..graphs.fp16 import fp16_from_onnx
 from ..graphs.int8 import int8_from_onnx
 from ..graphs.tracing import check_masks
 from ..verification.images import ImagePool, RealImages
-from ..verification.network import Answers, verify_onnx
+from ..verification.network import LogitsFunction, verify_onnx
 from ..verification.tolerances import TOLERANCES, checked_precision, computed_precision, lowest_precision
 from .calibration import DEFAULT_COUNT, DEFAULT_SEED, Calibration, calibration_images
 from .report import report_from_export
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
-    """In which precision a network is exported, and for int8 on which images it is calibrated.
+class ExportOptions:
+    """The precision of an export and, for int8, its calibration.
 
-    ``calibration_images`` (N,C,H,W), float32 in [0, 1]; None: training images of the data that a checkpoint was trained on. Of them
-    ``calibration_count`` are drawn by ``calibration_seed``.
+    Args:
+        precision: "fp32", "fp16" or "int8".
+        calibration_images: Float32 (N,C,H,W) in [0, 1]. None: training images of the checkpoint's dataset.
+        calibration_count: Number of these images to calibrate on, at least 2.
+        calibration_seed: Seed of their selection, 0 or more.
 
     Raises:
-        ExportError: no such precision, or a count or seed out of range.
+        ExportError: The precision is unknown, or the count or seed is out of range.
+
+    Example:
+        >>> export_checkpoints([Path("vgg19.safetensors")], Path("model_repository"), options=ExportOptions("int8"))
     """
 
     precision: str = "fp32"
@@ -49,98 +55,109 @@ class Form:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """What is to be exported: its graph in float32, with its metadata, and what answers rightly for it.
+    """A network to export: its float32 graph with metadata, and the reference that the file is compared with.
 
-    ``against`` says who answers; ``origin`` (JSON values) what it was made from; ``masks`` by name are to be found in every form of it.
+    `reference_name` names the reference in errors and in the report. `origin` (JSON values) describes the source of the graph. Every
+    precision must contain `masks`, by name.
     """
 
     graph: onnx.ModelProto
-    answers: Answers
-    against: str
+    reference: LogitsFunction
+    reference_name: str
     input_shape: tuple[int, int, int]
     origin: Mapping[str, Any]
     masks: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
 
 
-def report_beside(path: Path) -> Path:
-    """Where the report of an ONNX file lies: ``model.onnx.json`` beside ``model.onnx``."""
+def report_path(path: Path) -> Path:
+    """Return the path of an ONNX file's report: `model.onnx.json` for `model.onnx`."""
     return path.with_name(path.name + REPORT_FILE.removeprefix(MODEL_FILE))
 
 
-def write_form(network: Network, target: Path, form: Form, real: RealImages | None, pool: ImagePool | None, batch: int) -> Path:
-    """Write ``network`` in ``form`` to ``target`` and its report beside it, once its answers to ``real`` images were compared (None: not).
+def write_network(
+    network: Network, target: Path, options: ExportOptions, real: RealImages | None, pool: ImagePool | None, batch: int
+) -> Path:
+    """Convert a network, compare it with its reference, and write the file and its report.
+
+    Args:
+        network: The network.
+        target: The ONNX file to write.
+        options: Precision and calibration.
+        real: Images to compare on. None: no comparison.
+        pool: Images to calibrate an int8 graph on.
+        batch: Largest batch to compare.
 
     Raises:
-        ExportError: the images do not fit, or the network cannot be converted.
-        VerificationError: the file would answer otherwise than the network; nothing is left.
-        OSError: it cannot be written; names ``target``.
+        ExportError: The images do not fit, or the network cannot be converted.
+        VerificationError: The outputs differ by more than the tolerance of the precision; no file is left.
+        OSError: The file cannot be written. The error names `target`.
     """
     if real is not None:
         real.check_fit(network.input_shape)
     try:
-        model, calibration = _converted(network, form, pool)
-    except ExportError as error:  # which of several
-        raise ExportError(f"{network.origin.get('name', 'the network')} in {form.precision}: {error}") from error
-    # What others have quantised or halved stays so, and is compared as closely as float32: an export changes nothing of it.
-    computed = lowest_precision((form.precision, computed_precision(model)))
+        model, calibration = _convert(network, options, pool)
+    except ExportError as error:  # name the network: there may be several
+        raise ExportError(f"{network.origin.get('name', 'the network')} in {options.precision}: {error}") from error
+    # An imported graph that is already fp16 or int8 stays so and must meet the float32 tolerance: the export does not change it.
+    computed = lowest_precision((options.precision, computed_precision(model)))
     if computed != "fp32":
         model.metadata_props.add(key=PRECISION, value=computed)
     check_masks(model, network.masks)
     onnx.checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString(deterministic=True)
-    temporary, temporary_report = temporary_path(target), temporary_path(report_beside(target))
+    temporary, temporary_report = temporary_path(target), temporary_path(report_path(target))
     try:
         with os_errors_about(target):
             temporary.write_bytes(content)
         verification = None
         if real is not None:
-            found = verify_onnx(
+            verified = verify_onnx(
                 temporary,
-                network.answers,
+                network.reference,
                 real.images,
                 max_batch_size=batch,
-                precision=form.precision,
+                precision=options.precision,
                 labels=real.labels,
-                against=network.against,
+                reference_name=network.reference_name,
             )
-            verification = {"against": network.against, "images": real.source, **found.to_values()}
+            verification = {"against": network.reference_name, "images": real.source, **verified.to_values()}
         report = report_from_export(
             content,
             precision=computed,
             origin=network.origin,
             verification=verification,
-            tolerance=asdict(TOLERANCES[form.precision]),
+            tolerance=asdict(TOLERANCES[options.precision]),
             calibration=None if calibration is None else asdict(calibration),
         )
         with os_errors_about(target):
             temporary_report.write_bytes(report)
-        rename_durably([(temporary_report, report_beside(target)), (temporary, target)])
+        rename_durably([(temporary_report, report_path(target)), (temporary, target)])
     finally:
         temporary.unlink(missing_ok=True)
         temporary_report.unlink(missing_ok=True)
     return target
 
 
-def _converted(network: Network, form: Form, pool: ImagePool | None) -> tuple[onnx.ModelProto, Calibration | None]:
-    if form.precision == "fp32":
+def _convert(network: Network, options: ExportOptions, pool: ImagePool | None) -> tuple[onnx.ModelProto, Calibration | None]:
+    if options.precision == "fp32":
         return network.graph, None
-    if form.precision == "fp16":
+    if options.precision == "fp16":
         return fp16_from_onnx(network.graph), None
     if pool is None:
-        raise ExportError("int8 is calibrated on real images: pass some training images (--calibration-images FILE.npy)")
+        raise ExportError("int8 needs real images to calibrate on: pass training images (--calibration-images FILE.npy)")
     images, calibration = calibration_images(
-        pool.images_at, pool.total, source=pool.source, count=form.calibration_count, seed=form.calibration_seed
+        pool.images_at, pool.total, source=pool.source, count=options.calibration_count, seed=options.calibration_seed
     )
     return int8_from_onnx(network.graph, images), calibration
 
 
-def move_form(written: Path, target: Path) -> None:
-    """Move what `write_form` wrote, with its report, to another place; an OSError names ``target``."""
-    places = [(report_beside(written), report_beside(target)), (written, target)]
-    renames = [(temporary_path(place), place) for _, place in places]
+def move_export(written: Path, target: Path) -> None:
+    """Move a file that `write_network` wrote, and its report, to another path. An OSError names `target`."""
+    moves = [(report_path(written), report_path(target)), (written, target)]
+    renames = [(temporary_path(destination), destination) for _, destination in moves]
     try:
         with os_errors_about(target):
-            for (source, _), (temporary, _) in zip(places, renames, strict=True):
+            for (source, _), (temporary, _) in zip(moves, renames, strict=True):
                 shutil.copyfile(source, temporary)
         rename_durably(renames)
     finally:
@@ -148,12 +165,17 @@ def move_form(written: Path, target: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_place(target: Path) -> None:
-    """Find out before an export, which takes seconds, whether its file can be written (ExportError, OSError)."""
+def check_output_path(target: Path) -> None:
+    """Check before an export, which takes seconds, that its file can be written.
+
+    Raises:
+        ExportError: The path is a folder, or its folder does not exist.
+        OSError: The folder is not writable.
+    """
     if target.is_dir():
         raise ExportError(f"cannot write {target}: it is a folder; name a file, such as {target / 'network.onnx'}")
     if not target.parent.is_dir():
-        raise ExportError(f"cannot write {target}: there is no folder {target.parent}; make it with: mkdir -p {target.parent}")
+        raise ExportError(f"cannot write {target}: the folder {target.parent} does not exist; create it with: mkdir -p {target.parent}")
     with os_errors_about(target):
         temporary_path(target).touch()
         temporary_path(target).unlink()

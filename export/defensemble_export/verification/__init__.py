@@ -1,1 +1,1 @@
-"""Comparison of an exported graph with what it was made from."""
+"""Compare exported graphs with their sources."""

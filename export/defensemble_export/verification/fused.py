@@ -1,4 +1,4 @@
-"""Does a fused graph answer what the ensemble of its members does?"""
+"""Compare a fused graph with the ensemble of its members."""
 
 from __future__ import annotations
 
@@ -13,45 +13,56 @@ from defensemble_repository.ensemble import Ensemble
 
 from ..errors import ExportError, VerificationError
 from ..graphs.averaging import average_onnx
-from ..graphs.fusion import WAY_OUT
-from ..graphs.loading import cpu_session, translated
+from ..graphs.fusion import FUSING_ALTERNATIVE
+from ..graphs.loading import cpu_session, translate_errors
 from .compare import Comparison
 from .images import RANDOM_ONLY, RealImages
 
 Array = np.ndarray[Any, Any]
 _FUSED = "the fused graph"
 _COMPARISON = Comparison(_FUSED, "the ensemble", "it is not used")
-# Largest difference of a value, in units of max(1, largest |value|): both compute the same, and differ where ONNX Runtime rounds otherwise.
+# Largest difference of a value, in units of max(1, largest |value|): both compute the same and differ only in ONNX Runtime's rounding.
 FUSED_TOLERANCE = 1e-6
 
 
 def verify_fused(
     fused: bytes, members: Sequence[bytes], ensemble: Ensemble, images: Array | None, *, max_batch_size: int
 ) -> dict[str, Any]:
-    """Compare a fused graph with ONNX Runtime's answers of ``members``, averaged by the ensemble's own graph, output by output.
+    """Compare every output of a fused graph with the outputs of its members, averaged by the averaging graph, in ONNX Runtime.
 
-    On ``images`` (N,C,H,W), where there are any, and on random ones, at batch 1, 2 and ``max_batch_size``, both with ONNX Runtime's graph
-    optimisation, as they are served: it decides by what stands around a node whether that is run in integers. Returns what was measured,
-    for a JSON file.
+    The comparison uses batch 1, 2 and `max_batch_size`, on random images and on `images`. Both sides run with graph optimisation, as they
+    are served, because ONNX Runtime decides by the neighbours of a node whether to run it in integers.
+
+    Args:
+        fused: The bytes of the fused graph.
+        members: The bytes of the members' graphs, in the order of `ensemble.members`.
+        ensemble: The ensemble.
+        images: Real images, float32 (N,C,H,W) in [0, 1]. None: only random images are compared.
+        max_batch_size: Largest batch to compare.
+
+    Returns:
+        The measurements, as JSON values for the report.
 
     Raises:
-        ExportError: ``images`` are not float32 of the members' shape in [0, 1], or ONNX Runtime does not run the graph or a member.
-        VerificationError: names, shapes or values differ; says where and by how much.
+        ExportError: The images do not fit the members, or ONNX Runtime cannot run the graph or a member.
+        VerificationError: Names, shapes or values differ. The message contains the place and the difference.
     """
-    one = _session(fused, f"is not loaded by ONNX Runtime; {WAY_OUT}", _FUSED)
+    session = _session(fused, f"cannot be loaded by ONNX Runtime; {FUSING_ALTERNATIVE}", _FUSED)
+    outputs = [tensor.name for tensor in session.get_outputs()]
     expected = set(OUTPUTS)
-    if [tensor.name for tensor in one.get_inputs()] != ["images"] or {tensor.name for tensor in one.get_outputs()} != expected:
-        tensors = [tensor.name for tensor in (*one.get_inputs(), *one.get_outputs())]
-        raise VerificationError(f"the fused graph takes and gives {tensors}, expected images to {sorted(expected)}")
-    shape = tuple(one.get_inputs()[0].shape[1:])
+    if [tensor.name for tensor in session.get_inputs()] != ["images"] or set(outputs) != expected:
+        inputs = [tensor.name for tensor in session.get_inputs()]
+        raise VerificationError(f"the fused graph maps {inputs} to {outputs}, expected ['images'] to {sorted(expected)}; it is not used")
+    shape = tuple(session.get_inputs()[0].shape[1:])
     if not all(isinstance(side, int) for side in shape):
-        raise ExportError(f"the members take images of {shape}: export them with a fixed size, of which images can be made to compare them")
+        raise ExportError(f"the members take images of the shape {shape}: export them with a fixed size, so that they can be compared")
     if images is not None:
         RealImages(images, "").check_fit(shape)
-    pipeline = _Pipeline(members, ensemble, next(tensor.shape[1] for tensor in one.get_outputs() if tensor.name == "probabilities"))
+    num_classes = next(tensor.shape[1] for tensor in session.get_outputs() if tensor.name == "probabilities")
+    pipeline = _Pipeline(members, ensemble, num_classes)
     generator = np.random.default_rng(0)
     batches = sorted({1, 2, max_batch_size})
-    order = generator.permutation(0 if images is None else len(images))  # no image twice before all were taken once
+    order = generator.permutation(0 if images is None else len(images))  # use every image once before any image twice
     worst: dict[str, float] = dict.fromkeys(sorted(expected), 0.0)
     for batch in batches:
         samples = {"random": generator.random((batch, *shape), np.float32)}
@@ -60,11 +71,11 @@ def verify_fused(
             order = np.roll(order, -batch)
         for kind, sample in samples.items():
             where = f"{batch} {kind} image{'s' if batch > 1 else ''}"
-            right = pipeline.answers(sample)
-            with translated(f"does not run in ONNX Runtime on {where}; {WAY_OUT}", file=_FUSED):
-                got = dict(zip([tensor.name for tensor in one.get_outputs()], one.run(None, {"images": sample}), strict=True))
-            found = {output: _COMPARISON.difference(got[output], right[output], f"{where}: {output}") for output in worst}
-            for output, difference in found.items():
+            reference = pipeline.run(sample)
+            with translate_errors(f"cannot be run by ONNX Runtime on {where}; {FUSING_ALTERNATIVE}", file=_FUSED):
+                got = dict(zip(outputs, session.run(None, {"images": sample}), strict=True))
+            differences = {output: _COMPARISON.difference(got[output], reference[output], f"{where}: {output}") for output in worst}
+            for output, difference in differences.items():
                 _COMPARISON.check(difference, FUSED_TOLERANCE, "values", f"{where}: {output}")
                 worst[output] = max(worst[output], difference.relative)
     return {
@@ -78,23 +89,23 @@ def verify_fused(
 
 
 class _Pipeline:
-    """What Triton does with an ensemble, in this process."""
+    """An ensemble in this process: computes what Triton computes."""
 
     def __init__(self, members: Sequence[bytes], ensemble: Ensemble, num_classes: int) -> None:
-        self.names = [f"'{vote.model}' (version {vote.version})" for vote in ensemble.members]
-        message = "is not loaded by ONNX Runtime; export it again, or take it out of the ensemble"
+        self.names = [f"'{member.model}' (version {member.version})" for member in ensemble.members]
+        message = "cannot be loaded by ONNX Runtime; export it again, or take it out of the ensemble"
         self.members = [_session(member, message, name) for member, name in zip(members, self.names, strict=True)]
-        self.average = _session(average_onnx(ensemble, num_classes), "is not loaded by ONNX Runtime", "the averaging graph")
+        self.average = _session(average_onnx(ensemble, num_classes), "cannot be loaded by ONNX Runtime", "the averaging graph")
 
-    def answers(self, images: Array) -> dict[str, Array]:
-        """Every output of the ensemble, by name."""
+    def run(self, images: Array) -> dict[str, Array]:
+        """Return every output of the ensemble, by name."""
         logits = {}
         for index, (member, name) in enumerate(zip(self.members, self.names, strict=True)):
-            with translated("does not run in ONNX Runtime; export it again, or take it out of the ensemble", file=name):
+            with translate_errors("cannot be run by ONNX Runtime; export it again, or take it out of the ensemble", file=name):
                 logits[f"logits_{index}"] = member.run(["logits"], {"images": images})[0]
         return dict(zip([tensor.name for tensor in self.average.get_outputs()], self.average.run(None, logits), strict=True))
 
 
-def _session(content: bytes, message: str, what: str) -> onnxruntime.InferenceSession:
-    with translated(message, file=what):
+def _session(content: bytes, message: str, name: str) -> onnxruntime.InferenceSession:
+    with translate_errors(message, file=name):
         return cpu_session(content)

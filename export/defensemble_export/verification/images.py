@@ -1,4 +1,4 @@
-"""On which real images an export is verified and calibrated: those of the data that a checkpoint was trained on, or what the user gives."""
+"""Find the real images on which an export is verified and calibrated: those of the checkpoint's dataset, or the user's."""
 
 from __future__ import annotations
 
@@ -24,56 +24,71 @@ from ..graphs.traversal import metadata_of, shape_of
 if TYPE_CHECKING:
     from defensemble_training import Dataset, TrainingRecord
 
-# What a report says of the images where there are no real ones.
+# What a report contains if there are no real images.
 RANDOM_ONLY = "random images alone"
-# Of the test images, so many are compared.
-_COMPARED = 1000
-_MEND = "Say where they are (--dataset FOLDER), or pass others (--images FILE.npy)"
+USER_IMAGES = "user-supplied images"
+# Number of test images to compare.
+_MAX_TEST_IMAGES = 1000
+_FIX = "Name the dataset's folder (--dataset NAME=FOLDER), or pass other images (--images FILE.npy)"
 
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """Images (N,C,H,W), float32 in [0, 1], their classes int64 (N,) where they are known, and in words where they are from."""
+    """Images (N,C,H,W), float32 in [0, 1]; where they come from, in words; and their classes int64 (N,), if known."""
 
     images: np.ndarray[Any, Any]
     source: str
     labels: np.ndarray[Any, Any] | None = None
 
-    def check_fit(self, input_shape: tuple[int, int, int], what: str = "verification") -> None:
-        """Refuse them for a network that takes other images than these of ``input_shape``."""
-        fault = image_problem(self.images, f"the images for the {what}", shape=input_shape, consumer="the network")
-        if fault is not None:
-            raise ExportError(fault)
+    def check_fit(self, input_shape: tuple[int, int, int], purpose: str = "verification") -> None:
+        """Raise an ExportError if the images do not fit a network of `input_shape` (C, H, W)."""
+        problem = image_problem(self.images, f"the images for the {purpose}", shape=input_shape, consumer="the network")
+        if problem is not None:
+            raise ExportError(problem)
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
-            raise ExportError(f"the {what} has {len(self.images)} images and classes of the shape {self.labels.shape}: one for each image")
+            raise ExportError(
+                f"the {purpose} has {len(self.images)} images and labels of the shape {self.labels.shape}: pass one label per image"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class ImagePool:
-    """``total`` images to draw from, of which ``images_at`` gives those with some numbers, float32 (n,C,H,W), and in words where from."""
+    """Images to draw from.
+
+    `images_at` returns the images at the given indices (0 to `total` - 1), float32 (n,C,H,W); `source` describes in words where they come
+    from.
+    """
 
     images_at: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
     total: int
     source: str
 
     @classmethod
-    def of(cls, images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> ImagePool:
-        """The user's own images, to calibrate on: float32 (N,C,H,W) in [0, 1] of ``input_shape``, else an ExportError."""
+    def from_images(cls, images: np.ndarray[Any, Any], input_shape: tuple[int, int, int]) -> ImagePool:
+        """Return a pool of the user's images to calibrate on, float32 (N,C,H,W) in [0, 1]; other images raise an ExportError."""
         RealImages(images, "").check_fit(input_shape, "calibration")
-        return cls(images.__getitem__, len(images), "images of the user's")
+        return cls(images.__getitem__, len(images), USER_IMAGES)
 
 
-def dataset_of(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
-    """The data that a checkpoint was trained on; others, by their digest, with an `DatasetMismatchWarning`.
+def dataset_from_record(record: TrainingRecord, input_shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None) -> Dataset:
+    """Load the dataset that a checkpoint was trained on. If its digest differs, a `DatasetMismatchWarning` is emitted.
 
-    Looked for in `data_dir`; without it in the cache of decoded images, by their digest; in the folder that the command of the training
-    named; and in the usual places. ExportError where they are not there, or have other classes.
+    Without `data_dir`, the dataset is searched in the cache of decoded images (by digest), in the folder that the training command named,
+    and in the usual places.
+
+    Args:
+        record: The training record of the checkpoint.
+        input_shape: (C, H, W) of the network.
+        data_dir: The folder of the dataset, or None.
+
+    Raises:
+        ExportError: The dataset is not found, or has other classes.
     """
-    return _dataset(record.to_values(), record.class_names, input_shape[1], data_dir, "the export is verified")
+    return _load_dataset(record.to_values(), record.class_names, input_shape[1], data_dir, "the export is verified")
 
 
-def _dataset(
-    record: Mapping[str, Any], class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, what: str
+def _load_dataset(
+    record: Mapping[str, Any], class_names: tuple[str, ...], size: int, data_dir: str | os.PathLike[str] | None, purpose: str
 ) -> Dataset:
     from defensemble_training import DataError, find_cached_dataset, load_dataset
 
@@ -82,60 +97,73 @@ def _dataset(
         dataset = find_cached_dataset(data, digest, class_names)
         if dataset is not None:
             return dataset
-        data_dir = _folder_in_command(command, data)
+        data_dir = _folder_of_command(command)
     try:
-        # As in a training with skip_damaged; where an image was damaged since then, the digest differs.
+        # As a training with skip_damaged: if an image was damaged since then, the digest differs.
         dataset = load_dataset(data, size, data_dir=None if data_dir is None else Path(data_dir), skip_damaged=True)
     except DataError as error:
         by = f" by `defensemble {command:.300}`" if command else ""
-        raise ExportError(f"{what} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_MEND}") from error
+        raise ExportError(f"{purpose} on test images of {data!r}, which the checkpoint was trained on{by}: {error}. {_FIX}") from error
     try:
         dataset = dataset.align_classes(class_names, "the checkpoint")
     except DataError as error:
         raise ExportError(
-            f"the data for the verification have other classes than the checkpoint was trained on: {error}; name the folder of the data "
-            "that it was trained on (--dataset FOLDER), or pass other images (--images FILE.npy)"
+            f"the dataset for the verification has other classes than the checkpoint: {error}; name the folder of the dataset that the "
+            "checkpoint was trained on (--dataset NAME=FOLDER), or pass other images (--images FILE.npy)"
         ) from error
     if digest and dataset.digest != digest:
         warnings.warn(
-            f"the images for the verification ({dataset.source}) are not those that the checkpoint was trained on: their digest is "
-            f"{dataset.digest}, the training record states {digest}; the report compares accuracies on these",
+            f"the dataset for the verification ({dataset.source}) is not the one that the checkpoint was trained on: its digest is "
+            f"{dataset.digest}, the training record contains {digest}; the accuracies in the report are those on this dataset",
             DatasetMismatchWarning,
             stacklevel=2,
         )
     return dataset
 
 
-def _folder_in_command(command: str, data: str) -> Path | None:
-    """Return the folder of `--dataset [NAME=]FOLDER` in the command that trained on `data`, if it exists; earlier: `--data-dir FOLDER`."""
+def _folder_of_command(command: str) -> str | None:
+    """Return the dataset folder in a training command, if it exists: `--dataset [NAME=]FOLDER`, or the former `--data-dir FOLDER`."""
     try:
         words = shlex.split(command)
     except ValueError:  # other programs write records, too
         return None
-    values = [value for option, value in pairwise(words) if option in ("--dataset", "--data-dir") and value != data]
-    folders = [Path(folder) for value in values for folder in (value, value.partition("=")[2]) if folder]
-    return next((folder for folder in folders if folder.is_dir()), None)
+    for option, value in pairwise(words):
+        folder = value.partition("=")[2] or value if option == "--dataset" else value
+        if option in ("--dataset", "--data-dir") and Path(folder).is_dir():
+            return folder
+    return None
 
 
-def images_of_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
-    """Test images of the data that the network of a graph (``name`` in errors) was trained on; None where it has none, as foreign ones."""
-    notes = metadata_of(graph)
-    record = json.loads(notes[RECORD]) if RECORD in notes else {"data": ""}
+def images_from_record(graph: onnx.ModelProto, name: str, data_dir: str | os.PathLike[str] | None) -> RealImages | None:
+    """Return test images of the dataset that the network of a graph was trained on, or None if its metadata contain no dataset.
+
+    Args:
+        graph: The graph, with its metadata.
+        name: What errors call it.
+        data_dir: The folder of the dataset, or None.
+
+    Raises:
+        ExportError: The dataset is not found, or has other classes.
+    """
+    metadata = metadata_of(graph)
+    record = json.loads(metadata[RECORD]) if RECORD in metadata else {"data": ""}
     if not record["data"]:
         return None
-    names = tuple(json.loads(notes[CLASS_NAMES]))
+    names = tuple(json.loads(metadata[CLASS_NAMES]))
     _, _, height, _ = shape_of(graph.graph.input[0])
     assert height is not None
     try:
-        dataset = _dataset(record, names, height, data_dir, f"'{name}' is compared")
+        dataset = _load_dataset(record, names, height, data_dir, f"'{name}' is compared")
     except ModuleNotFoundError as error:
-        raise ExportError(f"the data that '{name}' was trained on cannot be loaded here, {error.name} is missing. {_MEND}") from error
+        raise ExportError(
+            f"the dataset that '{name}' was trained on cannot be loaded: the package {error.name} is missing. Install it. {_FIX}"
+        ) from error
     return images_for_verification(dataset)
 
 
 def images_for_verification(dataset: Dataset) -> RealImages:
-    """The first thousand test images, or all where they are fewer."""
-    chosen = slice(0, _COMPARED)
-    labels = dataset.test.labels[chosen]
+    """Return the first 1,000 test images of a dataset, or all if there are fewer."""
+    selection = slice(0, _MAX_TEST_IMAGES)
+    labels = dataset.test.labels[selection]
     source = f"the first {len(labels)} test images of {dataset.name} ({dataset.source}; digest {dataset.digest})"
-    return RealImages(dataset.test.images(chosen), source, labels)
+    return RealImages(dataset.test.images(selection), source, labels)

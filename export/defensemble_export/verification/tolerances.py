@@ -1,4 +1,4 @@
-"""In which numbers an exported graph computes, and how far each form may answer otherwise than the network that it was made from."""
+"""The precisions of exported graphs, and how far the outputs of each may differ from those of the original network."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from onnx import TensorProto
 from defensemble_repository.onnx_metadata import CLASS_NAMES, FUSED_MEMBERS, PRECISION
 
 from ..errors import ExportError
-from ..graphs.operators import QUANTISERS
+from ..graphs.operators import QUANTISE_OPERATORS
 from ..graphs.traversal import metadata_of, nodes_of, tensors_of
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What every export of a precision must keep, and what it should reach, on real images.
+    """The limits and goals of a precision, on real images. An export that exceeds a limit fails; a missed goal is only reported.
 
-    ``logits``: the largest difference of a logit, in units of max(1, largest |logit|). ``probabilities``: of a probability.
-    ``agreement``: the least share of images that get the same class. ``goal_agreement`` and ``goal_accuracy_points`` (the largest loss of
-    accuracy, in points) are reported where they are missed, and stop nothing. None: not asked for.
+    Args:
+        agreement: Limit: least share of images that get the same class.
+        logits: Limit: largest difference of a logit, in units of max(1, largest |logit|). None: no limit.
+        probabilities: Limit: largest difference of a probability. None: no limit.
+        goal_agreement: Goal: least share of images that get the same class. None: no goal.
+        goal_accuracy_points: Goal: largest loss of accuracy, in percentage points. None: no goal.
     """
 
     agreement: float
@@ -32,8 +35,8 @@ class Tolerance:
     goal_accuracy_points: float | None = None
 
 
-# The one table; docs/export.md shows it, and a test compares them. fp32: float32 everywhere, and classes may differ only where the two best
-# logits are closer than the tolerance. int8 below 0.9 means that the calibration has failed: trained networks reached 0.947 and more.
+# docs/export.md shows this table, and a test compares them. fp32 computes in float32 everywhere, so classes may differ only if the two best
+# logits are closer than the tolerance. An int8 agreement below 0.9 means a failed calibration: trained networks reached 0.947 and more.
 TOLERANCES = {
     "fp32": Tolerance(agreement=1.0, logits=1e-5),
     "fp16": Tolerance(agreement=0.999, probabilities=1e-2),
@@ -41,10 +44,11 @@ TOLERANCES = {
 }
 # From the most exact to the least.
 PRECISIONS = tuple(TOLERANCES)
-_QUANTISING = QUANTISERS | {"ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"}
+_QUANTISING = QUANTISE_OPERATORS | {"ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"}
 _QUANTISING_PREFIXES = ("QLinear", "DynamicQuantize")
 _SIXTEEN_BITS = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
-# Of weights, which packing can make flat; masks are BOOL, axes INT64, and zero points belong to operators that are looked for by name.
+# Types of quantised weights, which may be packed into flat tensors. Masks are BOOL, axes INT64, and zero points belong to operators of
+# `_QUANTISING`.
 _FEW_BITS = frozenset(
     number
     for name, number in TensorProto.DataType.items()
@@ -53,42 +57,43 @@ _FEW_BITS = frozenset(
 
 
 def checked_precision(precision: str) -> str:
-    """Return ``precision``; ExportError where it is none that graphs are exported in."""
+    """Return `precision`, or raise an ExportError if it is not one of `PRECISIONS`."""
     if not isinstance(precision, str) or precision not in TOLERANCES:
         raise ExportError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     return precision
 
 
 def lowest_precision(precisions: Iterable[str]) -> str:
-    """Return the least exact of ``precisions``."""
+    """Return the least exact of `precisions`."""
     return max(precisions, key=PRECISIONS.index)
 
 
 def computed_precision(model: onnx.ModelProto) -> str:
-    """Return the precision that a graph computes in, found from its operators, its casts and its weights; the lowest one counts.
+    """Return the lowest precision in which a graph computes, from its operators, casts and weights.
 
-    ``int8`` stands for every quantised form: Q/DQ pairs, integer operators, and weights of 8 bits and fewer. ``fp16`` stands for both
-    16-bit floats.
+    "int8" stands for every kind of quantisation: Q/DQ pairs, integer operators, and weights of at most 8 bits. "fp16" stands for both
+    16-bit float types.
     """
     nodes = list(nodes_of(model.graph))
     if any(node.op_type in _QUANTISING or node.op_type.startswith(_QUANTISING_PREFIXES) for node in nodes):
         return "int8"
     tensors = list(tensors_of(model))
-    if any(math.prod(one.dims) > 1 and one.data_type in _FEW_BITS for one in tensors):
+    if any(math.prod(tensor.dims) > 1 and tensor.data_type in _FEW_BITS for tensor in tensors):
         return "int8"
     casts = {attribute.i for node in nodes if node.op_type == "Cast" for attribute in node.attribute if attribute.name == "to"}
-    return "fp16" if _SIXTEEN_BITS & (casts | {one.data_type for one in tensors}) else "fp32"
+    return "fp16" if _SIXTEEN_BITS & (casts | {tensor.data_type for tensor in tensors}) else "fp32"
 
 
 def precision_of(model: onnx.ModelProto, stated: str | None) -> str | None:
-    """Return the precision of an exported graph: what it computes in, or the lower one that its metadata name.
+    """Return the precision of an exported graph: the lower of what it computes in and what its metadata contain.
 
-    A graph that no export of ours has marked, and that computes in float32 as far as can be seen, has the precision ``stated`` by its
-    configuration.
+    Args:
+        model: The graph.
+        stated: The precision in the model's configuration. It counts for a float32 graph without the metadata of an export.
     """
-    notes = metadata_of(model)
-    noted = notes.get(PRECISION, "fp32")
-    if noted not in TOLERANCES:
-        return noted
-    own = lowest_precision((noted, computed_precision(model)))
-    return own if own != "fp32" or (CLASS_NAMES in notes and FUSED_MEMBERS not in notes) else stated
+    metadata = metadata_of(model)
+    recorded = metadata.get(PRECISION, "fp32")
+    if recorded not in TOLERANCES:
+        return recorded
+    precision = lowest_precision((recorded, computed_precision(model)))
+    return precision if precision != "fp32" or (CLASS_NAMES in metadata and FUSED_MEMBERS not in metadata) else stated

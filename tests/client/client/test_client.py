@@ -37,7 +37,7 @@ def client_of(transport: FakeTransport, model: str | None = None, **options: Any
     return Client("fake", model, transport=transport, **options)
 
 
-def test_the_only_ensemble_is_asked_for_what_is_named_alone() -> None:
+def test_predict_calls_the_only_ensemble_and_requests_only_the_named_outputs() -> None:
     transport = house()
     client = client_of(transport, timeout_s=7)
     batch = images(5)
@@ -45,7 +45,7 @@ def test_the_only_ensemble_is_asked_for_what_is_named_alone() -> None:
     np.testing.assert_array_equal(prediction.probabilities, ensemble_answer(batch)["probabilities"])
     assert prediction.labels == [CLASSES[index] for index in ensemble_answer(batch)["probabilities"].argmax(axis=1)]
     assert transport.requests == [
-        ("ensemble", (OutputRequest("probabilities", 3),), pytest.approx(7, abs=1)),  # what finding the ensemble has left
+        ("ensemble", (OutputRequest("probabilities", 3),), pytest.approx(7, abs=1)),  # what remains after finding the ensemble
         ("ensemble", (OutputRequest("probabilities"),), 7.0),
     ]
     client.predict(batch)
@@ -53,7 +53,7 @@ def test_the_only_ensemble_is_asked_for_what_is_named_alone() -> None:
     assert transport.images == Counter(ensemble=11)
 
 
-def test_all_outputs_have_the_shapes_that_are_promised() -> None:
+def test_all_outputs_have_the_documented_shapes() -> None:
     batch = images(5)
     prediction = client_of(house()).predict(batch, outputs=ALL)
     expected = ensemble_answer(batch)
@@ -63,14 +63,14 @@ def test_all_outputs_have_the_shapes_that_are_promised() -> None:
     np.testing.assert_array_equal(prediction.mutual_information, expected["mutual_information"][:, 0])
 
 
-def test_entropy_is_computed_here_where_it_was_not_asked_for() -> None:
+def test_entropy_is_computed_if_it_was_not_requested() -> None:
     client, batch = client_of(house()), images(5)
     np.testing.assert_allclose(client.predict(batch).entropy, client.predict(batch, outputs=("entropy",)).entropy, atol=1e-6)
 
 
 @settings(max_examples=20)
 @given(st.integers(1, 8), st.integers(0, 1000))
-def test_a_single_network_gets_its_softmax_from_the_client(count: int, seed: int) -> None:
+def test_the_client_computes_the_softmax_of_a_single_network(count: int, seed: int) -> None:
     batch = images(count, seed)
     prediction = client_of(house(), "alpha").predict(batch, outputs=("probabilities", "entropy"))
     np.testing.assert_allclose(prediction.probabilities, softmax(logits(1, batch)), atol=1e-6)
@@ -78,13 +78,13 @@ def test_a_single_network_gets_its_softmax_from_the_client(count: int, seed: int
     assert prediction.entropy.shape == (count,)
 
 
-def test_a_single_network_has_no_members() -> None:
+def test_predict_rejects_member_outputs_of_a_single_network() -> None:
     with raises(InputError, "'alpha' | member_probabilities | mutual_information"):
         client_of(house()).predict(images(1), outputs=ALL, model="alpha")
 
 
 @pytest.mark.parametrize(
-    ("outputs", "told"),
+    ("outputs", "facts"),
     [
         ("entropy", "'entropy' | outputs=('entropy',)"),
         ((), "outputs | empty"),
@@ -96,12 +96,12 @@ def test_a_single_network_has_no_members() -> None:
         (5, "outputs | 5"),
     ],
 )
-def test_outputs_that_are_none(outputs: Any, told: str) -> None:
-    with raises(InputError, told):
+def test_predict_rejects_invalid_outputs(outputs: Any, facts: str) -> None:
+    with raises(InputError, facts):
         client_of(house()).predict(images(1), outputs=outputs)
 
 
-def test_an_ensemble_without_uncertainty_says_so() -> None:
+def test_predict_rejects_outputs_that_the_ensemble_lacks() -> None:
     plain = FakeModel(lambda batch: {"probabilities": ensemble_answer(batch)["probabilities"]}, SHAPE, platform="ensemble")
     client = client_of(FakeTransport({"plain": plain}))
     with raises(InputError, "'plain' | mutual_information | probabilities"):
@@ -130,40 +130,40 @@ BAD_IMAGES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
-def test_bad_images_are_not_sent(case: str) -> None:
-    batch, told = BAD_IMAGES[case]
+def test_predict_rejects_invalid_images_before_sending(case: str) -> None:
+    batch, facts = BAD_IMAGES[case]
     transport = house()
     client = client_of(transport)
     client.describe()
-    with raises(InputError, told):
+    with raises(InputError, facts):
         client.predict(batch)
-    black = [outputs for _, outputs, _ in transport.requests if outputs[0].class_count]
-    assert len(transport.requests) == len(black) == transport.images["ensemble"], "only look-ups were sent"
-    assert len(black) == (2 if case in ("too many", "another size", "channels last") else 1)
+    lookups = [outputs for _, outputs, _ in transport.requests if outputs[0].class_count]
+    assert len(transport.requests) == len(lookups) == transport.images["ensemble"], "only look-ups were sent"
+    assert len(lookups) == (2 if case in ("too many", "another size", "channels last") else 1)
 
 
 @given(st.integers(0, 15), st.sampled_from([np.nan, np.inf, -np.inf, 1.0001, -0.0001]))
-def test_one_bad_pixel_is_enough(position: int, value: float) -> None:
+def test_predict_rejects_one_invalid_pixel(position: int, value: float) -> None:
     batch = images(3)
     batch.reshape(3, -1)[1, position] = value
     with pytest.raises(InputError):
         client_of(house()).predict(batch)
 
 
-def test_the_ends_of_the_range_are_fine_and_so_are_views() -> None:
+def test_predict_accepts_the_ends_of_the_range_and_views() -> None:
     batch = np.concatenate([np.zeros((4, *SHAPE), np.float32), np.ones((4, *SHAPE), np.float32)])
     client = client_of(house())
     np.testing.assert_array_equal(client.predict(batch[::2]).probabilities, client.predict(batch).probabilities[::2])
 
 
-def test_several_ensembles_are_listed_and_none_is_guessed() -> None:
+def test_predict_lists_several_ensembles_and_chooses_none() -> None:
     client = client_of(FakeTransport({"one": ensemble(), "two": ensemble(), "alpha": member(1)}))
     with raises(InputError, "2 ensembles | one, two"):
         client.predict(images(1))
     assert client.predict(images(1), model="two").model == "two"
 
 
-def test_a_fused_graph_is_an_ensemble_even_where_its_configuration_is_kept_from_callers() -> None:
+def test_a_fused_graph_is_an_ensemble_even_if_its_configuration_is_restricted() -> None:
     client = client_of(FakeTransport({"graph": fused(config_is_open=False), "alpha": member(1)}))
     assert client.predict(images(2)).model == "graph"
     assert client.describe().is_ensemble
@@ -179,29 +179,29 @@ def test_a_fused_graph_is_an_ensemble_even_where_its_configuration_is_kept_from_
     [
         ({"ensemble_scheduling": {"step": [{"model_name": "a"}, {"model_name": "average_0"}]}}, ("a", "average_0")),
         ({"parameters": {"members": {"string_value": '["a@1", "b@2"]'}}}, ("a", "b")),
-        ({"parameters": {"members": {"string_value": "somebody else's"}}}, ()),
+        ({"parameters": {"members": {"string_value": "not ours"}}}, ()),
         ({"parameters": {"members": {"string_value": "[" * 200_000}}}, ()),
         ({"parameters": {"members": {"string_value": "[1]"}}}, ()),
         ({"parameters": {"members": {"string_value": "7"}}}, ()),
         ({}, ()),
     ],
 )
-def test_what_an_ensemble_is_made_of_is_read_from_its_configuration(config: dict[str, object], steps: tuple[str, ...]) -> None:
+def test_steps_are_read_from_the_configuration(config: dict[str, object], steps: tuple[str, ...]) -> None:
     assert steps_from_config(config) == steps
 
 
-@pytest.mark.parametrize(("models", "told"), [({"alpha": member(1)}, "alpha"), ({}, "no model")])
-def test_no_ensemble_is_said(models: dict[str, FakeModel], told: str) -> None:
-    with raises(ModelNotFoundError, f"no ensemble | {told}"):
+@pytest.mark.parametrize(("models", "facts"), [({"alpha": member(1)}, "alpha"), ({}, "no model")])
+def test_predict_names_the_models_if_there_is_no_ensemble(models: dict[str, FakeModel], facts: str) -> None:
+    with raises(ModelNotFoundError, f"no ensemble | {facts}"):
         client_of(FakeTransport(models)).predict(images(1))
 
 
-def test_an_unknown_model_is_named_beside_those_that_are_served() -> None:
+def test_an_unknown_model_error_lists_the_served_models() -> None:
     with raises(ModelNotFoundError, "'gamma' | alpha, beta, ensemble, standard"):
         client_of(house()).predict(images(1), model="gamma")
 
 
-def test_a_model_of_another_kind_is_refused() -> None:
+def test_predict_rejects_a_model_that_does_not_classify_images() -> None:
     average = FakeModel(lambda batch: {"mean": batch.mean(axis=(1, 2, 3))[:, None]}, SHAPE)
     client = client_of(FakeTransport({"average": average, "ensemble": ensemble()}))
     with raises(InputError, "'average' | mean FP32 [-1, 1]"):
@@ -209,21 +209,21 @@ def test_a_model_of_another_kind_is_refused() -> None:
     assert [info.name for info in client.classifiers()] == ["ensemble"]
 
 
-def test_a_closed_configuration_leaves_the_limit_to_the_server() -> None:
+def test_with_a_restricted_configuration_the_server_checks_the_batch_size() -> None:
     client = client_of(FakeTransport({"ensemble": ensemble(config_is_open=False)}))
     assert client.describe().max_batch_size is None
     with pytest.raises(RequestRefusedError, match="batch-size must be <= 8"):
         client.predict(images(9))
 
 
-def test_labels_are_indices_where_there_are_no_names_and_may_hold_colons() -> None:
+def test_labels_are_indices_without_names_and_may_contain_colons() -> None:
     nameless = client_of(FakeTransport({"ensemble": ensemble(class_names=())}))
     assert nameless.describe().class_names == ("0", "1", "2")
     odd = client_of(FakeTransport({"ensemble": ensemble(class_names=("a:b", "é"))}))
     assert odd.describe().class_names == ("a:b", "é", "2")
 
 
-def test_labels_outlive_the_client() -> None:
+def test_predictions_outlive_the_client_and_a_closed_client_raises() -> None:
     with client_of(house()) as client:
         prediction = client.predict(images(2))
     assert len(prediction.labels) == 2
@@ -247,7 +247,7 @@ def test_a_replaced_model_is_looked_up_again() -> None:
     assert client.predict(images(1)).model == "renamed"
 
 
-def test_a_model_is_looked_at_once_more_before_images_are_refused() -> None:
+def test_a_model_is_looked_up_again_before_images_are_rejected() -> None:
     transport = FakeTransport({"ensemble": ensemble(), "alpha": member(1)})
     client = client_of(transport)
     client.describe()
@@ -261,7 +261,7 @@ def test_a_model_is_looked_at_once_more_before_images_are_refused() -> None:
 
 
 @pytest.mark.parametrize("model", [5, ["ensemble"], b"ensemble"])
-def test_a_model_s_name_is_a_text(model: Any) -> None:
+def test_a_model_name_must_be_a_string(model: Any) -> None:
     calls = (
         lambda: client_of(house(), model),
         lambda: client_of(house()).predict(images(1), model=model),
@@ -272,7 +272,7 @@ def test_a_model_s_name_is_a_text(model: Any) -> None:
             call()
 
 
-def test_threads_share_a_client_from_its_first_call_on() -> None:
+def test_threads_share_a_client_from_its_first_call() -> None:
     transport = house()
     client = client_of(transport)
     barrier = threading.Barrier(8)
@@ -294,7 +294,7 @@ def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
         Client("http://localhost", timeout_s=timeout_s)
 
 
-def test_a_client_shows_itself_and_its_server() -> None:
+def test_a_client_has_a_repr_and_server_information() -> None:
     client = client_of(house(), "alpha", timeout_s=3)
     assert repr(client) == "Client('fake://server', model='alpha', timeout_s=3)"
     assert client.url == "fake://server"
@@ -304,7 +304,7 @@ def test_a_client_shows_itself_and_its_server() -> None:
 
 
 class Starting(FakeTransport):
-    """Fails in a new way at each attempt, then serves."""
+    """Raises the next error at each call, then serves."""
 
     def __init__(self, *failures: Exception) -> None:
         super().__init__({"ensemble": ensemble()})
@@ -316,7 +316,7 @@ class Starting(FakeTransport):
         return super().models(timeout_s)
 
 
-def test_waiting_goes_on_until_a_model_answers() -> None:
+def test_wait_ready_waits_until_a_model_responds() -> None:
     transport = Starting(ConnectionFailedError("down"), NotReadyError("loading"), ServerFailedError("broken"), ModelNotFoundError("gone"))
     client = client_of(transport)
     client.wait_ready(5)
@@ -325,7 +325,7 @@ def test_waiting_goes_on_until_a_model_answers() -> None:
     assert transport.calls["ensemble"] == 2
 
 
-def test_waiting_ends_at_the_deadline_and_says_what_was_seen_last() -> None:
+def test_wait_ready_ends_at_the_deadline_with_the_last_error() -> None:
     started = time.monotonic()
     with raises(DeadlineExceededError, "fake://server | 0.1 s | still loading") as caught:
         client_of(Starting(*[NotReadyError("still loading")] * 1000)).wait_ready(0.1)
@@ -338,12 +338,12 @@ def test_waiting_ends_at_the_deadline_and_says_what_was_seen_last() -> None:
 
 
 @pytest.mark.parametrize("failure", [ForbiddenError("no"), RequestRefusedError("wrong"), InputError("two ensembles")])
-def test_waiting_does_not_mend_these(failure: Exception) -> None:
+def test_wait_ready_raises_errors_that_waiting_cannot_fix(failure: Exception) -> None:
     with pytest.raises(type(failure), match=str(failure)):
         client_of(Starting(failure)).wait_ready(5)
 
 
-def test_masked_arrays_are_refused_and_of_subclasses_the_data_is_sent() -> None:
+def test_masked_arrays_are_rejected_and_subclasses_are_converted() -> None:
     class Named(np.ndarray):
         pass
 

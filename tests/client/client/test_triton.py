@@ -51,7 +51,7 @@ def transport(request: pytest.FixtureRequest, triton: Server) -> Iterator[Transp
     transport.close()
 
 
-def test_an_ensemble_is_numpy_s_average_of_its_members(client: Client) -> None:
+def test_an_ensemble_equals_the_numpy_average_of_its_members(client: Client) -> None:
     batch = images(8)
     prediction = client.predict(batch, outputs=ALL)
     members = np.stack([softmax(logits(seed, batch)) for seed in (1, 2)], axis=1)
@@ -66,33 +66,33 @@ def test_an_ensemble_is_numpy_s_average_of_its_members(client: Client) -> None:
     np.testing.assert_allclose(client.predict(batch).entropy, nats, atol=2e-6)
 
 
-def test_a_member_answers_alone(client: Client) -> None:
+def test_a_member_can_be_called(client: Client) -> None:
     batch = images(3)
     np.testing.assert_allclose(client.predict(batch, model="beta").probabilities, softmax(logits(2, batch)), atol=1e-6)
 
 
-def test_what_is_served_is_described(client: Client) -> None:
+def test_describe_returns_what_is_served(client: Client) -> None:
     info = client.describe()
     assert (info.name, info.is_ensemble, info.image_shape, info.max_batch_size) == ("ensemble", True, SHAPE, 8)
     assert info.class_names == CLASSES
     assert info.steps[:2] == ("alpha", "beta")
     assert set(ALL) == set(info.outputs)
-    assert [one.name for one in client.classifiers()] == ["ensemble", "alpha", "beta"]
+    assert [info.name for info in client.classifiers()] == ["ensemble", "alpha", "beta"]
     assert {"alpha", "beta", "ensemble"} < set(client.models())
     assert client.server_metadata().name == "triton"
     client.wait_ready(5)
 
 
-def test_both_protocols_answer_the_same(triton: Server) -> None:
+def test_both_protocols_return_the_same(triton: Server) -> None:
     batch = images(7)
-    with Client(triton.grpc_url) as one, Client(triton.http_url) as other:
-        first, second = one.predict(batch, outputs=ALL), other.predict(batch, outputs=ALL)
-        assert one.describe() == other.describe()
+    with Client(triton.grpc_url) as grpc, Client(triton.http_url) as http:
+        assert grpc.describe() == http.describe()
+        predictions = grpc.predict(batch, outputs=ALL), http.predict(batch, outputs=ALL)
         for name in ALL:
-            np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+            np.testing.assert_array_equal(*(getattr(prediction, name) for prediction in predictions))
 
 
-def test_threads_get_their_own_answers(client: Client) -> None:
+def test_threads_get_their_own_responses(client: Client) -> None:
     wrong: list[Any] = []
 
     def call(seed: int) -> None:
@@ -111,7 +111,7 @@ def test_threads_get_their_own_answers(client: Client) -> None:
     assert wrong == []
 
 
-def test_what_the_server_refuses_is_told(transport: Transport) -> None:
+def test_errors_quote_why_the_server_rejects_a_request(transport: Transport) -> None:
     def infer(model: str = "ensemble", batch: Any = None, output: str = "probabilities", name: str = "images") -> Any:
         return transport.infer(model, {name: images(1) if batch is None else batch}, [OutputRequest(output)], 20)
 
@@ -121,20 +121,20 @@ def test_what_the_server_refuses_is_told(transport: Transport) -> None:
         (lambda: infer(output="nothing"), "unexpected inference output 'nothing'"),
         (lambda: infer(name="pictures"), "pictures"),
     ]
-    for call, told in cases:
-        with pytest.raises(RequestRefusedError, match=told):
+    for call, fact in cases:
+        with pytest.raises(RequestRefusedError, match=fact):
             call()
     with pytest.raises(ModelNotFoundError, match="unknown model: 'nope'"):
         infer("nope")
-    for ask in (transport.model_metadata, transport.model_config):
+    for call_of in (transport.model_metadata, transport.model_config):
         with pytest.raises(ModelNotFoundError, match="unknown model: 'nope'"):
-            ask("nope", 20)
+            call_of("nope", 20)
     assert infer()["probabilities"].shape == (1, 3)
     assert transport.live(20)
     assert transport.ready(20)
 
 
-def test_a_wrong_port_is_told(triton: Server) -> None:
+def test_a_wrong_port_is_reported(triton: Server) -> None:
     http, grpc = triton.http_url.rpartition(":")[2], triton.grpc_url.rpartition(":")[2]
     with Client(f"http://127.0.0.1:{grpc}", timeout_s=5) as client, pytest.raises(ServiceError) as caught:
         client.models()
@@ -146,7 +146,7 @@ def test_a_wrong_port_is_told(triton: Server) -> None:
         client.models()
 
 
-def serve_of_my_own(folder: Path, http_port: int = 0, grpc_port: int = 0) -> AbstractContextManager[Server]:
+def start_server(folder: Path, http_port: int = 0, grpc_port: int = 0) -> AbstractContextManager[Server]:
     from defensemble_server import ServeOptions, serve
 
     return serve(folder, ServeOptions(http_port=http_port, grpc_port=grpc_port, metrics_port=0, drain_s=1, restart=False))
@@ -155,7 +155,7 @@ def serve_of_my_own(folder: Path, http_port: int = 0, grpc_port: int = 0) -> Abs
 def test_several_ensembles_are_listed(tmp_path: Path) -> None:
     folder = write_repository(tmp_path / "repository")
     write_repository(folder, {"gamma": 3}, ensemble="another")
-    with serve_of_my_own(folder) as server:
+    with start_server(folder) as server:
         for url in (server.grpc_url, server.http_url):
             with Client(url) as client:
                 with raises(InputError, "2 ensembles | another, ensemble"):
@@ -165,12 +165,12 @@ def test_several_ensembles_are_listed(tmp_path: Path) -> None:
     assert leftovers(folder) == []
 
 
-def test_a_server_that_dies_during_calls_and_one_that_comes_in_its_place(tmp_path: Path) -> None:
+def test_clients_survive_a_server_that_dies_and_is_replaced(tmp_path: Path) -> None:
     folder = write_repository(tmp_path / "repository")
     ports = {"http_port": free_port(), "grpc_port": free_port()}
     seen: dict[str, list[Exception]] = {"grpc": [], "http": []}
-    answered = dict.fromkeys(seen, 0)
-    with serve_of_my_own(folder, **ports) as server:
+    responses = dict.fromkeys(seen, 0)
+    with start_server(folder, **ports) as server:
         clients = {"grpc": Client(server.grpc_url, timeout_s=10), "http": Client(server.http_url, timeout_s=10)}
         ready = threading.Barrier(3)
 
@@ -181,7 +181,7 @@ def test_a_server_that_dies_during_calls_and_one_that_comes_in_its_place(tmp_pat
             while time.monotonic() < deadline:
                 try:
                     clients[kind].predict(images(8))
-                    answered[kind] += 1
+                    responses[kind] += 1
                 except ServiceError as error:
                     seen[kind].append(error)
                     return
@@ -190,7 +190,7 @@ def test_a_server_that_dies_during_calls_and_one_that_comes_in_its_place(tmp_pat
         for thread in threads:
             thread.start()
         ready.wait(20)
-        while min(answered.values()) < 5:
+        while min(responses.values()) < 5:
             time.sleep(0.005)
         os.kill(server.triton_pid, signal.SIGKILL)
         for thread in threads:
@@ -199,7 +199,7 @@ def test_a_server_that_dies_during_calls_and_one_that_comes_in_its_place(tmp_pat
         assert [type(error) for error in errors] == [ConnectionFailedError], (kind, errors)
         with pytest.raises(DeadlineExceededError, match=r"0\.1 s"):
             clients[kind].wait_ready(0.1)
-    with serve_of_my_own(folder, **ports):
+    with start_server(folder, **ports):
         for client in clients.values():
             client.wait_ready(20)
             assert client.predict(images(2)).probabilities.shape == (2, 3)

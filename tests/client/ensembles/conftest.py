@@ -1,4 +1,4 @@
-"""A server that tests edit, restored after each."""
+"""A server for tests to edit, restored after each test."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def served_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture
 def world(served_world: World) -> Iterator[World]:
-    """A server and its repository; what a test changes is put back."""
+    """A server and its repository, restored after each test."""
     yield served_world
     served_world.restore()
 

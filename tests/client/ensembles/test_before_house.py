@@ -1,4 +1,4 @@
-"""A repository, its history and an edit that was cut short, as the code before the restructuring wrote them."""
+"""A repository with history and interrupted edits that an earlier version wrote."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def repository(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FILES / "model_repository", tmp_path / "model_repository"))
 
 
-def votes(ensembles: Ensembles, name: str = "ensemble") -> dict[str, float]:
+def members(ensembles: Ensembles, name: str = "ensemble") -> dict[str, float]:
     (state,) = ensembles.show(name)
-    assert state.votes is not None
+    assert state.ensemble is not None
     assert state.problems == ()
-    return {f"{vote.model}@{vote.version}": vote.weight for vote in state.votes.members}
+    return {f"{member.model}@{member.version}": member.weight for member in state.ensemble.members}
 
 
-def test_its_ensembles_and_its_history_are_read(repository: Path) -> None:
+def test_reads_its_ensembles_and_history(repository: Path) -> None:
     before = tiny.content(repository)
     ensembles = Ensembles(repository)
     assert ensembles.names() == ["canary", "ensemble"]
-    assert votes(ensembles) == NOW
-    assert votes(ensembles, "canary") == {"alpha@1": 1.0, "beta@1": 2.0}
+    assert members(ensembles) == NOW
+    assert members(ensembles, "canary") == {"alpha@1": 1.0, "beta@1": 2.0}
     assert ensembles.check() == []
     edits = ensembles.history()
     assert [(edit.ensemble, edit.action) for edit in edits] == HISTORY
@@ -53,22 +53,22 @@ def test_its_ensembles_and_its_history_are_read(repository: Path) -> None:
     assert [edit.message for edit in edits if edit.message is not None] == ["alpha sees better", "it is needed after all", "as agreed"]
     assert edits[6].undoes == (edits[5].id,)
     assert edits[9].undoes == (edits[8].id,)
-    assert tiny.content(repository) == before, "nothing is written by who only looks"
+    assert tiny.content(repository) == before, "reading writes nothing"
 
 
-def test_it_is_edited_and_every_edit_of_then_is_undone(repository: Path) -> None:
+def test_edits_it_and_undoes_all_old_edits(repository: Path) -> None:
     ensembles = Ensembles(repository)
     old = (repository / "history.jsonl").read_bytes()
     config = (repository / "ensemble/config.pbtxt").read_bytes()
     assert ensembles.weight("ensemble", {"beta": 2.0}).edit is not None
-    assert votes(ensembles) == {"beta@1": 2.0, "alpha@1": 4.0}
+    assert members(ensembles) == {"beta@1": 2.0, "alpha@1": 4.0}
     ensembles.rollback(name="ensemble")
     assert (repository / "ensemble/config.pbtxt").read_bytes() == config
-    # Back over the edits of then: apply, add, remove, average and weight; the reload was undone then.
+    # Undo the old edits apply, add, remove, average and weight; the reload is undone already.
     states = []
     for _ in range(5):
         ensembles.rollback(name="ensemble")
-        states.append(votes(ensembles))
+        states.append(members(ensembles))
     assert states == [
         {"alpha@1": 3.0, "beta@1": 0.5},
         {"alpha@1": 3.0},
@@ -79,25 +79,25 @@ def test_it_is_edited_and_every_edit_of_then_is_undone(repository: Path) -> None
     ensembles.rollback(name="canary")
     assert ensembles.names() == ["ensemble"]
     ensembles.rollback(to=ensembles.history("canary")[0].id)
-    assert votes(ensembles, "canary") == {"alpha@1": 1.0, "beta@1": 2.0}
+    assert members(ensembles, "canary") == {"alpha@1": 1.0, "beta@1": 2.0}
     reload = next(edit for edit in ensembles.history() if edit.action == "reload")
     ensembles.rollback(to=reload.id)
     assert [state.max_batch_size for state in ensembles.show("ensemble")] == [4]
-    assert (repository / "history.jsonl").read_bytes().startswith(old), "what was there stays, byte for byte"
+    assert (repository / "history.jsonl").read_bytes().startswith(old), "the old history stays, byte for byte"
     assert ensembles.check() == []
 
 
 @pytest.mark.parametrize(("when", "beta", "count"), [("before_config", 1.0, 10), ("after_config", 5.0, 11)])
-def test_its_edit_that_was_cut_short_is_undone_or_finished(repository: Path, when: str, beta: float, count: int) -> None:
+def test_recovers_its_interrupted_edit(repository: Path, when: str, beta: float, count: int) -> None:
     shutil.copytree(FILES / when, repository, dirs_exist_ok=True)
-    note = repository / "pending-edit.json"
-    note.write_text(note.read_text().replace("/srv/model_repository", str(repository)))
+    journal = repository / "pending-edit.json"
+    journal.write_text(journal.read_text().replace("/srv/model_repository", str(repository)))
     warnings: list[str] = []
     ensembles = Ensembles(repository, on_warning=warnings.append)
-    assert votes(ensembles) == {**NOW, "beta@1": beta}
+    assert members(ensembles) == {**NOW, "beta@1": beta}
     assert [fact for fact in ("weight", "ensemble", "operator@workstation") if fact not in warnings[0]] == []
-    assert not note.exists()
+    assert not journal.exists()
     assert len(ensembles.history()) == count
     assert (repository / "average_7f7caee00316198b").exists() == (when == "after_config")
     ensembles.rollback(name="ensemble")
-    assert votes(ensembles) == (NOW if when == "after_config" else {"alpha@1": 3.0, "beta@1": 0.5})
+    assert members(ensembles) == (NOW if when == "after_config" else {"alpha@1": 3.0, "beta@1": 0.5})

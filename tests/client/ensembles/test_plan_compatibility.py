@@ -1,4 +1,4 @@
-"""A TensorRT plan that an edit brings is held against the plans that the server runs already, by their manifests."""
+"""TensorRT plans of an edit are compared with the plans that the server already runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BUILT_WITH = {
 
 
 class Serving(FakeTransport):
-    """A server of a folder, started with `profile`: its configurations are the files as they were when it started."""
+    """A server of a folder, started with `profile`; its configurations are those of the files at that time."""
 
     def __init__(self, folder: Path, loaded: list[str], profile: str) -> None:
         (average,) = (entry.name for entry in folder.iterdir() if "_" in entry.name)
@@ -64,17 +64,17 @@ class Serving(FakeTransport):
         return self._configs[model]
 
 
-def build(folder: Path, model: str, **other: object) -> None:
-    """A plan of a member which no TensorRT has built, and its manifest."""
-    place = folder / model / "1"
-    (place / "model.plan").write_bytes(f"plan of {model}".encode())
-    digests = {f"{kind}_sha256": sha256((place / f"model.{kind}").read_bytes()).hexdigest() for kind in ("onnx", "plan")}
-    (place / "model.plan.json").write_text(json.dumps({**BUILT_WITH, **digests, **other}))
+def build(folder: Path, model: str, **changes: object) -> None:
+    """Write a fake plan of a member, and its manifest."""
+    version_folder = folder / model / "1"
+    (version_folder / "model.plan").write_bytes(f"plan of {model}".encode())
+    digests = {f"{kind}_sha256": sha256((version_folder / f"model.{kind}").read_bytes()).hexdigest() for kind in ("onnx", "plan")}
+    (version_folder / "model.plan.json").write_text(json.dumps({**BUILT_WITH, **digests, **changes}))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`alpha` and `beta` vote, both plans; `gamma` is there."""
+    """`alpha` and `beta` are members, `gamma` is not; all three are plans."""
     folder = tiny.write_repository(tmp_path / "place" / "repository")
     write_files(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
     for model in ("alpha", "beta", "gamma"):
@@ -87,13 +87,13 @@ def remarks_of_adding_gamma(folder: Path, profile: str = "gpu-tensorrt") -> tupl
         return Ensembles(folder, client).add("ensemble", ["gamma"], dry_run=True).remarks
 
 
-def test_a_plan_that_was_built_with_the_same_is_let_in(folder: Path) -> None:
+def test_accepts_a_plan_with_matching_tensorrt_and_gpu(folder: Path) -> None:
     write_profile(folder, "gpu-tensorrt")
     assert not [remark for remark in remarks_of_adding_gamma(folder) if "plan" in remark]
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("changes", "facts"),
     [
         (
             {"tensorrt": "10.9.0.34"},
@@ -105,21 +105,21 @@ def test_a_plan_that_was_built_with_the_same_is_let_in(folder: Path) -> None:
         ),
     ],
 )
-def test_a_plan_that_the_server_cannot_run_is_refused_before_anything_changes(folder: Path, other: dict[str, object], told: str) -> None:
-    build(folder, "gamma", **other)
+def test_refuses_a_plan_that_the_server_cannot_run(folder: Path, changes: dict[str, object], facts: str) -> None:
+    build(folder, "gamma", **changes)
     write_profile(folder, "gpu-tensorrt")
     before = content(folder)
     transport = Serving(folder, ["alpha", "beta"], "gpu-tensorrt")
-    with Client("fake", transport=transport) as client, pytest.raises(EditRefusedError) as refused:
+    with Client("fake", transport=transport) as client, pytest.raises(EditRefusedError) as caught:
         Ensembles(folder, client).add("ensemble", ["gamma"])
-    (finding,) = refused.value.findings
-    assert_facts(finding, f"gamma | version 1 | {told}")
+    (finding,) = caught.value.findings
+    assert_facts(finding, f"gamma | version 1 | {facts}")
     assert "fake://gpu" in finding
     assert content(folder) == before
     assert transport.loads == []
 
 
-def test_an_onnx_file_on_a_server_of_plans_is_no_plan(folder: Path) -> None:
+def test_ignores_onnx_files_on_a_server_of_plans(folder: Path) -> None:
     write_profile(folder, "gpu-tensorrt")
     (folder / "gamma/configs/gpu-tensorrt.pbtxt").unlink()
     for name in ("model.plan", "model.plan.json"):
@@ -127,13 +127,13 @@ def test_an_onnx_file_on_a_server_of_plans_is_no_plan(folder: Path) -> None:
     assert not [remark for remark in remarks_of_adding_gamma(folder) if "TensorRT" in remark]
 
 
-def test_a_plan_on_a_server_of_onnx_files_is_not_asked_for(folder: Path) -> None:
+def test_ignores_plan_profiles_on_a_server_of_onnx_files(folder: Path) -> None:
     build(folder, "gamma", tensorrt="10.9.0.34")
     write_profile(folder, "gpu-tensorrt")
     assert not [remark for remark in remarks_of_adding_gamma(folder, "none") if "TensorRT" in remark]
 
 
-def test_where_no_plan_is_served_it_is_said_that_nothing_is_known(folder: Path) -> None:
+def test_remarks_that_compatibility_is_unknown_without_served_plans(folder: Path) -> None:
     write_profile(folder, "gpu-tensorrt")
     text = (folder / "gamma/configs/gpu-tensorrt.pbtxt").read_text()
     (folder / "gamma/config.pbtxt").write_text(text)

@@ -1,4 +1,4 @@
-"""Which servers an edit tells: several of one folder, one that is not there, one that wants a key, one of another folder, or none."""
+"""The servers of an edit: several of one folder, unreachable, without the key, of another folder, or none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.facts import raises
 from tests.support.scripted import free_port
 from tests.support.tiny import content, leftovers
-from tests.support.world import ABC, KEY, World, calling, recorded, times_of_change, write_world
+from tests.support.world import ABC, KEY, World, calling, recording_client, times_of_change, write_world
 
 
 def serving(folder: Path, **options: Any) -> Iterator[World]:
@@ -60,20 +60,20 @@ EDITS: dict[str, Callable[[Ensembles], object]] = {
 
 
 @pytest.mark.parametrize("key", [None, "another-key-0123456789"], ids=["no key", "wrong key"])
-def test_without_the_key_nothing_is_written(world: World, kind: str, key: str | None) -> None:
+def test_without_the_admin_key_nothing_is_written(world: World, kind: str, key: str | None) -> None:
     with world.client() as client:
         Ensembles(world.folder, client).weight("ensemble", {"c": 3.0})
     before, times = content(world.folder), times_of_change(world.folder)
     with world.client(kind, admin_key=key) as client:
         for action, act in EDITS.items():
-            with pytest.raises(ForbiddenError, match="--admin-key-file") as refused:
+            with pytest.raises(ForbiddenError, match="--admin-key-file") as caught:
                 act(Ensembles(world.folder, client))
-            assert "another-key" not in str(refused.value), action
+            assert "another-key" not in str(caught.value), action
             assert (content(world.folder), times_of_change(world.folder)) == (before, times), action
     world.check({"a@1": 1.0, "b@1": 1.0, "c@1": 3.0})
 
 
-def test_a_server_that_is_not_there_is_told_before_anything_is_written(world: World, kind: str) -> None:
+def test_an_unreachable_server_stops_the_edit_before_anything_is_written(world: World, kind: str) -> None:
     before = content(world.folder)
     with Client(f"{kind}://127.0.0.1:{free_port()}", admin_key=KEY, timeout_s=2) as away, world.client() as client:
         for clients in (away, [client, away], [away, client]):
@@ -83,37 +83,37 @@ def test_a_server_that_is_not_there_is_told_before_anything_is_written(world: Wo
     world.check(ABC)
 
 
-def test_servers_that_share_a_folder_are_told_both(both: tuple[World, World]) -> None:
+def test_servers_that_share_a_folder_are_all_updated(both: tuple[World, World]) -> None:
     one, two = both
     with one.client() as first, two.client("http") as other, calling(one.server.grpc_url) as a, calling(two.server.http_url) as b:
         ensembles = Ensembles(one.folder, [first, other])
-        done = ensembles.add("ensemble", ["b@2"], in_place_of="b")
-        votes = {"a@1": 1.0, "b@2": 1.0, "c@1": 1.0}
+        applied = ensembles.add("ensemble", ["b@2"], in_place_of="b")
+        members = {"a@1": 1.0, "b@2": 1.0, "c@1": 1.0}
         for world in both:
-            world.check(votes)
-        assert done.servers == (one.server.grpc_url, two.server.http_url)
+            world.check(members)
+        assert applied.servers == (one.server.grpc_url, two.server.http_url)
         ensembles.rollback()
         for world in both:
             world.check(ABC)
     for callers in (a, b):
-        callers.check([(ABC, "probabilities"), (votes, "probabilities"), (ABC, "probabilities")])
+        callers.check([(ABC, "probabilities"), (members, "probabilities"), (ABC, "probabilities")])
 
 
-def test_one_of_two_that_was_not_told_is_found_and_brought_in_line(both: tuple[World, World]) -> None:
+def test_apply_updates_the_outdated_server_of_two(both: tuple[World, World]) -> None:
     one, two = both
-    votes = {"a@1": 2.0, "b@1": 1.0, "c@1": 1.0, "d@1": 1.0}
+    members = {"a@1": 2.0, "b@1": 1.0, "c@1": 1.0, "d@1": 1.0}
     with one.client() as first, two.client() as other:
         Ensembles(one.folder, first).apply(Ensemble("ensemble", (Member("a", 1, 2.0), Member("b"), Member("c"), Member("d"))))
         (state,) = Ensembles(one.folder, [first, other]).show("ensemble")
         assert state.served[first.url] == "yes"
-        assert state.served[other.url].startswith("an older one")
-        done = Ensembles(one.folder, [first, other]).apply(Ensembles(one.folder).declared("ensemble"))
-        assert done.edit is None
+        assert state.served[other.url].startswith("outdated")
+        applied = Ensembles(one.folder, [first, other]).apply(Ensembles(one.folder).declared("ensemble"))
+        assert applied.edit is None
         for world in both:
-            world.check(votes)
+            world.check(members)
 
 
-def test_a_server_or_a_folder_that_is_none_or_is_named_twice(world: World, tmp_path: Path) -> None:
+def test_rejects_missing_and_duplicate_folders_and_servers(world: World, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with world.client() as client:
         with raises(InputError, f"{client.url} | twice"):
@@ -125,25 +125,25 @@ def test_a_server_or_a_folder_that_is_none_or_is_named_twice(world: World, tmp_p
         Ensembles.over([])
 
 
-def test_a_server_that_does_not_serve_the_ensemble_loads_it(world: World) -> None:
+def test_an_edit_loads_an_unloaded_ensemble(world: World) -> None:
     with world.client() as client:
         for model in world.loaded():
             client.transport.unload_model(model, 20)
         assert world.loaded() == {}
-        done = Ensembles(world.folder, client).weight("ensemble", {"a": 2.0})
-    assert set(done.loaded[world.server.grpc_url]) >= {"a", "b", "c"}
+        applied = Ensembles(world.folder, client).weight("ensemble", {"a": 2.0})
+    assert set(applied.loaded[world.server.grpc_url]) >= {"a", "b", "c"}
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
 
 
-def test_files_alone_are_edited_and_served_by_whoever_starts_later(tmp_path: Path) -> None:
+def test_edits_without_servers_change_only_files(tmp_path: Path) -> None:
     folder = write_world(tmp_path / "place" / "repository")
     ensembles = Ensembles(folder)
     ensembles.add("ensemble", ["d"], weight=2.0)
     ensembles.average("ensemble", "logits")
     ensembles.create("canary", ["b"])
-    done = ensembles.rollback(name="canary")
-    assert done.servers == ()
-    assert done.loaded == {}
+    applied = ensembles.rollback(name="canary")
+    assert applied.servers == ()
+    assert applied.loaded == {}
     ensembles.rollback(to=next(edit.id for edit in ensembles.history() if edit.ensemble == "canary"))
     assert ensembles.check() == []
     for world in serving(folder):
@@ -155,7 +155,7 @@ def test_files_alone_are_edited_and_served_by_whoever_starts_later(tmp_path: Pat
     assert leftovers(folder) == []
 
 
-def test_a_server_of_another_folder_is_told_and_nothing_is_left(world: World, tmp_path: Path, kind: str) -> None:
+def test_reports_a_server_of_another_folder(world: World, tmp_path: Path, kind: str) -> None:
     other = write_world(tmp_path / "place" / "repository")
     before, loaded = content(other), world.loaded()
     with world.client(kind) as client, calling(world.server.grpc_url) as callers:
@@ -168,7 +168,7 @@ def test_a_server_of_another_folder_is_told_and_nothing_is_left(world: World, tm
     world.check(ABC)
 
 
-def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_path: Path, kind: str) -> None:
+def test_reports_a_server_of_another_folder_on_deletion(world: World, tmp_path: Path, kind: str) -> None:
     other = write_world(tmp_path / "place" / "repository")
     before = content(other)
     with world.client(kind) as client, raises(EditFailedError, f"{other} | another folder"):
@@ -177,7 +177,7 @@ def test_to_delete_from_another_folder_is_told_and_put_back(world: World, tmp_pa
     world.check(ABC)
 
 
-def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_path: Path, kind: str) -> None:
+def test_reports_a_server_without_explicit_model_control(tmp_path: Path, kind: str) -> None:
     from defensemble_server.command import triton_command
     from defensemble_server.process import launch
 
@@ -191,20 +191,20 @@ def test_a_server_that_loads_nothing_on_request_is_told_and_nothing_is_left(tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "triton_command", command)
         for world in serving(folder):
-            with world.client(kind) as client, pytest.raises(EditFailedError, match="--model-control-mode=explicit") as failed:
+            with world.client(kind) as client, pytest.raises(EditFailedError, match="--model-control-mode=explicit") as caught:
                 Ensembles(folder, client).weight("ensemble", {"a": 2.0})
-            assert "load average_" in str(failed.value)
+            assert "load average_" in str(caught.value)
             assert content(folder) == before
             world.check(ABC)
 
 
-def test_a_folder_that_may_not_be_written_is_told_before_a_server_is(world: World) -> None:
+def test_an_unwritable_folder_stops_the_edit_before_any_load(world: World) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     mode = stat.S_IMODE(world.folder.stat().st_mode)
     world.folder.chmod(0o500)
     try:
-        with recorded(world) as (client, calls), pytest.raises(PermissionError):
+        with recording_client(world) as (client, calls), pytest.raises(PermissionError):
             Ensembles(world.folder, client).weight("ensemble", {"a": 2.0})
         assert calls == []
     finally:
@@ -212,7 +212,7 @@ def test_a_folder_that_may_not_be_written_is_told_before_a_server_is(world: Worl
     world.check(ABC)
 
 
-def test_a_server_that_runs_a_profile_is_known_to_serve_what_lies_on_disk(tmp_path: Path) -> None:
+def test_a_server_with_a_profile_serves_what_is_on_disk(tmp_path: Path) -> None:
     from defensemble_export import write_profile
 
     folder = write_world(tmp_path / "place" / "repository")

@@ -1,4 +1,4 @@
-"""Ensembles that two models average, as an earlier version wrote them: served, edited and rolled back, and written with one model."""
+"""Ensembles with two averaging models, the form of earlier versions: served, edited, rolled back, and converted to one model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from defensemble_repository.reader import read_config, read_ensemble
 from defensemble_server import ServeOptions, serve
 from tests.support import tiny
 from tests.support.facts import assert_each
-from tests.support.two_models import write_cut_short, write_old_repository
+from tests.support.two_models import write_interrupted_edit, write_old_repository
 from tests.support.world import KEY, World
 
 NAMES = ("ensemble", "plain", "trimmed")
@@ -31,27 +31,28 @@ SEEDS = {"alpha": 1, "beta": 2, "gamma": 3}
 
 @dataclass
 class OldWorld(World):
-    """The old repository and the server that reads it; `told` is what `serve` said at its start."""
+    """The old repository and the server that reads it; `messages` are those of `serve` at its start."""
 
-    told: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OldWorld]:
     folder = write_old_repository(tmp_path_factory.mktemp("old") / "repository")
-    told: list[str] = []
-    with serve(folder, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1, admin_key=KEY), on_progress=told.append) as server:
-        yield OldWorld(folder, server, tiny.content(folder), told)
+    messages: list[str] = []
+    options = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1, admin_key=KEY)
+    with serve(folder, options, on_progress=messages.append) as server:
+        yield OldWorld(folder, server, tiny.content(folder), messages)
 
 
 @pytest.fixture
 def old(served: OldWorld) -> Iterator[OldWorld]:
-    """A server and its repository; what a test changes is put back."""
+    """A server and its repository, restored after each test."""
     yield served
     content = tiny.content(served.folder)
     assert {path: content.get(path) for path in served.before if AVERAGING_NAME.match(path)} == {
         path: content for path, content in served.before.items() if AVERAGING_NAME.match(path)
-    }, "the old models are never touched"
+    }, "the old models are not touched"
     served.restore()
 
 
@@ -61,13 +62,13 @@ def read_averaging(folder: Path, name: str = "ensemble") -> list[str]:
 
 
 def expected_of(images: tiny.Array, folder: Path, name: str) -> dict[str, tiny.Array]:
-    """The outputs that an ensemble declares, by numpy, from the votes in its configuration."""
-    votes = read_ensemble(folder, name)
-    shares = np.array(votes.weights)
-    logits = np.stack([tiny.logits(SEEDS[vote.model], images) for vote in votes.members])
+    """Compute the declared outputs of an ensemble with numpy."""
+    ensemble = read_ensemble(folder, name)
+    shares = np.array(ensemble.weights)
+    logits = np.stack([tiny.logits(SEEDS[member.model], images) for member in ensemble.members])
     members = tiny.softmax(logits)
     mixture = np.tensordot(shares, members, 1)
-    mean = mixture if votes.average == "probabilities" else tiny.softmax(np.tensordot(shares, logits, 1))
+    mean = mixture if ensemble.average == "probabilities" else tiny.softmax(np.tensordot(shares, logits, 1))
     expected = {
         "probabilities": mean,
         "member_probabilities": members.transpose(1, 0, 2),
@@ -88,10 +89,10 @@ def check_answers(world: World) -> None:
 
 
 def reload_under_load(world: World, callers: int, times: int) -> int:
-    """Convert all ensembles, and put the old ones back, while callers ask for all that each gives; the number of answers that came."""
+    """Convert all ensembles and restore the old ones while clients send requests; return the number of answers."""
     images = tiny.images(3, seed=11)
     wanted = {name: expected_of(images, world.folder, name) for name in NAMES}
-    over, wrong, answered = threading.Event(), [], [0] * callers
+    stop, errors, answered = threading.Event(), [], [0] * callers
     ready = threading.Barrier(callers + 1)
 
     def call(number: int) -> None:
@@ -99,18 +100,18 @@ def reload_under_load(world: World, callers: int, times: int) -> int:
         outputs = [OutputRequest(output) for output in wanted[name]]
         with Client(world.url("grpc" if number % 2 else "http")) as client:
             waits = True
-            while not over.is_set():
+            while not stop.is_set():
                 try:
                     got = client.transport.infer(name, {"images": images}, outputs, 20)
                 except DefensembleError as error:
-                    wrong.append(str(error))
+                    errors.append(str(error))
                     continue
                 finally:
                     if waits:
                         ready.wait(20)
                         waits = False
                 if any(np.abs(got[output] - values).max() > 1e-5 for output, values in wanted[name].items()):
-                    wrong.append(f"an answer of '{name}' is none of its votes'")
+                    errors.append(f"a wrong answer of '{name}'")
                 answered[number] += 1
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
@@ -124,36 +125,36 @@ def reload_under_load(world: World, callers: int, times: int) -> int:
                 if not last:
                     world.restore()
     finally:
-        over.set()
+        stop.set()
         for thread in threads:
             thread.join(30)
-    assert wrong == []
+    assert errors == []
     return sum(answered)
 
 
-def test_the_old_form_is_served_and_serve_says_what_makes_one_model_of_two(old: OldWorld) -> None:
+def test_serve_warns_about_two_averaging_models(old: OldWorld) -> None:
     check_answers(old)
-    warned = [line for line in old.told if "can crash" in line]
-    assert len(warned) == 2
-    for name, line in zip(("ensemble", "trimmed"), warned, strict=True):
+    warnings = [line for line in old.messages if "can crash" in line]
+    assert len(warnings) == 2
+    for name, line in zip(("ensemble", "trimmed"), warnings, strict=True):
         assert f"`defensemble ensemble reload {name}`" in line
     with old.client() as client:
         findings = Ensembles(old.folder, client).check()
-        assert {(one.model, one.is_error) for one in findings} == {("ensemble", False), ("trimmed", False)}
+        assert {(finding.model, finding.is_error) for finding in findings} == {("ensemble", False), ("trimmed", False)}
         assert [set(state.served.values()) for state in Ensembles(old.folder, client).show()] == [{"yes"}] * len(NAMES)
 
 
-def test_a_conversion_under_load_loses_no_request(old: OldWorld) -> None:
+def test_conversion_under_load_loses_no_request(old: OldWorld) -> None:
     before = old.averaging()
     assert reload_under_load(old, callers=3, times=1) >= 3
     check_answers(old)
     after = old.averaging()
     assert len(after) == len(NAMES)
-    assert not set(before) & set(after), "the old ones are unloaded"
+    assert not set(before) & set(after), "the old models are unloaded"
     assert Ensembles(old.folder).check() == []
     last = read_history(old.folder)[-1]
     assert (last.action, last.ensemble) == ("reload", "trimmed")
-    assert "one model" in last.changes[0]
+    assert "by one, " in last.changes[0]
     with old.client() as client:
         again = Ensembles(old.folder, client).reload()
     assert [applied.edit for applied in again] == [None] * len(NAMES)
@@ -165,87 +166,91 @@ def test_many_conversions_under_load_lose_no_request(old: OldWorld) -> None:
     check_answers(old)
 
 
-def test_every_edit_converts_and_a_rollback_brings_back_what_was_without_the_two_models(old: OldWorld) -> None:
+def test_edits_and_rollbacks_write_one_averaging_model(old: OldWorld) -> None:
     before = read_ensemble(old.folder, "ensemble")
     with old.client() as client:
-        one = Ensembles(old.folder, client)
-        done = one.weight("ensemble", {"beta": 5.0})
-        assert_each(done.changes, "weight | beta@1 | 1 -> 5 | 28.6 % -> 66.7 %")
+        editor = Ensembles(old.folder, client)
+        applied = editor.weight("ensemble", {"beta": 5.0})
+        assert_each(applied.changes, "weight | beta@1 | 1 -> 5 | 28.6 % -> 66.7 %")
         (model,) = read_averaging(old.folder)
-        assert any("rollback" in remark for remark in done.remarks), "of the comment that is lost"
+        assert any("rollback" in remark for remark in applied.remarks), "the remark about the lost comment"
         check_answers(old)
-        one.rollback(name="ensemble")
+        editor.rollback(name="ensemble")
         assert read_ensemble(old.folder, "ensemble") == before
         assert read_config(old.folder / "ensemble").parameters["owner"].string_value == "vision"
         assert len(read_averaging(old.folder)) == 1
         assert read_averaging(old.folder) != [model]
         check_answers(old)
         old_edits = [edit for edit in read_history(old.folder) if edit.ensemble == "ensemble"]
-        one.rollback(2, name="ensemble")  # who owns it, gamma
-        assert [vote.model for vote in read_ensemble(old.folder, "ensemble").members] == ["alpha", "beta"]
+        editor.rollback(2, name="ensemble")  # who owns it, gamma
+        assert [member.model for member in read_ensemble(old.folder, "ensemble").members] == ["alpha", "beta"]
         assert "owner" not in read_config(old.folder / "ensemble").parameters
         check_answers(old)
-        one.rollback(name="ensemble", to=old_edits[3].id)  # forward, to an average of logits
+        editor.rollback(name="ensemble", to=old_edits[3].id)  # forward, to an average of logits
         assert read_ensemble(old.folder, "ensemble").average == "logits"
         assert len(read_averaging(old.folder)) == 1
         check_answers(old)
 
 
-def test_states_are_compared_without_the_models_that_average(tmp_path: Path) -> None:
+def test_states_are_compared_without_averaging_models(tmp_path: Path) -> None:
     folder = write_old_repository(tmp_path / "repository")
     other = write_old_repository(tmp_path / "other")
     for name in NAMES:
         plan = plan_ensemble(folder, read_ensemble(folder, name))
         write_files(folder, {**plan.averaging, **plan.files})
-    warned: list[str] = []
-    one = Ensembles(folder, on_warning=warned.append)
+    warnings: list[str] = []
+    editor = Ensembles(folder, on_warning=warnings.append)
     undone = [edit for edit in read_history(folder) if edit.ensemble == "ensemble"][2]
-    done = one.rollback(name="ensemble")
-    assert warned == [], "nothing was changed since the last edit"
-    assert done.edit is not None
-    assert done.edit.undoes == (undone.id,)
-    over = Ensembles.over([Replica(folder, ()), Replica(other, ())])
-    assert [finding.model for finding in over.check("plain")] == []
-    over.weight("plain", {"beta": 2.0})
-    assert [read_averaging(one, "plain") for one in (folder, other)] == [read_averaging(folder, "plain")] * 2
+    applied = editor.rollback(name="ensemble")
+    assert warnings == [], "nothing has changed since the last edit"
+    assert applied.edit is not None
+    assert applied.edit.undoes == (undone.id,)
+    stop = Ensembles.over([Replica(folder, ()), Replica(other, ())])
+    assert [finding.model for finding in stop.check("plain")] == []
+    stop.weight("plain", {"beta": 2.0})
+    assert [read_averaging(path, "plain") for path in (folder, other)] == [read_averaging(folder, "plain")] * 2
 
 
-def test_what_is_declared_as_it_is_converts_once(tmp_path: Path) -> None:
+def test_applying_the_current_state_converts_once(tmp_path: Path) -> None:
     folder = write_old_repository(tmp_path / "repository")
-    one = Ensembles(folder)
+    editor = Ensembles(folder)
     for expected in (True, False):
-        done = one.apply(one.declared("ensemble"))
-        assert (done.edit is not None) == expected
-    for name, edit in (("trimmed", one.weight("trimmed", {"alpha": 1.0})), ("plain", one.average("plain", "logits"))):
+        applied = editor.apply(editor.declared("ensemble"))
+        assert (applied.edit is not None) == expected
+    for name, edit in (("trimmed", editor.weight("trimmed", {"alpha": 1.0})), ("plain", editor.average("plain", "logits"))):
         assert edit.edit is not None
         assert len(read_averaging(folder, name)) == 1
-    assert one.check() == []
+    assert editor.check() == []
 
 
 @pytest.mark.parametrize(("when", "weight"), [("before_config", 1.0), ("after_config", 4.0)])
-def test_an_edit_of_the_old_form_that_was_cut_short_is_undone_or_finished(tmp_path: Path, when: str, weight: float) -> None:
-    folder = write_cut_short(tmp_path / "repository", when)
+def test_recovers_an_interrupted_edit_of_the_old_form(tmp_path: Path, when: str, weight: float) -> None:
+    folder = write_interrupted_edit(tmp_path / "repository", when)
     before = tiny.content(folder)
-    warned: list[str] = []
-    one = Ensembles(folder, on_warning=warned.append)
-    (state,) = one.show("ensemble")
-    assert any(("finishing" if weight > 1 else "undoing") in line for line in warned)
-    assert state.votes is not None
-    assert [vote.weight for vote in state.votes.members] == [2.0, weight, 0.5]
-    assert len(read_averaging(folder)) == 2, "it is finished or undone as it was begun"
+    warnings: list[str] = []
+    editor = Ensembles(folder, on_warning=warnings.append)
+    (state,) = editor.show("ensemble")
+    assert any(("finishing" if weight > 1 else "undoing") in line for line in warnings)
+    assert state.ensemble is not None
+    assert [member.weight for member in state.ensemble.members] == [2.0, weight, 0.5]
+    assert len(read_averaging(folder)) == 2, "it is recovered in its old form"
     assert not (folder / "pending-edit.json").exists()
     assert [edit.message for edit in read_history(folder)].count("beta counts more") == (weight > 1)
-    one.reload("ensemble")
-    assert read_ensemble(folder, "ensemble") == state.votes
+    editor.reload("ensemble")
+    assert read_ensemble(folder, "ensemble") == state.ensemble
     after = tiny.content(folder)
     assert all(after[path] == content for path, content in before.items() if path in after and AVERAGING_NAME.match(path))
-    one.rollback(2 if weight > 1 else 1, name="ensemble")
-    assert [vote.weight for vote in read_ensemble(folder, "ensemble").members] == [2.0, 1.0, 0.5]
-    assert one.check("ensemble") == []
+    editor.rollback(2 if weight > 1 else 1, name="ensemble")
+    assert [member.weight for member in read_ensemble(folder, "ensemble").members] == [2.0, 1.0, 0.5]
+    assert editor.check("ensemble") == []
 
 
-def test_reload_without_a_name_reloads_all(tmp_path: Path) -> None:
+def test_reload_all_on_the_command_line(tmp_path: Path) -> None:
     folder = write_old_repository(tmp_path / "repository")
-    done = CliRunner().invoke(cli, ["ensemble", "reload", "--repository", str(folder), "--files-only"])
-    assert done.exit_code == 0, done.output
+    reload = ["ensemble", "reload", "--repository", str(folder), "--files-only"]
+    applied = CliRunner().invoke(cli, [*reload, "ensemble", "--all"])
+    assert applied.exit_code == 2
+    assert "--all" in applied.output
+    applied = CliRunner().invoke(cli, [*reload, "--all"])
+    assert applied.exit_code == 0, applied.output
     assert [len(read_averaging(folder, name)) for name in NAMES] == [1, 1, 1]

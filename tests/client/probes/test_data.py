@@ -1,4 +1,4 @@
-"""Labelled images for probes: which are chosen, in which order of classes, and what they may take."""
+"""Labelled images for probes: which are chosen, their class indices, and their memory limit."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def save(path: Path, **arrays: Any) -> str:
         ({"images": images(2), "labels": np.array([0, 1]), "class_names": np.array([["a"]])}, ["`class_names`", "(1, 1)"]),
     ],
 )
-def test_archives_that_do_not_fit_are_one_error_that_names_them(tmp_path: Path, arrays: dict[str, Array], texts: list[str]) -> None:
+def test_an_archive_that_does_not_match_the_model_is_rejected(tmp_path: Path, arrays: dict[str, Array], texts: list[str]) -> None:
     path = save(tmp_path / "data.npz", **arrays)
     with pytest.raises(InputError) as caught:
         load_probe_data(path, model(), None, 0)
     assert [text for text in (path, *texts) if text not in str(caught.value)] == []
 
 
-def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_rejected(tmp_path: Path) -> None:
     for name, content in (("broken.npz", b"PK\x03\x04 no zip"), ("empty.NPZ", b"")):
         (tmp_path / name).write_bytes(content)
         with raises(InputError, f"{name} | .npz"):
@@ -70,7 +70,7 @@ def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, ">i2", np.uint16, np.int32, np.uint32, np.int64, np.uint64])
-def test_labels_of_an_archive_are_matched_by_name_where_it_has_names(tmp_path: Path, kind: Any) -> None:
+def test_labels_of_an_archive_with_names_are_matched_by_name(tmp_path: Path, kind: Any) -> None:
     batch, labels = images(6), np.array([2, 0, 1, 2, 1, 0], kind)
     plain = load_probe_data(save(tmp_path / "a.npz", images=batch, labels=labels), model(), None, 0)
     assert plain.data.labels.tolist() == labels.tolist()
@@ -79,33 +79,33 @@ def test_labels_of_an_archive_are_matched_by_name_where_it_has_names(tmp_path: P
     assert named.data.labels.tolist() == [0, 2, 1, 0, 1, 2]
 
 
-def test_data_of_a_folder_and_a_sample_of_it(tmp_path: Path) -> None:
+def test_a_folder_is_read_completely_or_sampled(tmp_path: Path) -> None:
     info = fake().describe()
     values = write_pictures(tmp_path / "pictures")
-    whole = load_probe_data(str(tmp_path / "pictures"), info, None, 0)
-    assert sorted(map(bytes, whole.data.images)) == sorted(map(bytes, values))
-    some = load_probe_data(str(tmp_path / "pictures"), info, 5, 1)
+    everything = load_probe_data(str(tmp_path / "pictures"), info, None, 0)
+    assert sorted(map(bytes, everything.data.images)) == sorted(map(bytes, values))
+    sample = load_probe_data(str(tmp_path / "pictures"), info, 5, 1)
     again = load_probe_data(str(tmp_path / "pictures"), info, 5, 1)
     other = load_probe_data(str(tmp_path / "pictures"), info, 5, 2)
-    assert len(some.data) == 5
-    assert some.source == again.source
-    assert some.data.digest == again.data.digest
-    assert some.source["indices_sha256"] != other.source["indices_sha256"]
-    assert some.source["n_available"] == 12
+    assert len(sample.data) == 5
+    assert sample.source == again.source
+    assert sample.data.digest == again.data.digest
+    assert sample.source["indices_sha256"] != other.source["indices_sha256"]
+    assert sample.source["n_available"] == 12
     (tmp_path / "pictures/a-note.txt").touch()
     first = sorted((tmp_path / "pictures").rglob("*.png"))[0]
     first.write_bytes(b"")
     with pytest.raises(InputError, match=first.name):
         load_probe_data(str(tmp_path / "pictures"), info, None, 0)
     rest = load_probe_data(str(tmp_path / "pictures"), info, None, 0, options=ReadOptions(skip_damaged=True))
-    np.testing.assert_array_equal(rest.data.images, whole.data.images[1:])
-    np.testing.assert_array_equal(rest.data.labels, whole.data.labels[1:])
+    np.testing.assert_array_equal(rest.data.images, everything.data.images[1:])
+    np.testing.assert_array_equal(rest.data.labels, everything.data.labels[1:])
     assert rest.source["skipped"] == {"hidden": 0, "not_images": 1, "damaged": 1}
     assert [first.name in note for note in rest.notes] == [False, True]
 
 
 def write_stripes(folder: Path, size: tuple[int, int] = (28, 28), order: str = "0123456789") -> None:
-    """Two splits of ten classes, each with one image of a grey of its own, 20 times its number."""
+    """Write two splits of ten classes, each with one image of the grey value 20 times its number."""
     for split in ("train", "test"):
         for digit in order:
             place = folder / split / digit
@@ -136,7 +136,7 @@ def test_classes_of_folders_and_datasets_are_matched_by_name(tmp_path: Path) -> 
     [(None, None, False), (CROP, None, True), (SQUASH, None, True), (None, "crop", True), (SQUASH, "crop", True), (CROP, "squash", True)],
 )
 @pytest.mark.parametrize("name", ["mnist", "folder"])
-def test_datasets_are_resized_only_by_a_rule_that_is_known(
+def test_datasets_are_resized_only_by_a_known_rule(
     tmp_path: Path, recorded: str | None, resize: str | None, accepted: bool, name: str
 ) -> None:
     write_stripes(tmp_path / "set", (28, 28))
@@ -169,14 +169,14 @@ def test_a_dataset_is_resized_by_the_rule_of_the_model(tmp_path: Path, name: str
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_a_dataset_of_several_sizes_names_an_option_of_the_probe(tmp_path: Path) -> None:
+def test_a_dataset_of_several_sizes_suggests_an_option(tmp_path: Path) -> None:
     write_stripes(tmp_path / "set")
     Image.new("L", (30, 20)).save(tmp_path / "set/test/0/b.png")
     with pytest.raises(InputError, match="--resize crop"):
         load_probe_data("folder", model(tuple("0123456789"), (1, 16, 16)), None, 0, tmp_path / "set")
 
 
-def test_a_dataset_comes_from_the_training_package() -> None:
+def test_a_dataset_is_loaded_by_the_training_package() -> None:
     pytest.importorskip("sklearn")
     names = tuple("0123456789")
     digits = FakeModel(
@@ -187,13 +187,13 @@ def test_a_dataset_comes_from_the_training_package() -> None:
     assert chosen.source["kind"] == "dataset, test split"
 
 
-def test_a_dataset_without_the_training_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_training_package_a_dataset_suggests_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "defensemble_training", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'defensemble\[train\]'"):
         load_probe_data("digits", fake().describe(), None, 0)
 
 
-def test_a_model_of_any_size_takes_images_of_one_size(tmp_path: Path) -> None:
+def test_a_model_of_any_size_is_probed_with_images_of_one_size(tmp_path: Path) -> None:
     info = model(shape=(1, -1, -1))
     write_pictures(tmp_path / "pictures")
     assert load_probe_data(str(tmp_path / "pictures"), info, None, 0).data.images.shape == (12, *SHAPE)
@@ -208,7 +208,7 @@ def test_a_model_of_any_size_takes_images_of_one_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_data_above_the_limit_is_refused_by_name_before_it_is_read(tmp_path: Path) -> None:
+def test_data_above_the_memory_limit_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     write_stripes(tmp_path / "set", (16, 16))
     archive = save(tmp_path / "a.npz", images=np.zeros((1000, 1, 16, 16), np.uint8), labels=np.zeros(1000, int))
@@ -252,7 +252,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-def test_peaks_of_memory(tmp_path: Path) -> None:
+def test_peak_memory_is_below_the_estimate(tmp_path: Path) -> None:
     count = 4000
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, 64, 64), np.uint8)
     labels = np.arange(count) % 2
@@ -263,7 +263,7 @@ def test_peaks_of_memory(tmp_path: Path) -> None:
         place = tmp_path / "folder" / "ab"[index % 2]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{index}.bmp")
-    found = {}
+    ratios = {}
     for what, name, limit in (
         ("probe", "small.npz", 2.4),
         ("probe", "floats.npz", 2.4),
@@ -272,5 +272,5 @@ def test_peaks_of_memory(tmp_path: Path) -> None:
         ("predict", "floats.npy", 0.4),
     ):
         done = subprocess.run([sys.executable, "-c", CHILD, what, tmp_path / name], capture_output=True, text=True, check=True)
-        found[what, name] = int(done.stdout.split()[-1]) / (4 * pixels.size)
-        assert found[what, name] < limit, json.dumps({str(key): value for key, value in found.items()})
+        ratios[what, name] = int(done.stdout.split()[-1]) / (4 * pixels.size)
+        assert ratios[what, name] < limit, json.dumps({str(key): value for key, value in ratios.items()})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from defensemble import Client, InputError, NotReadyError, wilson
-from defensemble.probes import noisy_images, probe_noise, served
+from defensemble.probes import noisy_images, probe_noise, target_from_model
 from defensemble.probes.noise import PAPER_SIGMAS
 from tests.support.facts import raises
 from tests.support.fakes import house
@@ -42,21 +42,21 @@ def test_noise_has_the_spread_of_a_clipped_gaussian() -> None:
     assert (np.abs(noise) > 1.999).mean() == pytest.approx(0.0455, abs=0.005)
 
 
-def test_noise_differs_by_seed_and_sigma_and_not_by_their_order() -> None:
+def test_noise_depends_on_seed_and_sigma_and_not_on_their_order() -> None:
     grey = np.full((2, 1, 4, 4), 0.5, np.float32)
     by_two = (noisy_images(grey, 2, 0) - grey) / 2
     assert not np.allclose(by_two, (noisy_images(grey, 4, 0) - grey) / 4)
     assert not np.allclose(by_two, (noisy_images(grey, 2, 1) - grey) / 2)
-    one = probe_noise({"a": linear(1)}, images(40), LABELS, [8, 32], batch_size=7)
-    other = probe_noise({"a": linear(1)}, images(40), LABELS, [32, 8], batch_size=40)
-    assert one.targets[0].noise == other.targets[0].noise[::-1]
+    first = probe_noise({"a": linear(1)}, images(40), LABELS, [8, 32], batch_size=7)
+    second = probe_noise({"a": linear(1)}, images(40), LABELS, [32, 8], batch_size=40)
+    assert first.targets[0].noise == second.targets[0].noise[::-1]
 
 
 def oracle(seed: int, batch: Array, labels: Array) -> Array:
     return np.array([logits(seed, image[None])[0].argmax() == label for image, label in zip(batch, labels, strict=True)])
 
 
-def test_rates_are_numpy_s() -> None:
+def test_rates_equal_numpy() -> None:
     batch, sigmas = images(40), (32.0, 8.0, 200.0)
     result = probe_noise({"a": linear(1), "b": linear(2)}, batch, LABELS, sigmas, seed=3, batch_size=16)
     clean = {name: oracle(seed, batch, LABELS) for name, seed in (("a", 1), ("b", 2))}
@@ -85,34 +85,34 @@ def test_rates_are_numpy_s() -> None:
 def test_every_target_sees_the_same_images_within_the_range() -> None:
     seen: dict[str, list[Array]] = {"a": [], "b": []}
 
-    def watching(name: str) -> Any:
+    def recording(name: str) -> Any:
         def target(batch: Array) -> Any:
             seen[name].append(batch.copy())
             return logits(1, batch).argmax(axis=1)
 
         return target
 
-    answered: list[int] = []
-    probe_noise({"a": watching("a"), "b": watching("b")}, images(40), LABELS, [4, 32], batch_size=16, on_batch=answered.append)
+    batch_sizes: list[int] = []
+    probe_noise({"a": recording("a"), "b": recording("b")}, images(40), LABELS, [4, 32], batch_size=16, on_batch=batch_sizes.append)
     np.testing.assert_array_equal(np.concatenate(seen["a"]), np.concatenate(seen["b"]))
     assert [len(batch) for batch in seen["a"]] == [16, 16, 8] * 3
     assert all(0 <= batch.min() <= batch.max() <= 1 for batch in seen["a"])
-    assert sum(answered) == 2 * 3 * 40
+    assert sum(batch_sizes) == 2 * 3 * 40
 
 
-def test_the_json_has_what_a_result_must_have() -> None:
+def test_the_json_has_the_documented_fields() -> None:
     result = probe_noise({"a": linear(1)}, images(40), LABELS, seed=5)
-    told = json.loads(json.dumps(result.json(), allow_nan=False))
-    assert told["schema"] == "defensemble.probe.noise/1"
-    assert told["sigmas"] == [1, 2, 4, 8, 12, 16, 20, 24, 28, 32]
-    assert (told["seed"], told["data"]["n"], told["data"]["n_common"]) == (5, 40, 40)
-    assert len(told["data"]["sha256"]) == 64
-    first = told["targets"][0]["noise"][0]
+    output = json.loads(json.dumps(result.json(), allow_nan=False))
+    assert output["schema"] == "defensemble.probe.noise/1"
+    assert output["sigmas"] == [1, 2, 4, 8, 12, 16, 20, 24, 28, 32]
+    assert (output["seed"], output["data"]["n"], output["data"]["n_common"]) == (5, 40, 40)
+    assert len(output["data"]["sha256"]) == 64
+    first = output["targets"][0]["noise"][0]
     assert first["defense_rate_source_fooled"] is None
     assert set(first["accuracy"]) == {"value", "successes", "n", "low", "high"}
 
 
-def test_the_digest_is_of_images_labels_and_their_order() -> None:
+def test_the_digest_covers_images_labels_and_their_order() -> None:
     def digest(batch: Array, labels: Array) -> str:
         return probe_noise({"a": linear(1)}, batch, labels, [8]).data_digest
 
@@ -127,16 +127,16 @@ def failing_after(calls: int) -> Any:
     def target(batch: Array) -> Any:
         left[0] -= 1
         if left[0] < 0:
-            raise NotReadyError("it went away")
+            raise NotReadyError("server stopped")
         return logits(1, batch).argmax(axis=1)
 
     return target
 
 
-def test_a_target_that_fails_has_null_from_there_on() -> None:
+def test_a_failed_target_has_null_rates_from_then_on() -> None:
     result = probe_noise({"good": linear(1), "bad": failing_after(2)}, images(40), LABELS, [8, 16, 32], batch_size=40)
     good, bad = result.targets
-    assert result.failures == {"bad": "NotReadyError: it went away"}
+    assert result.failures == {"bad": "NotReadyError: server stopped"}
     assert good.failure is None
     assert all(rates.accuracy_on_common is not None for rates in good.noise)
     assert bad.noise[0].accuracy is not None
@@ -145,7 +145,7 @@ def test_a_target_that_fails_has_null_from_there_on() -> None:
     assert result.json()["targets"][1]["noise"][2]["accuracy"] is None
 
 
-def test_a_target_that_never_answered_leaves_no_common_images() -> None:
+def test_a_target_that_never_responded_leaves_no_common_images() -> None:
     result = probe_noise({"good": linear(1), "bad": failing_after(0)}, images(40), LABELS, [8])
     assert result.n_common is None
     assert result.targets[1].clean is None
@@ -153,17 +153,19 @@ def test_a_target_that_never_answered_leaves_no_common_images() -> None:
     assert result.targets[0].noise[0].accuracy_on_common is None
 
 
-def test_served_models_are_targets() -> None:
+def test_a_served_model_is_a_target() -> None:
     transport = house()
     with Client("fake", transport=transport) as client:
-        result = probe_noise({"alpha": served(client, "alpha"), "it": served(client)}, images(40), LABELS, [8], batch_size=8)
+        result = probe_noise(
+            {"alpha": target_from_model(client, "alpha"), "default": target_from_model(client)}, images(40), LABELS, [8], batch_size=8
+        )
     assert result.targets[0].clean is not None
     assert result.targets[0].clean.value == 1
     assert transport.images["ensemble"] == 81
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "facts"),
     [
         ({"images": images(40).astype(np.float64)}, "images | float32"),
         ({"images": images(40)[0]}, "images | shape"),
@@ -184,7 +186,7 @@ def test_served_models_are_targets() -> None:
         ({"targets": {"a": lambda batch: np.zeros(len(batch))}}, "40 class indices"),
     ],
 )
-def test_what_cannot_be_probed(change: dict[str, Any], told: str) -> None:
+def test_probe_noise_rejects_invalid_arguments(change: dict[str, Any], facts: str) -> None:
     arguments: dict[str, Any] = {"targets": {"a": linear(1)}, "images": images(40), "labels": LABELS, **change}
-    with raises(InputError, told):
+    with raises(InputError, facts):
         probe_noise(**arguments)

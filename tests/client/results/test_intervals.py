@@ -9,7 +9,7 @@ from defensemble import InputError, rate, wilson
 
 
 @given(st.data(), st.integers(1, 10_000), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
-def test_wilson_is_scipy_s(data: st.DataObject, n: int, confidence: float) -> None:
+def test_wilson_equals_scipy(data: st.DataObject, n: int, confidence: float) -> None:
     successes = data.draw(st.integers(0, n))
     expected = binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     low, high = wilson(successes, n, confidence)
@@ -19,12 +19,12 @@ def test_wilson_is_scipy_s(data: st.DataObject, n: int, confidence: float) -> No
 
 
 @pytest.mark.parametrize(("successes", "n", "confidence"), [(0, 0, 0.95), (3, 2, 0.95), (-1, 2, 0.95), (1, 2, 0.0), (1, 2, 95)])
-def test_what_has_no_interval(successes: int, n: int, confidence: float) -> None:
+def test_wilson_rejects_invalid_arguments(successes: int, n: int, confidence: float) -> None:
     with pytest.raises(InputError, match="got"):
         wilson(successes, n, confidence)
 
 
-def test_a_rate_counts_and_is_none_of_nothing() -> None:
+def test_a_rate_counts_and_has_no_value_without_images() -> None:
     some = rate(np.array([True, False, True, True]))
     assert (some.value, some.successes, some.n) == (0.75, 3, 4)
     assert (some.low, some.high) == wilson(3, 4)

@@ -14,7 +14,7 @@ from defensemble.results.provenance import git_commit, provenance
 from defensemble.results.result_file import check_writable, write_result
 
 
-def test_a_result_is_written_whole(tmp_path: Path) -> None:
+def test_a_result_is_written_completely(tmp_path: Path) -> None:
     target = tmp_path / "new" / "result.json"
     write_result(target, {"a": 1})
     write_result(target, {"a": None})
@@ -24,7 +24,7 @@ def test_a_result_is_written_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [{"a": float("nan")}, {"a": np.zeros(2)}])
-def test_what_is_no_json_changes_nothing(tmp_path: Path, bad: dict[str, object]) -> None:
+def test_values_that_are_not_json_change_nothing(tmp_path: Path, bad: dict[str, object]) -> None:
     target = tmp_path / "result.json"
     write_result(target, {"a": 1})
     with pytest.raises((ValueError, TypeError)):
@@ -51,18 +51,18 @@ def test_an_earlier_result_keeps_its_name_until_the_new_one_is_on_disk(tmp_path:
     assert [json.loads((tmp_path / name).read_text()) for name in ("result.json", "result.1.json")] == [{"a": 2}, {"a": 1}]
 
 
-def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "result.json").mkdir()
     (tmp_path / "file").touch()
-    for place in (tmp_path / "result.json", tmp_path / "file/new/result.json"):
+    for path in (tmp_path / "result.json", tmp_path / "file/new/result.json"):
         for write in (check_writable, lambda path: write_result(path, {"a": 1})):
             with pytest.raises((IsADirectoryError, NotADirectoryError)) as caught:
-                write(place)
-            assert caught.value.filename == str(place), "the user's name for it, and not that of a file aside"
+                write(path)
+            assert caught.value.filename == str(path), "the user's path, and not that of a temporary file"
     assert sorted(os.listdir(tmp_path)) == ["file", "result.json"]
 
 
-def test_a_look_whether_a_place_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_check_writable_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text("{}")
     for name in ("old.json", "new.json", "new/folder/new.json"):
         check_writable(tmp_path / name)
@@ -70,18 +70,18 @@ def test_a_look_whether_a_place_can_be_written_leaves_nothing(tmp_path: Path) ->
     assert (tmp_path / "old.json").read_text() == "{}"
 
 
-def test_provenance_names_machine_versions_and_server() -> None:
-    told = provenance(ServerMetadata("triton", "2.51.0"))
-    assert told["hardware"]["cores"] == len(os.sched_getaffinity(0))
-    assert told["hardware"]["memory_bytes"] > 1 << 28
-    assert told["versions"]["numpy"] == np.__version__
-    assert told["versions"]["defensemble"] == __version__
-    assert told["server"] == {"name": "triton", "version": "2.51.0"}
-    assert json.loads(json.dumps(told)) == told
+def test_provenance_has_machine_versions_and_server() -> None:
+    output = provenance(ServerMetadata("triton", "2.51.0"))
+    assert output["hardware"]["cores"] == len(os.sched_getaffinity(0))
+    assert output["hardware"]["memory_bytes"] > 1 << 28
+    assert output["versions"]["numpy"] == np.__version__
+    assert output["versions"]["defensemble"] == __version__
+    assert output["server"] == {"name": "triton", "version": "2.51.0"}
+    assert json.loads(json.dumps(output)) == output
     assert provenance()["server"] is None
 
 
-def test_the_commit_is_the_checkout_s(tmp_path: Path) -> None:
+def test_the_commit_is_that_of_the_checkout(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
         return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()

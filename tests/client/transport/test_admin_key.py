@@ -1,4 +1,4 @@
-"""The admin key: what takes it, which requests carry it, and that nothing shows it."""
+"""The admin key: validation, the requests that carry it, and that no message shows it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ IMAGES = np.zeros((1, 1, 4, 4), np.float32)
         10**20,
     ],
 )
-def test_keys_that_are_none(key: Any) -> None:
+def test_invalid_admin_keys_are_rejected(key: Any) -> None:
     makers: list[Callable[[], object]] = [
         lambda: GrpcTransport("grpc://localhost", admin_key=key),
         lambda: HttpTransport("http://localhost", admin_key=key),
@@ -64,7 +64,7 @@ def test_keys_that_are_none(key: Any) -> None:
 
 
 @pytest.mark.parametrize("key", ["0123456789abcdef", "A_-z" * 64])
-def test_keys_that_are_ones(key: str) -> None:
+def test_valid_admin_keys_are_accepted_and_not_shown(key: str) -> None:
     for url in ("grpc://localhost", "http://localhost"):
         transport = transport_from_url(url, key)
         client = Client(url, "ensemble", admin_key=key)
@@ -73,13 +73,13 @@ def test_keys_that_are_ones(key: str) -> None:
         transport.close()
 
 
-def test_a_key_and_a_transport_do_not_go_together() -> None:
+def test_client_rejects_a_key_together_with_a_transport() -> None:
     with raises(InputError, "transport | admin_key") as caught:
         Client("fake", transport=FakeTransport({}), admin_key=KEY)
     assert KEY not in str(caught.value)
 
 
-def test_the_transport_of_a_client_is_its_own() -> None:
+def test_a_client_exposes_its_transport_read_only() -> None:
     transport = FakeTransport({})
     client = Client("fake", transport=transport, timeout_s=3)
     assert client.transport is transport
@@ -89,8 +89,8 @@ def test_the_transport_of_a_client_is_its_own() -> None:
             setattr(client, name, None)
 
 
-def ask_everything(transport: Transport) -> None:
-    """Every call that a server gets, those that are for its operator last."""
+def call_everything(transport: Transport) -> None:
+    """Make every call of the protocol, admin calls last."""
     transport.infer("m", {"images": IMAGES}, [OutputRequest("y")], 5)
     transport.infer("m", {"images": IMAGES}, [OutputRequest("y")], 5, 3)
     transport.model_metadata("m", 5)
@@ -106,9 +106,9 @@ def ask_everything(transport: Transport) -> None:
     transport.unload_model("a b/c", 5)
 
 
-def test_over_http_the_key_goes_with_the_operator_s_calls_alone() -> None:
+def test_over_http_only_admin_calls_carry_the_key() -> None:
     head = json.dumps({"outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}]}).encode()
-    answers = {
+    responses = {
         "/infer": http(head + bytes(4), headers=f"Inference-Header-Content-Length: {len(head)}\r\n"),
         "/index": http(b"[]"),
         "/stats": http(b'{"model_stats":[]}'),
@@ -117,15 +117,15 @@ def test_over_http_the_key_goes_with_the_operator_s_calls_alone() -> None:
 
     def script(connection: socket.socket, received: bytes) -> None:
         target = received.split(b" ")[1].decode()
-        connection.sendall(next((answer for end, answer in answers.items() if target.endswith(end)), rest))
+        connection.sendall(next((response for end, response in responses.items() if target.endswith(end)), rest))
 
     seen: dict[bool, list[tuple[str, bytes]]] = {}
     for key in (None, KEY):
         with scripted(script) as server:
             transport = HttpTransport(server.url, admin_key=key)
-            ask_everything(transport)
+            call_everything(transport)
             transport.close()
-        seen[key is not None] = [(one.split(b" HTTP/1.1")[0].decode(), one) for one in server.requests]
+        seen[key is not None] = [(request.split(b" HTTP/1.1")[0].decode(), request) for request in server.requests]
         assert [target for target, _ in seen[key is not None]] == [
             "POST /v2/models/m/infer",
             "POST /v2/models/m/versions/3/infer",
@@ -148,49 +148,49 @@ def test_over_http_the_key_goes_with_the_operator_s_calls_alone() -> None:
 
 
 class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A gRPC server that takes down what came with each call, and refuses calls as the test says."""
+    """A gRPC server that records each call and its metadata, and rejects the calls in `refused`."""
 
     def __init__(self, refused: dict[str, tuple[Any, str]], *, ready: bool = True) -> None:
         self.calls: list[tuple[str, str, dict[str, str]]] = []
         self._refused = refused
         self._ready = ready
 
-    def _answer(self, method: str, request: Any, context: Any, answer: Any) -> Any:
-        sent = {key: value for key, value in context.invocation_metadata() if "admin" in key}
-        self.calls.append((method, str(request), sent))
+    def _respond(self, method: str, request: Any, context: Any, response: Any) -> Any:
+        metadata = {key: value for key, value in context.invocation_metadata() if "admin" in key}
+        self.calls.append((method, str(request), metadata))
         if method in self._refused:
             context.abort(*self._refused[method])
-        return answer
+        return response
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("ModelInfer", request, context, service_pb2.ModelInferResponse())
+        return self._respond("ModelInfer", request, context, service_pb2.ModelInferResponse())
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("ModelMetadata", request, context, service_pb2.ModelMetadataResponse())
+        return self._respond("ModelMetadata", request, context, service_pb2.ModelMetadataResponse())
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("ServerMetadata", request, context, service_pb2.ServerMetadataResponse())
+        return self._respond("ServerMetadata", request, context, service_pb2.ServerMetadataResponse())
 
     def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("ModelStatistics", request, context, service_pb2.ModelStatisticsResponse())
+        return self._respond("ModelStatistics", request, context, service_pb2.ModelStatisticsResponse())
 
     def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("ServerLive", request, context, service_pb2.ServerLiveResponse(live=True))
+        return self._respond("ServerLive", request, context, service_pb2.ServerLiveResponse(live=True))
 
     def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("ServerReady", request, context, service_pb2.ServerReadyResponse(ready=self._ready))
+        return self._respond("ServerReady", request, context, service_pb2.ServerReadyResponse(ready=self._ready))
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("ModelConfig", request, context, service_pb2.ModelConfigResponse())
+        return self._respond("ModelConfig", request, context, service_pb2.ModelConfigResponse())
 
     def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("RepositoryIndex", request, context, service_pb2.RepositoryIndexResponse())
+        return self._respond("RepositoryIndex", request, context, service_pb2.RepositoryIndexResponse())
 
     def RepositoryModelLoad(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("RepositoryModelLoad", request, context, service_pb2.RepositoryModelLoadResponse())
+        return self._respond("RepositoryModelLoad", request, context, service_pb2.RepositoryModelLoadResponse())
 
     def RepositoryModelUnload(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return self._answer("RepositoryModelUnload", request, context, service_pb2.RepositoryModelUnloadResponse())
+        return self._respond("RepositoryModelUnload", request, context, service_pb2.RepositoryModelUnloadResponse())
 
 
 @contextmanager
@@ -207,12 +207,12 @@ def serving(triton: Triton, key: str | None = KEY) -> Iterator[GrpcTransport]:
         server.stop(0).wait(5)
 
 
-def test_over_grpc_the_key_goes_with_the_operator_s_calls_alone() -> None:
+def test_over_grpc_only_admin_calls_carry_the_key() -> None:
     sent = {"triton-grpc-protocol-x-admin-key": KEY}
     for key in (None, KEY):
         triton = Triton({})
         with serving(triton, key) as transport:
-            ask_everything(transport)
+            call_everything(transport)
         assert [(method, metadata) for method, _, metadata in triton.calls] == [
             *((name, {}) for name in ("ModelInfer", "ModelInfer", "ModelMetadata", "ServerMetadata", "ModelStatistics", "ModelStatistics")),
             *((name, {}) for name in ("ServerLive", "ServerReady")),
@@ -221,10 +221,10 @@ def test_over_grpc_the_key_goes_with_the_operator_s_calls_alone() -> None:
         ]
         requests = [request for _, request, _ in triton.calls]
         assert ["version" in requests[call] for call in (0, 1, 8, 9)] == [False, True, False, True]
-        assert requests[-2:] == ['model_name: "a b/c"\n'] * 2, "neither configurations nor files, and no dependents"
+        assert requests[-2:] == ['model_name: "a b/c"\n'] * 2, "neither configurations nor files nor dependents"
 
 
-UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "its words")
+UNAVAILABLE = (grpc.StatusCode.UNAVAILABLE, "the reason")
 CHANGES = {"RepositoryModelLoad": UNAVAILABLE, "RepositoryModelUnload": UNAVAILABLE}
 CASES: dict[str, tuple[dict[str, tuple[Any, str]], bool, type[Exception], str]] = {
     "restricted": ({**CHANGES, "RepositoryIndex": UNAVAILABLE}, True, ForbiddenError, "not the server's"),
@@ -246,25 +246,25 @@ CASES: dict[str, tuple[dict[str, tuple[Any, str]], bool, type[Exception], str]] 
 
 @pytest.mark.parametrize("case", CASES)
 def test_over_grpc_unavailable_has_three_meanings(case: str) -> None:
-    refused, ready, kind, told = CASES[case]
+    refused, ready, kind, facts = CASES[case]
     with serving(Triton(refused, ready=ready)) as transport:
         calls: list[Callable[[], object]] = [lambda: transport.load_model("m", 5), lambda: transport.unload_model("m", 5)]
         if "RepositoryIndex" in refused:
             calls.append(lambda: transport.repository_index(5))
         for call in calls:
-            with raises(kind, f"UNAVAILABLE | 'its words' | {told}") as caught:
+            with raises(kind, f"UNAVAILABLE | 'the reason' | {facts}") as caught:
                 call()
             assert type(caught.value) is kind
 
 
 def test_over_http_unavailable_has_two_meanings() -> None:
-    unavailable = http(b'{"error":"its words"}', "503 Service Unavailable")
+    unavailable = http(b'{"error":"the reason"}', "503 Service Unavailable")
     with scripted(sends(unavailable, http(b"[]"), unavailable)) as server:
         transport = HttpTransport(server.url, admin_key=KEY)
-        with raises(RequestRefusedError, "HTTP 503 | 'its words' | --model-control-mode=explicit"):
+        with raises(RequestRefusedError, "HTTP 503 | 'the reason' | --model-control-mode=explicit"):
             transport.load_model("m", 5)
         for call in (transport.load_model, transport.unload_model):
-            with pytest.raises(NotReadyError, match="HTTP 503, 'its words'"):
+            with pytest.raises(NotReadyError, match="HTTP 503, 'the reason'"):
                 call("m", 5)
         transport.close()
 
@@ -272,7 +272,7 @@ def test_over_http_unavailable_has_two_meanings() -> None:
 LONG = "; ".join(f"version {number} is at UNAVAILABLE state: 'why'" for number in range(80))
 
 
-def test_the_words_of_a_refusal_are_whole() -> None:
+def test_a_rejection_is_quoted_in_full() -> None:
     assert 3000 < len(LONG) < 4000
     with scripted(sends(http(json.dumps({"error": LONG}).encode(), "400 Bad Request"))) as server:
         transport = HttpTransport(server.url)
@@ -287,7 +287,7 @@ def test_the_words_of_a_refusal_are_whole() -> None:
         assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_an_error_s_words_have_an_end() -> None:
+def test_quoted_errors_are_truncated() -> None:
     with scripted(sends(http(json.dumps({"error": "x" * 9000}).encode(), "500 No"), http(b"<" * 9000, "500 No"))) as server:
         transport = HttpTransport(server.url)
         for length in (4000, 300):
@@ -298,9 +298,9 @@ def test_an_error_s_words_have_an_end() -> None:
 
 
 @pytest.mark.parametrize("before", [0, 200])
-def test_a_proxy_that_shows_what_it_was_sent_does_not_make_us_show_the_key(before: int) -> None:
+def test_errors_redact_the_key_that_a_proxy_echoes(before: int) -> None:
     def echo(connection: socket.socket, received: bytes) -> None:
-        connection.sendall(http(b"." * before + received, "403 Forbidden"))  # 200: where a page is cut, the key is on both sides
+        connection.sendall(http(b"." * before + received, "403 Forbidden"))  # with 200, the cut of the page is within the key
 
     with scripted(echo) as server:
         transport = HttpTransport(server.url, admin_key=KEY)
@@ -315,11 +315,11 @@ def test_a_proxy_that_shows_what_it_was_sent_does_not_make_us_show_the_key(befor
 
 
 @pytest.mark.parametrize(
-    "told", [b"{}", b"[1]", b"[[]]", b'[{"name":1}]', b'[{"name":"m","version":"x"}]', b'[{"name":"m","version":true}]', b"null", b"", b"["]
+    "body", [b"{}", b"[1]", b"[[]]", b'[{"name":1}]', b'[{"name":"m","version":"x"}]', b'[{"name":"m","version":true}]', b"null", b"", b"["]
 )
-def test_an_index_that_is_none(told: bytes) -> None:
-    with scripted(sends(http(told))) as server:
+def test_an_invalid_repository_index_is_rejected(body: bytes) -> None:
+    with scripted(sends(http(body))) as server:
         transport = HttpTransport(server.url)
-        with pytest.raises(ServerFailedError, match="repository's index"):
+        with pytest.raises(ServerFailedError, match="repository index"):
             transport.repository_index(5)
         transport.close()

@@ -1,4 +1,4 @@
-"""Answers that no well-behaved server gives: the client believes none of them."""
+"""Responses that no correct server sends: the client rejects all of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def client_of(transport: FakeTransport, model: str | None = None) -> Client:
 
 
 @pytest.mark.parametrize("rows", [0, 3])
-def test_an_answer_of_other_rows_is_not_believed(rows: int) -> None:
+def test_predict_rejects_a_wrong_number_of_rows(rows: int) -> None:
     strange = FakeModel(lambda batch: {"probabilities": np.full((1 if len(batch) == 1 else rows, 3), 1 / 3, np.float32)}, SHAPE)
     with raises(ServerFailedError, f"{rows} rows | 'probabilities' | 2 images"):
         client_of(FakeTransport({"strange": strange}), "strange").predict(images(2))
@@ -37,19 +37,19 @@ def test_an_answer_of_other_rows_is_not_believed(rows: int) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("output", ["logits", "probabilities", "member_probabilities", "entropy", "mutual_information"])
-def test_an_answer_that_is_not_finite_is_no_class(output: str, value: float) -> None:
+def test_predict_rejects_values_that_are_not_finite(output: str, value: float) -> None:
     def answer(batch: Any) -> Any:
-        answered = dict(ensemble_answer(batch)) if output != "logits" else {"logits": logits(1, batch).astype(np.float32)}
-        answered[output].reshape(len(batch), -1)[:2, 0] = value if len(batch) > 1 else 0.5
-        return answered
+        outputs_by_name = dict(ensemble_answer(batch)) if output != "logits" else {"logits": logits(1, batch).astype(np.float32)}
+        outputs_by_name[output].reshape(len(batch), -1)[:2, 0] = value if len(batch) > 1 else 0.5
+        return outputs_by_name
 
-    client = client_of(FakeTransport({"sick": FakeModel(answer, SHAPE, max_batch_size=8)}), "sick")
-    asked = "probabilities" if output == "logits" else output
-    told = f"fake://server | 'sick' | not finite | 2 of 5 images | '{output}'"
+    client = client_of(FakeTransport({"broken": FakeModel(answer, SHAPE, max_batch_size=8)}), "broken")
+    requested = "probabilities" if output == "logits" else output
+    facts = f"fake://server | 'broken' | not finite | 2 of 5 images | '{output}'"
     with pytest.raises(ServerFailedError) as caught:
-        client.predict(images(5), outputs=(asked,))
-    assert_facts(str(caught.value), told)
-    assert len(client.predict(images(1), outputs=(asked,))) == 1
+        client.predict(images(5), outputs=(requested,))
+    assert_facts(str(caught.value), facts)
+    assert len(client.predict(images(1), outputs=(requested,))) == 1
 
 
 @pytest.mark.parametrize(
@@ -64,18 +64,18 @@ def test_an_answer_that_is_not_finite_is_no_class(output: str, value: float) -> 
         ("mutual_information", (1, 1)),
     ],
 )
-def test_an_answer_of_another_shape_than_the_model_says_is_not_believed(output: str, shape: tuple[int, ...]) -> None:
+def test_predict_rejects_outputs_of_a_wrong_shape(output: str, shape: tuple[int, ...]) -> None:
     class Other(FakeTransport):
         def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
-            answer = super().infer(model, inputs, outputs, timeout_s, version)
-            return answer if outputs[0].class_count else {**answer, output: np.full((len(inputs["images"]), *shape), 0.5, np.float32)}
+            response = super().infer(model, inputs, outputs, timeout_s, version)
+            return response if outputs[0].class_count else {**response, output: np.full((len(inputs["images"]), *shape), 0.5, np.float32)}
 
     with pytest.raises(ServerFailedError) as caught:
         client_of(Other({"ensemble": ensemble()})).predict(images(4), outputs=ALL)
     assert_facts(str(caught.value), f"float32 | {(4, *shape)} | '{output}'")
 
 
-def test_texts_in_the_place_of_numbers_are_not_believed() -> None:
+def test_predict_rejects_strings_instead_of_numbers() -> None:
     class Texts(FakeTransport):
         def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
             return super().infer(model, inputs, [OutputRequest(output.name, 3) for output in outputs], timeout_s, version)
@@ -85,7 +85,7 @@ def test_texts_in_the_place_of_numbers_are_not_believed() -> None:
 
 
 @pytest.mark.parametrize("config", [{"max_batch_size": "many"}, {"max_batch_size": []}, {"ensemble_scheduling": []}])
-def test_a_configuration_that_is_none_is_told(config: dict[str, Any]) -> None:
+def test_describe_rejects_an_invalid_configuration(config: dict[str, Any]) -> None:
     class Odd(FakeTransport):
         def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
             return config
@@ -95,7 +95,7 @@ def test_a_configuration_that_is_none_is_told(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"1.0", b"1.0:x:a", b"1.0:3:a", b"1.0:-1:a"])
-def test_class_names_that_are_none_are_told(text: bytes) -> None:
+def test_describe_rejects_invalid_class_names(text: bytes) -> None:
     class Odd(FakeTransport):
         def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
             return {outputs[0].name: np.array([[text]], dtype=object)}
@@ -104,7 +104,7 @@ def test_class_names_that_are_none_are_told(text: bytes) -> None:
         client_of(Odd({"ensemble": ensemble()})).describe()
 
 
-def test_a_model_larger_than_any_is_refused_before_memory_is_asked_for() -> None:
+def test_describe_rejects_a_huge_model_before_allocating_memory() -> None:
     class Huge(FakeTransport):
         def model_metadata(self, model: str, timeout_s: float) -> Any:
             shape = (-1, 1, 10**6, 10**6) if model == "alpha" else (-1, *SHAPE)
@@ -118,7 +118,7 @@ def test_a_model_larger_than_any_is_refused_before_memory_is_asked_for() -> None
             client.describe(name)
 
 
-def test_a_server_that_ignores_the_classification_extension_is_told() -> None:
+def test_predict_rejects_a_server_that_ignores_the_classification_extension() -> None:
     class Ignoring(FakeTransport):
         def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
             return super().infer(model, inputs, [OutputRequest(output.name) for output in outputs], timeout_s, version)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import socket
+import ssl
+
 import grpc  # type: ignore[import-untyped]
 import pytest
 
@@ -17,7 +20,14 @@ from defensemble import (
     ServiceError,
 )
 from defensemble._transport.address import address_from_url
-from defensemble._transport.error_mapping import _BY_GRPC_CODE, error_from_grpc, error_from_http, error_from_os
+from defensemble._transport.error_mapping import (
+    _BY_GRPC_CODE,
+    call_context,
+    error_from_connect,
+    error_from_grpc,
+    error_from_http,
+    error_from_os,
+)
 from defensemble._transport.factory import transport_from_url
 from tests.support.facts import assert_facts, raises
 
@@ -32,31 +42,31 @@ from tests.support.facts import assert_facts, raises
         ("HTTP://LocalHost:7", "http://localhost:7"),
     ],
 )
-def test_urls(url: str, expected: str) -> None:
+def test_addresses_are_parsed_from_urls(url: str, expected: str) -> None:
     assert address_from_url(url).url == expected
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "facts"),
     [
         ("localhost:8001", "scheme | localhost:8001"),
         ("", "scheme | ''"),
         ("ftp://localhost", "unknown scheme | 'ftp'"),
         ("grpc://", "no host"),
-        ("http://localhost:port", "cannot be read"),
-        ("http://localhost:99999", "cannot be read"),
-        ("more than scheme, host and port", "more than scheme, host and port"),
+        ("http://localhost:port", "cannot be parsed"),
+        ("http://localhost:99999", "cannot be parsed"),
+        ("http://localhost/v2", "more than scheme, host and port"),
         ("http://user@localhost", "more than scheme, host and port"),
         (8001, "str | int"),
     ],
 )
-def test_urls_that_are_none(url: str, told: str) -> None:
-    with raises(InputError, told) as caught:
+def test_invalid_urls_are_rejected(url: str, facts: str) -> None:
+    with raises(InputError, facts) as caught:
         transport_from_url(url)
     assert_facts(str(caught.value), "http://HOST:PORT | https://HOST:PORT | grpc://HOST:PORT | grpcs://HOST:PORT")
 
 
-def test_a_transport_is_chosen_by_scheme() -> None:
+def test_the_scheme_selects_the_transport() -> None:
     for url, kind in (("grpc://localhost", GrpcTransport), ("http://localhost", HttpTransport), ("https://localhost", HttpTransport)):
         transport = transport_from_url(url)
         assert type(transport) is kind
@@ -80,18 +90,21 @@ def test_a_transport_is_chosen_by_scheme() -> None:
         ("UNKNOWN", ServerFailedError),
     ],
 )
-def test_grpc_codes(code: str, kind: type[ServiceError]) -> None:
-    error = error_from_grpc(code, "its words", "grpc://here, asked something", alive=lambda: pytest.fail("need not ask"))
+def test_grpc_codes_map_to_error_classes(code: str, kind: type[ServiceError]) -> None:
+    context = call_context("grpc://here", "run model", "m")
+    error = error_from_grpc(code, "the reason", context, unreachable=lambda: pytest.fail("needs no other call"))
     assert type(error) is kind
-    assert str(error).startswith(f"grpc://here, asked something: {code}, 'its words'. ")
+    reason = "timed out" if code == "DEADLINE_EXCEEDED" else f"{code}, 'the reason'"
+    assert str(error).startswith(f"cannot run model 'm' on grpc://here: {reason}. ")
 
 
-def test_unavailable_is_told_apart_by_asking() -> None:
-    assert type(error_from_grpc("UNAVAILABLE", None, "what", alive=lambda: True)) is NotReadyError
-    assert type(error_from_grpc("UNAVAILABLE", None, "what", alive=lambda: False)) is ConnectionFailedError
+def test_unavailable_means_not_ready_only_if_the_server_is_alive() -> None:
+    lost = ConnectionFailedError("lost")
+    assert type(error_from_grpc("UNAVAILABLE", None, "context", unreachable=lambda: None)) is NotReadyError
+    assert error_from_grpc("UNAVAILABLE", None, "context", unreachable=lambda: lost) is lost
 
 
-def test_grpc_codes_have_real_names() -> None:
+def test_mapped_grpc_codes_exist() -> None:
     assert set(_BY_GRPC_CODE) < {code.name for code in grpc.StatusCode}
 
 
@@ -111,13 +124,35 @@ def test_grpc_codes_have_real_names() -> None:
         (302, ServerFailedError),
     ],
 )
-def test_http_statuses(status: int, kind: type[ServiceError]) -> None:
-    error = error_from_http(status, "its words", "http://here")
+def test_http_statuses_map_to_error_classes(status: int, kind: type[ServiceError]) -> None:
+    error = error_from_http(status, "the reason", "http://here")
     assert type(error) is kind
-    assert f"HTTP {status}, 'its words'" in str(error)
+    assert f"HTTP {status}, 'the reason'" in str(error)
 
 
-def test_socket_errors() -> None:
-    assert type(error_from_os(TimeoutError("x"), "what")) is DeadlineExceededError
-    assert type(error_from_os(ConnectionRefusedError(111, "refused"), "what")) is ConnectionFailedError
-    assert "refused" in str(error_from_os(ConnectionRefusedError(111, "refused"), "what"))
+def test_socket_errors_map_to_error_classes() -> None:
+    timed_out = error_from_os(TimeoutError("x"), "context")
+    lost = error_from_os(ConnectionResetError(104, "Connection reset by peer"), "context")
+    assert (type(timed_out), type(lost)) == (DeadlineExceededError, ConnectionFailedError)
+    assert_facts(str(timed_out), "timed out | timeout_s")
+    assert_facts(str(lost), "connection lost | connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "facts"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), ConnectionFailedError, "connection refused | defensemble serve"),
+        (socket.gaierror(-2, "Name or service not known"), ConnectionFailedError, "the host name cannot be resolved"),
+        (TimeoutError("timed out"), DeadlineExceededError, "connection timed out"),
+        (OSError(113, "No route to host"), ConnectionFailedError, "no route to host"),
+        (ssl.SSLError(1, "wrong version number"), ConnectionFailedError, "TLS handshake failed"),
+        (ssl.SSLCertVerificationError(), ConnectionFailedError, "certificate is not trusted | context= | credentials="),
+    ],
+)
+def test_connect_errors_state_a_plain_reason(error: OSError, kind: type[ServiceError], facts: str) -> None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        error.verify_message = "self-signed certificate"
+    translated = error_from_connect(error, "grpc://127.0.0.1:1")
+    assert type(translated) is kind
+    assert_facts(str(translated), f"cannot connect to grpc://127.0.0.1:1 | {facts}")
+    assert "Errno" not in str(translated)

@@ -30,16 +30,16 @@ IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / np.float32(32)
 
 
 class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A gRPC server whose answers the test writes."""
+    """A gRPC server with scripted responses."""
 
-    def __init__(self, answer: Callable[[Any, Any], Any]) -> None:
-        self.answer = answer
+    def __init__(self, respond: Callable[[Any, Any], Any]) -> None:
+        self.respond = respond
         self.requests: list[Any] = []
         self.model_ready = True
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)
-        return self.answer(request, context)
+        return self.respond(request, context)
 
     ModelConfig = ModelInfer
     ModelStatistics = ModelInfer
@@ -53,9 +53,9 @@ class Triton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mis
 
 
 @contextmanager
-def serving(answer: Callable[[Any, Any], Any]) -> Iterator[tuple[Triton, GrpcTransport]]:
+def serving(respond: Callable[[Any, Any], Any]) -> Iterator[tuple[Triton, GrpcTransport]]:
     server = grpc.server(futures.ThreadPoolExecutor(4))
-    triton = Triton(answer)
+    triton = Triton(respond)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(triton, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -67,25 +67,32 @@ def serving(answer: Callable[[Any, Any], Any]) -> Iterator[tuple[Triton, GrpcTra
         server.stop(0).wait(5)
 
 
+@contextmanager
+def transport_to(url: str) -> Iterator[GrpcTransport]:
+    transport = GrpcTransport(url)
+    yield transport
+    transport.close()
+
+
 def infer(transport: GrpcTransport, timeout_s: float = 5.0) -> Any:
     return transport.infer("m", {"images": IMAGES[:, :, ::-1]}, [OutputRequest("y"), OutputRequest("z", 3)], timeout_s)
 
 
 def good(request: Any, context: Any) -> Any:
-    answer = service_pb2.ModelInferResponse()
-    answer.outputs.add(name="y", datatype="FP32", shape=[2, 1])
-    answer.raw_output_contents.append(np.array([[1], [2]], np.float32).tobytes())
-    return answer
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="y", datatype="FP32", shape=[2, 1])
+    response.raw_output_contents.append(np.array([[1], [2]], np.float32).tobytes())
+    return response
 
 
-def refusing(code: Any) -> Callable[[Any, Any], Any]:
-    def answer(request: Any, context: Any) -> Any:
-        context.abort(code, "its words")
+def rejecting(code: Any) -> Callable[[Any, Any], Any]:
+    def respond(request: Any, context: Any) -> Any:
+        context.abort(code, "the reason")
 
-    return answer
+    return respond
 
 
-def test_a_request_is_what_the_protocol_says() -> None:
+def test_a_request_follows_the_protocol() -> None:
     with serving(good) as (triton, transport):
         assert infer(transport)["y"].tolist() == [[1.0], [2.0]]
         (request,) = triton.requests
@@ -106,24 +113,24 @@ def test_a_request_is_what_the_protocol_says() -> None:
         (grpc.StatusCode.UNAUTHENTICATED, ForbiddenError),
     ],
 )
-def test_what_a_server_says_becomes_our_error(code: Any, kind: type[ServiceError]) -> None:
-    with serving(refusing(code)) as (_, transport), pytest.raises(ServiceError, match="'its words'") as caught:
+def test_a_grpc_status_becomes_an_error_that_quotes_it(code: Any, kind: type[ServiceError]) -> None:
+    with serving(rejecting(code)) as (_, transport), pytest.raises(ServiceError, match="'the reason'") as caught:
         infer(transport)
     assert type(caught.value) is kind
     assert_facts(str(caught.value), f"{transport.url} | 'm' | {code.name}")
     assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
-def test_a_restricted_configuration_is_forbidden_and_a_model_that_loads_is_not_ready() -> None:
-    with serving(refusing(grpc.StatusCode.UNAVAILABLE)) as (triton, transport):
-        with raises(ForbiddenError, "configuration | 'm' | UNAVAILABLE | 'its words' | No admin key"):
+def test_a_restricted_configuration_is_forbidden_and_a_loading_model_is_not_ready() -> None:
+    with serving(rejecting(grpc.StatusCode.UNAVAILABLE)) as (triton, transport):
+        with raises(ForbiddenError, "configuration | 'm' | UNAVAILABLE | 'the reason' | No admin key"):
             transport.model_config("m", 5)
         triton.model_ready = False
         with pytest.raises(NotReadyError):
             transport.model_config("m", 5)
 
 
-def test_a_deadline_ends_a_call() -> None:
+def test_a_timeout_ends_a_call() -> None:
     def slow(request: Any, context: Any) -> Any:
         time.sleep(0.5)
         return good(request, context)
@@ -135,19 +142,19 @@ def test_a_deadline_ends_a_call() -> None:
         assert time.monotonic() - started < 0.4
 
 
-@pytest.mark.parametrize(("contents", "told"), [([], "1 outputs | 0"), ([b"123"], "3 bytes | FP32 | [2, 1]")])
-def test_an_answer_that_breaks_the_protocol(contents: list[bytes], told: str) -> None:
+@pytest.mark.parametrize(("contents", "facts"), [([], "1 outputs | 0"), ([b"123"], "3 bytes | FP32 | [2, 1]")])
+def test_an_invalid_response_is_rejected(contents: list[bytes], facts: str) -> None:
     def broken(request: Any, context: Any) -> Any:
-        answer = good(request, context)
-        del answer.raw_output_contents[:]
-        answer.raw_output_contents.extend(contents)
-        return answer
+        response = good(request, context)
+        del response.raw_output_contents[:]
+        response.raw_output_contents.extend(contents)
+        return response
 
-    with serving(broken) as (_, transport), raises(ServerFailedError, told):
+    with serving(broken) as (_, transport), raises(ServerFailedError, facts):
         infer(transport)
 
 
-def test_versions_that_are_no_numbers() -> None:
+def test_versions_that_are_not_numbers_are_rejected() -> None:
     def statistics(request: Any, context: Any) -> Any:
         return service_pb2.ModelStatisticsResponse(model_stats=[service_pb2.ModelStatistics(name="m", version="x")])
 
@@ -156,28 +163,39 @@ def test_versions_that_are_no_numbers() -> None:
 
     with serving(statistics) as (_, transport), pytest.raises(ServerFailedError, match="models"):
         transport.models(5)
-    with serving(index) as (_, transport), pytest.raises(ServerFailedError, match="repository's index"):
+    with serving(index) as (_, transport), pytest.raises(ServerFailedError, match="repository index"):
         transport.repository_index(5)
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_a_missing_server_is_one_plain_sentence() -> None:
     transport = GrpcTransport(f"grpc://127.0.0.1:{free_port()}")
     for call in (lambda: infer(transport), lambda: transport.models(2), lambda: transport.live(2)):
-        with raises(ConnectionFailedError, f"{transport.url}"):
+        with raises(ConnectionFailedError, f"cannot connect to {transport.url} | connection refused | defensemble serve") as caught:
             call()
+        assert isinstance(caught.value.__cause__, grpc.RpcError), "gRPC's text is in the cause"
+        assert "UNAVAILABLE" not in str(caught.value)
     transport.close()
 
 
-def test_a_server_that_closes_during_the_call() -> None:
+def test_connection_errors_state_a_plain_reason() -> None:
+    with scripted(cut_off) as server, transport_to(f"grpcs://127.0.0.1:{server.port}") as transport:
+        with raises(ConnectionFailedError, f"{transport.url} | TLS handshake failed"):
+            transport.live(2)
+    with transport_to("grpc://no-such-host.invalid") as transport:
+        with raises(ConnectionFailedError, f"{transport.url} | host name cannot be resolved"):
+            transport.live(5)
+
+
+def test_a_connection_closed_during_the_call_raises() -> None:
     with scripted(cut_off) as server:
         transport = GrpcTransport(f"grpc://127.0.0.1:{server.port}")
-        with raises(ConnectionFailedError, f"{transport.url}"):
+        with raises(ConnectionFailedError, f"{transport.url} | 'm' | closed the connection | 8001 | 8000"):
             infer(transport)
         assert server.connections > 0
         transport.close()
 
 
-def test_a_server_that_comes_late_is_found_within_a_second() -> None:
+def test_a_late_server_is_reached_within_a_second() -> None:
     port = free_port()
     transport = GrpcTransport(f"grpc://127.0.0.1:{port}")
     for _ in range(3):
@@ -200,7 +218,8 @@ def test_a_server_that_comes_late_is_found_within_a_second() -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_gone_for_seconds_is_tried_four_times_a_second() -> None:
+def test_a_missing_server_is_tried_four_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GrpcTransport, "_unreachable", lambda transport, context: ConnectionFailedError(context))  # which connects, too
     with scripted(cut_off) as server:
         transport = GrpcTransport(f"grpc://127.0.0.1:{server.port}")
         deadline = time.monotonic() + 4
@@ -209,10 +228,10 @@ def test_a_server_that_is_gone_for_seconds_is_tried_four_times_a_second() -> Non
                 transport.live(1)
             time.sleep(0.01)
         transport.close()
-    assert server.connections >= 10  # about 16; 8 where the pauses grow to a second
+    assert server.connections >= 10  # about 16; 8 if the pauses grow to a second
 
 
-def test_a_closed_transport_refuses() -> None:
+def test_a_closed_transport_raises() -> None:
     transport = GrpcTransport("grpc://127.0.0.1:1")
     transport.close()
     transport.close()

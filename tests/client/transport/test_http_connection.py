@@ -1,4 +1,4 @@
-"""Connections: how long making one may take, where an answer ends, and what a fork does to them."""
+"""HTTP connections: time limits, the end of a response, and forks."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ VERSION = b'{"name": "triton", "version": "1"}'
 
 
 def addresses(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
-    """A host with several addresses."""
-    found = [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port)) for port in ports]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: found)
+    """Make every host resolve to these ports of this machine."""
+    candidates = [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port)) for port in ports]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: candidates)
 
 
 @pytest.fixture
 def silent() -> Any:
-    """A port that takes no connection and refuses none: its queue is full."""
+    """A port that neither accepts nor refuses connections: its queue is full."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=0)
     place = listening.getsockname()
     waiting = []
     for _ in range(8):
-        one = socket.socket()
-        one.settimeout(0.1)
-        waiting.append(one)
-        if one.connect_ex(place) != 0:
+        connecting = socket.socket()
+        connecting.settimeout(0.1)
+        waiting.append(connecting)
+        if connecting.connect_ex(place) != 0:
             break
     yield place[1]
-    for one in waiting:
-        one.close()
+    for connecting in waiting:
+        connecting.close()
     listening.close()
 
 
-def test_a_time_out_covers_all_addresses_of_a_host(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_covers_all_addresses_of_a_host(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     addresses(monkeypatch, *[silent] * 4)
     began = time.monotonic()
     with pytest.raises(DeadlineExceededError):
@@ -51,21 +51,26 @@ def test_a_time_out_covers_all_addresses_of_a_host(silent: int, monkeypatch: pyt
     assert time.monotonic() - began < 1.5
 
 
-def test_each_address_of_a_host_gets_its_turn(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_address_of_a_host_is_tried(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(sends(http(VERSION))) as server:
         addresses(monkeypatch, silent, free_port(), server.port)
         transport = HttpTransport("http://many.example")
         assert transport.server_metadata(2).name == "triton"
         transport.close()
     addresses(monkeypatch, free_port())
-    with pytest.raises(ConnectionFailedError, match="ConnectionRefusedError"):
+    with pytest.raises(ConnectionFailedError, match="connection refused"):
         HttpTransport("http://many.example").live(1)
 
 
 @pytest.mark.parametrize("head", ["HTTP/1.1 {}\r\nConnection: close\r\n", "HTTP/1.1 {}\r\nConnection: x, Close\r\n", "HTTP/1.0 {}\r\n"])
-def test_an_answer_may_end_with_its_connection(head: str) -> None:
-    answers = {"200 OK": VERSION * 1, "502 Bad Gateway": b"<html>" + bytes(100_000), "503 Service Unavailable": b"", "404 Not Found": b"no"}
-    for status, body in answers.items():
+def test_a_response_may_end_with_its_connection(head: str) -> None:
+    responses = {
+        "200 OK": VERSION * 1,
+        "502 Bad Gateway": b"<html>" + bytes(100_000),
+        "503 Service Unavailable": b"",
+        "404 Not Found": b"no",
+    }
+    for status, body in responses.items():
 
         def script(connection: socket.socket, received: bytes, status: str = status, body: bytes = body) -> None:
             connection.sendall(head.format(status).encode() + b"\r\n" + body[:5])
@@ -84,7 +89,7 @@ def test_an_answer_may_end_with_its_connection(head: str) -> None:
             transport.close()
 
 
-def test_an_answer_that_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_response_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("defensemble._transport.http_connection._MAX_BODY_BYTES", 100_000)
 
     def endless(connection: socket.socket, received: bytes) -> None:
@@ -143,20 +148,20 @@ def run(script: str, url: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_forked_child_makes_connections_of_its_own() -> None:
-    def names_the_connection(connection: socket.socket, received: bytes) -> None:
-        told = {"name": "triton", "version": str(connection.getpeername()[1])}
-        connection.sendall(http(json.dumps(told).encode()))
+def test_a_forked_child_makes_its_own_http_connections() -> None:
+    def sends_the_port(connection: socket.socket, received: bytes) -> None:
+        document = {"name": "triton", "version": str(connection.getpeername()[1])}
+        connection.sendall(http(json.dumps(document).encode()))
 
-    with scripted(names_the_connection) as server:
+    with scripted(sends_the_port) as server:
         (_, child), (_, before, parent) = (line.split() for line in run(FORK_OVER_HTTP, server.url))
-    assert before == parent, "the parent keeps its connection, and nobody has ended it"
+    assert before == parent, "the parent keeps its connection"
     assert child != parent
 
 
-def test_a_forked_child_is_told_that_grpc_does_not_survive_it() -> None:
+def test_grpc_calls_in_a_forked_child_raise() -> None:
     with serving(good) as (_, transport):
-        told, new, parent = run(FORK_OVER_GRPC, transport.url)
-    assert_facts(told, "gRPC | fork | process")
-    assert_facts(told, "http://")
+        message, new, parent = run(FORK_OVER_GRPC, transport.url)
+    assert_facts(message, "gRPC | fork | process")
+    assert_facts(message, "http://")
     assert (new, parent) == ("new True", "parent True")

@@ -1,4 +1,4 @@
-"""What stands in front of a server, by Python's own HTTP server: redirects, logins, limits and web pages, as errors that say what helps."""
+"""Proxies in front of a server (Python's own HTTP server): redirects, logins, limits and web pages become errors with a hint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ IMAGE = np.zeros((1, 1, 4, 4), np.float32)
 
 @contextmanager
 def proxy(status: int, headers: Mapping[str, str], body: str = "") -> Iterator[str]:
-    """The URL of a server that answers everything so; `{path}` in a header is the path that was asked for."""
+    """Serve the same response to every request; `{path}` in a header is the requested path. Yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -67,7 +67,7 @@ def proxy(status: int, headers: Mapping[str, str], body: str = "") -> Iterator[s
 
 @pytest.mark.parametrize("status", [302, 308])
 @pytest.mark.parametrize(
-    ("location", "advice"),
+    ("location", "suggestion"),
     [
         ("https://example.org{path}", '"https://example.org:443"'),
         ("https://example.org:8443{path}", '"https://example.org:8443"'),
@@ -81,28 +81,28 @@ def proxy(status: int, headers: Mapping[str, str], body: str = "") -> Iterator[s
         ("", "proxy"),
     ],
 )
-def test_a_redirect_is_not_followed_and_says_what_to_pass(status: int, location: str, advice: str) -> None:
+def test_a_redirect_is_not_followed_and_the_error_suggests_a_url(status: int, location: str, suggestion: str) -> None:
     with proxy(status, {"Location": location}) as url, Client(url, model="m") as client:
-        for ask in (client.models, client.server_metadata, lambda: client.predict(IMAGE)):
-            with pytest.raises(RequestRefusedError) as failed:
-                ask()
-            text = str(failed.value)
+        for call in (client.models, client.server_metadata, lambda: client.predict(IMAGE)):
+            with pytest.raises(RequestRefusedError) as caught:
+                call()
+            text = str(caught.value)
             assert f"HTTP {status} " in text
             assert location.partition("{")[0] in text
-            assert advice in text
+            assert suggestion in text
         with pytest.raises(RequestRefusedError):
             client.wait_ready(30)
-    passed = re.search(r'pass "([^"]*)"', text)
-    if passed:
-        Client(passed[1]).close()
+    suggested = re.search(r'pass "([^"]*)"', text)
+    if suggested:
+        Client(suggested[1]).close()
 
 
-def test_a_redirect_without_a_location() -> None:
+def test_a_redirect_without_a_location_raises() -> None:
     with proxy(308, {}) as url, Client(url) as client, pytest.raises(RequestRefusedError, match="HTTP 308 Permanent Redirect"):
         client.models()
 
 
-def test_the_command_line_says_where_a_redirect_leads(tmp_path: Path) -> None:
+def test_the_command_line_shows_the_target_of_a_redirect(tmp_path: Path) -> None:
     picture = tmp_path / "a.npy"
     np.save(picture, IMAGE)
     with proxy(308, {"Location": "https://example.org{path}"}) as url:
@@ -125,13 +125,13 @@ def test_the_command_line_says_where_a_redirect_leads(tmp_path: Path) -> None:
         (200, HTML, ServerFailedError, ["a web page", "nginx & more", "8000"]),
     ],
 )
-def test_what_a_proxy_answers_is_in_few_words(status: int, headers: dict[str, str], kind: type[ServiceError], facts: list[str]) -> None:
+def test_errors_quote_a_proxy_briefly(status: int, headers: dict[str, str], kind: type[ServiceError], facts: list[str]) -> None:
     page = PAGE.format("Bad &amp; gone") + "<p>" + "x" * 5000
     with proxy(status, headers, page if headers.items() >= HTML.items() else "") as url, Client(url, model="m") as client:
-        for ask in (client.models, lambda: client.predict(IMAGE)):
-            with pytest.raises(kind) as failed:
-                ask()
-            text = str(failed.value)
+        for call in (client.models, lambda: client.predict(IMAGE)):
+            with pytest.raises(kind) as caught:
+                call()
+            text = str(caught.value)
             assert status == 200 or f"HTTP {status}" in text
             assert [fact for fact in facts if fact not in text] == []
             assert "<" not in text
@@ -140,17 +140,17 @@ def test_what_a_proxy_answers_is_in_few_words(status: int, headers: dict[str, st
 
 
 @pytest.mark.parametrize("body", ["", "<html>", "<script>" + "<script" * 9000, "<" * 60000, "<style>" + "a{}" * 3000])
-def test_any_page_is_shortened_at_once(body: str) -> None:
-    with proxy(500, HTML, body) as url, Client(url) as client, pytest.raises(ServerFailedError, match="HTTP 500") as failed:
+def test_errors_quote_a_bounded_part_of_a_page(body: str) -> None:
+    with proxy(500, HTML, body) as url, Client(url) as client, pytest.raises(ServerFailedError, match="HTTP 500") as caught:
         client.models()
-    assert len(str(failed.value)) < 500
+    assert len(str(caught.value)) < 500
 
 
-def test_a_body_that_is_refused_before_it_was_read() -> None:
-    def refuse(connection: socket.socket, received: bytes) -> None:
+def test_an_early_rejection_of_a_large_body_is_reported() -> None:
+    def reject(connection: socket.socket, received: bytes) -> None:
         connection.sendall(http(b"too large", "413 Payload Too Large", "Connection: close\r\n"))
         connection.close()
 
-    with scripted(refuse) as server, Client(server.url, model="m", timeout_s=20) as client:
+    with scripted(reject) as server, Client(server.url, model="m", timeout_s=20) as client:
         with raises(RequestRefusedError, "HTTP 413 | 'too large' | fewer images"):
             client._transport.infer("m", {"images": np.zeros((64, 3, 224, 224), np.float32)}, [], 20)

@@ -1,4 +1,4 @@
-"""What an editor of the served repository asks of a server, against a real Triton over both protocols and against the fake."""
+"""Calls for editing the served repository, against a real Triton over both protocols and against the fake."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 KEY = "the-key-of-the-tests-0123456789"
 WRONG_KEY = "another-key-0123456789"
 LOGITS = [OutputRequest("logits")]
-MEND = "admin_key= | --admin-key-file"
+FIX_FACTS = "admin_key= | --admin-key-file"
 
 
 def serving(folder: Path) -> Iterator[Server]:
@@ -58,7 +58,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that keeps configurations to itself, too, and was started without explicit model control."""
+    """A server that also restricts configurations, and was started without explicit model control."""
     from defensemble_server.admin_key import RESTRICTED_APIS
     from defensemble_server.command import triton_command
     from defensemble_server.process import launch
@@ -78,7 +78,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def folder(server: Server) -> Iterator[Path]:
-    """The served repository; what a test changes in it is put back, and all of it is served again."""
+    """The served repository. Changes of a test are undone, and everything is served again."""
     folder = Path(server.state.repository)
     before = content(folder)
     yield folder
@@ -113,11 +113,11 @@ def editor(kind: str, server: Server) -> Iterator[Transport]:
 
 @pytest.fixture(params=["grpc", "http", "fake"])
 def either(request: pytest.FixtureRequest) -> Iterator[Transport]:
-    """An editor's transport to `alpha`, `beta` and their ensemble, in a server or not."""
+    """An admin transport to `alpha`, `beta` and their ensemble, on a server or fake."""
     if request.param == "fake":
         yield FakeTransport({"alpha": member(1), "beta": member(2), "ensemble": ensemble()})
     else:
-        request.getfixturevalue("folder")  # which serves everything again
+        request.getfixturevalue("folder")  # serves everything again
         transport = transport_to(request.getfixturevalue("server"), request.param)
         yield transport
         transport.close()
@@ -127,23 +127,23 @@ def infer(transport: Transport, model: str = "beta", version: int | None = None,
     return transport.infer(model, {"images": images(count)}, LOGITS, 20, version)["logits"]
 
 
-def at_rest(transport: Transport) -> list[ModelState]:
-    """The index, once nothing is on its way: a model goes out of service when its last request is done, after the call has returned."""
+def settled_index(transport: Transport) -> list[ModelState]:
+    """Return the index once no model is loading or unloading: an unload finishes after its call, with the last request."""
     deadline = time.monotonic() + 20
     while True:
         index = transport.repository_index(20)
-        if not any(one.state in ("LOADING", "UNLOADING") for one in index):
+        if not any(state.state in ("LOADING", "UNLOADING") for state in index):
             return index
         assert time.monotonic() < deadline, index
 
 
 def states(transport: Transport) -> dict[str, tuple[str, str]]:
-    return {one.name: (one.state, one.reason) for one in at_rest(transport) if one.name in ("alpha", "beta", "ensemble")}
+    return {state.name: (state.state, state.reason) for state in settled_index(transport) if state.name in ("alpha", "beta", "ensemble")}
 
 
 def statistics_of(transport: Transport, model: str = "beta", version: int = 1) -> ModelStatistics:
-    (found,) = [one for one in transport.statistics(20) if (one.name, one.version) == (model, version)]
-    return found
+    (statistics,) = [entry for entry in transport.statistics(20) if (entry.name, entry.version) == (model, version)]
+    return statistics
 
 
 def admin_calls(transport: Transport) -> list[Callable[[], object]]:
@@ -154,11 +154,11 @@ def admin_calls(transport: Transport) -> list[Callable[[], object]]:
     ]
 
 
-def test_the_index_lists_what_is_loaded_and_what_is_not(editor: Transport, folder: Path, kind: str) -> None:
+def test_the_index_lists_loaded_and_unloaded_models(editor: Transport, folder: Path, kind: str) -> None:
     new = f"new-{kind}"
     shutil.copytree(folder / "beta", folder / new)
     edit_config(folder, new, name=new)
-    listed = [one for one in editor.repository_index(20) if "_" not in one.name and (folder / one.name).exists()]
+    listed = [state for state in editor.repository_index(20) if "_" not in state.name and (folder / state.name).exists()]
     assert listed == [
         ModelState("alpha", 1, "READY", ""),
         ModelState("alpha", 2, "READY", ""),
@@ -170,10 +170,10 @@ def test_the_index_lists_what_is_loaded_and_what_is_not(editor: Transport, folde
     editor.load_model(new, 20)
     np.testing.assert_allclose(infer(editor, new), logits(2, images(2)), atol=1e-5)
     editor.unload_model(new, 20)
-    assert ModelState(new, 1, "UNAVAILABLE", "unloaded") in at_rest(editor)
+    assert ModelState(new, 1, "UNAVAILABLE", "unloaded") in settled_index(editor)
 
 
-def test_an_unloaded_model_is_not_there_until_it_is_loaded_again(either: Transport) -> None:
+def test_an_unloaded_model_is_not_found_until_it_is_loaded_again(either: Transport) -> None:
     ready, gone = ("READY", ""), ("UNAVAILABLE", "unloaded")
     assert states(either) == {"alpha": ready, "beta": ready, "ensemble": ready}
     infer(either)
@@ -196,7 +196,7 @@ def test_an_unloaded_model_is_not_there_until_it_is_loaded_again(either: Transpo
     np.testing.assert_allclose(infer(either), logits(2, images(2)), atol=1e-5)
 
 
-def test_an_ensemble_is_loaded_with_its_members_and_leaves_them_behind(either: Transport) -> None:
+def test_loading_an_ensemble_loads_its_members_and_unloading_keeps_them(either: Transport) -> None:
     either.unload_model("ensemble", 20)
     assert states(either)["beta"] == ("READY", "")
     either.unload_model("beta", 20)
@@ -204,14 +204,14 @@ def test_an_ensemble_is_loaded_with_its_members_and_leaves_them_behind(either: T
     assert set(states(either).values()) == {("READY", "")}
 
 
-def test_a_loaded_model_that_is_loaded_again_goes_on(either: Transport) -> None:
+def test_reloading_an_unchanged_model_keeps_its_statistics(either: Transport) -> None:
     infer(either)
     before = statistics_of(either)
     either.load_model("beta", 20)
     assert statistics_of(either) == before
 
 
-def test_statistics_count_the_requests_that_began(either: Transport) -> None:
+def test_statistics_count_valid_requests(either: Transport) -> None:
     started_ms = time.time_ns() // 1_000_000
     before = statistics_of(either)
     for _ in range(3):
@@ -224,7 +224,7 @@ def test_statistics_count_the_requests_that_began(either: Transport) -> None:
     assert statistics_of(either) == after
 
 
-def test_a_version_is_run_and_described(editor: Transport) -> None:
+def test_a_version_can_be_run_and_described(editor: Transport) -> None:
     for version, seed in ((1, 1), (2, 5), (None, 5)):
         np.testing.assert_allclose(infer(editor, "alpha", version), logits(seed, images(2)), atol=1e-5)
         assert editor.model_config("alpha", 20, version)["max_batch_size"] == 8
@@ -232,7 +232,7 @@ def test_a_version_is_run_and_described(editor: Transport) -> None:
 
 
 @pytest.mark.parametrize("version", [2, 9])
-def test_a_version_that_is_not_there(either: Transport, version: int) -> None:
+def test_a_missing_version_is_not_found(either: Transport, version: int) -> None:
     calls: list[Callable[[], object]] = [
         lambda: infer(either, "beta", version),
         lambda: either.model_config("beta", 20, version),
@@ -243,18 +243,18 @@ def test_a_version_that_is_not_there(either: Transport, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [0, -1, True, "1", 1.0])
-def test_a_version_that_is_none(either: Transport, version: int) -> None:
+def test_an_invalid_version_is_rejected(either: Transport, version: int) -> None:
     with raises(InputError, "version | 1 or more | None"):
         infer(either, "beta", version)
     with raises(InputError, "version | 1 or more | None"):
         either.model_config("beta", 20, version)
 
 
-@pytest.mark.parametrize(("key", "told"), [(None, "No admin key"), (WRONG_KEY, "admin key | not the server's")])
-def test_without_the_key_the_repository_is_closed_and_the_rest_is_open(server: Server, kind: str, key: str | None, told: str) -> None:
+@pytest.mark.parametrize(("key", "facts"), [(None, "No admin key"), (WRONG_KEY, "admin key | not the server's")])
+def test_without_the_key_only_the_repository_api_is_forbidden(server: Server, kind: str, key: str | None, facts: str) -> None:
     transport = transport_to(server, kind, key)
     for call in admin_calls(transport):
-        with raises(ForbiddenError, f"restricted | {told} | {MEND}") as caught:
+        with raises(ForbiddenError, f"restricted | {facts} | {FIX_FACTS}") as caught:
             call()
         assert WRONG_KEY not in f"{caught.value!r} {caught.value}"
     assert transport.live(20)
@@ -267,11 +267,11 @@ def test_without_the_key_the_repository_is_closed_and_the_rest_is_open(server: S
         assert client.predict(images(2)).probabilities.shape == (2, 3)
 
 
-@pytest.mark.parametrize(("key", "told"), [(None, "No admin key"), (WRONG_KEY, "admin key | not the server's")])
-def test_configurations_that_are_closed(closed: Server, kind: str, key: str | None, told: str) -> None:
+@pytest.mark.parametrize(("key", "facts"), [(None, "No admin key"), (WRONG_KEY, "admin key | not the server's")])
+def test_restricted_configurations_require_the_key(closed: Server, kind: str, key: str | None, facts: str) -> None:
     transport = transport_to(closed, kind, key)
     for version in (None, 1):
-        with raises(ForbiddenError, f"configuration | 'beta' | restricted | {told} | {MEND}"):
+        with raises(ForbiddenError, f"configuration | 'beta' | restricted | {facts} | {FIX_FACTS}"):
             transport.model_config("beta", 20, version)
     transport.close()
     with Client(closed.grpc_url if kind == "grpc" else closed.http_url, admin_key=key) as client:
@@ -281,7 +281,7 @@ def test_configurations_that_are_closed(closed: Server, kind: str, key: str | No
         assert client.transport.model_config("beta", client.timeout_s, 1)["max_batch_size"] == 8
 
 
-def test_a_server_without_explicit_model_control_loads_nothing(closed: Server, kind: str) -> None:
+def test_a_server_without_explicit_model_control_rejects_loading(closed: Server, kind: str) -> None:
     transport = transport_to(closed, kind)
     for change in (transport.load_model, transport.unload_model):
         with pytest.raises(RequestRefusedError, match="--model-control-mode=explicit"):
@@ -295,12 +295,12 @@ def test_a_server_without_explicit_model_control_loads_nothing(closed: Server, k
     keyless.close()
 
 
-def test_a_member_that_is_refused_is_told_in_triton_s_words_and_the_old_one_serves(editor: Transport, folder: Path) -> None:
+def test_a_rejected_member_quotes_triton_and_the_old_version_keeps_serving(editor: Transport, folder: Path) -> None:
     config = folder / "beta/config.pbtxt"
     written = config.read_bytes()
     config.write_bytes(written.replace(b"logits", b"wrong_name"))
-    told = "'wrong_name' | 'logits'"
-    with raises(RequestRefusedError, f"'beta' | {told}"):
+    facts = "'wrong_name' | 'logits'"
+    with raises(RequestRefusedError, f"'beta' | {facts}"):
         editor.load_model("beta", 20)
     config.write_bytes(b"nonsense {")
     with raises(ServerFailedError, "'beta' | log"):
@@ -308,15 +308,15 @@ def test_a_member_that_is_refused_is_told_in_triton_s_words_and_the_old_one_serv
     np.testing.assert_allclose(infer(editor), logits(2, images(2)), atol=1e-5)
 
 
-def test_a_model_that_is_not_in_the_repository(either: Transport) -> None:
-    refused = RequestRefusedError if isinstance(either, FakeTransport) else ServerFailedError  # core 2.51 says INTERNAL
+def test_loading_a_model_that_is_not_in_the_repository_fails(either: Transport) -> None:
+    refused = RequestRefusedError if isinstance(either, FakeTransport) else ServerFailedError  # core 2.51 returns INTERNAL
     with pytest.raises(refused, match="failed to load 'nope'"):
         either.load_model("nope", 20)
     either.unload_model("nope", 20)
 
 
-def test_an_ensemble_that_is_refused_is_out_of_service_though_a_second_load_says_nothing(editor: Transport, folder: Path) -> None:
-    # Triton's own doing, on which editors must reckon: only the index tells.
+def test_a_rejected_ensemble_is_out_of_service_although_a_second_load_succeeds(editor: Transport, folder: Path) -> None:
+    # Editors must expect this of Triton: only the index shows it.
     edit_config(folder, "ensemble", max_batch_size=99)
     with raises(RequestRefusedError, "99 | alpha"):
         editor.load_model("ensemble", 20)

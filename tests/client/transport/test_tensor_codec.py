@@ -14,16 +14,16 @@ from tests.support.facts import raises
 
 
 @given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=4, max_side=5, min_side=0), elements=st.floats(width=32, allow_nan=False)))
-def test_numbers_come_back_as_they_were(array: NDArray[np.float32]) -> None:
-    back = array_from_wire("FP32", array.shape, memoryview(array.tobytes()), "what")
-    np.testing.assert_array_equal(back, array)
-    assert not back.flags.writeable
+def test_float_arrays_survive_a_round_trip(array: NDArray[np.float32]) -> None:
+    decoded = array_from_wire("FP32", array.shape, memoryview(array.tobytes()), "context")
+    np.testing.assert_array_equal(decoded, array)
+    assert not decoded.flags.writeable
 
 
 @given(st.lists(st.binary(max_size=9), max_size=6))
-def test_texts_come_back_as_they_were(texts: list[bytes]) -> None:
+def test_strings_survive_a_round_trip(texts: list[bytes]) -> None:
     content = b"".join(struct.pack("<I", len(text)) + text for text in texts)
-    assert array_from_wire("BYTES", (len(texts),), content, "what").tolist() == texts
+    assert array_from_wire("BYTES", (len(texts),), content, "context").tolist() == texts
 
 
 @pytest.mark.parametrize(
@@ -41,9 +41,9 @@ def test_texts_come_back_as_they_were(texts: list[bytes]) -> None:
         ("BYTES", (1,), b"\x01\0"),
     ],
 )
-def test_content_that_does_not_fit(datatype: str, shape: tuple[int, ...], content: bytes) -> None:
+def test_decoding_rejects_content_that_does_not_match_the_shape(datatype: str, shape: tuple[int, ...], content: bytes) -> None:
     with raises(ServerFailedError, f"{len(content)} bytes | {datatype}"):
-        array_from_wire(datatype, shape, content, "what")
+        array_from_wire(datatype, shape, content, "context")
 
 
 SIZES = st.integers(0, 3) | st.integers(-3, 3) | st.sampled_from([2**31, 2**62, 2**63, 10**30, -(2**63)])
@@ -53,10 +53,10 @@ SIZES = st.integers(0, 3) | st.integers(-3, 3) | st.sampled_from([2**31, 2**62, 
 @example(bytes(8), [-1, -2], "")
 @example(bytes(4), [1] * 70, "")
 @example(b"", [0, 10**30], "")
-def test_any_bytes_are_read_or_refused(content: bytes, shape: list[int], another: str) -> None:
-    for datatype in ("FP32", "BYTES", "BOOL", another):
+def test_decoding_arbitrary_bytes_returns_an_array_or_raises(content: bytes, shape: list[int], unknown: str) -> None:
+    for datatype in ("FP32", "BYTES", "BOOL", unknown):
         try:
-            array = array_from_wire(datatype, tuple(shape), content, "what")
+            array = array_from_wire(datatype, tuple(shape), content, "context")
         except ServerFailedError:
             continue
         assert array.shape == tuple(shape)

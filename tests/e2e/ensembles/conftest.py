@@ -1,4 +1,4 @@
-"""One process that edits, for all edits of a module that are cut short."""
+"""One process per module that runs edits and injects faults."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.walking import Cutter
+from tests.support.walking import EditProcess
 
 
 @pytest.fixture(scope="module")
-def cutter() -> Iterator[Cutter]:
-    process = Cutter()
+def edit_process() -> Iterator[EditProcess]:
+    process = EditProcess()
     yield process
     process.close()

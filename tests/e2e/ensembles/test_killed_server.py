@@ -1,4 +1,4 @@
-"""The server is killed in the middle of an edit, and nobody restarts it: the edit says what became of it, and another server goes on."""
+"""The server is killed during an edit and not restarted: the edit reports its result, and another server continues."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from defensemble_repository.pbtxt import config_from_pbtxt
 from defensemble_server import serve
 from tests.support.edits import REWEIGH, SCENES, Scene
 from tests.support.facts import assert_facts
-from tests.support.walking import QUIET, Cut, Cutter, Edit, Stage, answers_as, history, leftovers, models_of
+from tests.support.walking import QUIET, Edit, EditProcess, EditResult, Stage, answers_match, history, leftovers, models_of
 
-# Of an edit of weights: the first call, the end of the ensemble's load, and an unload.
-LOOK_AT = ["repository_index", "after load_model ensemble", "unload_model average_"]
+# Calls of an edit of weights: the first one, the end of the ensemble's load, and an unload.
+CALLS = ["repository_index", "after load_model ensemble", "unload_model average_"]
 
 
-def steps_of(scene: Scene, cutter: Cutter, place: Path) -> list[str]:
-    """The calls that the edit makes."""
+def calls_of(scene: Scene, edit_process: EditProcess, place: Path) -> list[str]:
+    """Return the calls of the edit."""
     with scene.staged(place) as stage:
-        whole = cutter.cut(stage, scene.edit, 0, how="count", kinds=["network"])
+        whole = edit_process.run(stage, scene.edit, 0, fault="count", kinds=["network"])
         assert whole.error is None
         return list(whole.steps)
 
 
-def killed_at(scene: Scene, cutter: Cutter, place: Path, at: int) -> Cut:
-    """The edit whose server is killed before its `at`-th call, and a look at what is left."""
+def kill_server_at(scene: Scene, edit_process: EditProcess, place: Path, at: int) -> EditResult:
+    """Kill the server before the `at`-th call of the edit, and check what is left."""
     edit = scene.edit
     with scene.staged(place) as stage:
         folder, old = stage.folders[0], stage.first[0]
-        cut = cutter.cut(stage, edit, at, how="kill_server", kinds=["network"], server=stage.servers[0].state.pid)
-        step = cut.steps[at - 1] if at <= len(cut.steps) else "none"
-        committed = history(folder) != stage.known[0]
-        if committed:
-            assert cut.error is None, f"{step}: {cut.text}"
+        result = edit_process.run(stage, edit, at, fault="kill_server", kinds=["network"], server=stage.servers[0].state.pid)
+        step = result.steps[at - 1] if at <= len(result.steps) else "none"
+        is_committed = history(folder) != stage.known[0]
+        if is_committed:
+            assert result.error is None, f"{step}: {result.text}"
         else:
-            assert cut.error in ("EditFailedError", "ConnectionFailedError"), f"{step}: {cut.text}"
-            kept = {path: content for path, content in put_back(stage, edit, cut.steps[:at]).items() if path in old}
+            assert result.error in ("EditFailedError", "ConnectionFailedError"), f"{step}: {result.text}"
+            kept = {path: content for path, content in restored_models(stage, edit, result.steps[:at]).items() if path in old}
             assert kept == old, step
         known = stage.known[0]
     with serve(folder, QUIET) as again, Client(again.http_url, admin_key=again.state.admin_key) as client:
-        # A weight that was edited by hand is not what the old average computes: so it was before, too.
-        assert answers_as(client, edit.ensemble, edit.after if committed else edit.before), step
+        # With a weight edited by hand, the old averaging model does not match its parameters, as before the edit.
+        assert answers_match(client, edit.ensemble, edit.after if is_committed else edit.before), step
         Ensembles(folder, client).create("another", ["alpha"], dry_run=True)
         assert leftovers(folder) == []
-        assert answers_as(client, edit.ensemble, edit.after if committed else edit.before), step
-        assert committed or put_back(stage, edit, cut.steps[:at]) == old, step
-        assert history(folder) == [*known, *([edit.verb] if committed else [])]
-    return cut
+        assert answers_match(client, edit.ensemble, edit.after if is_committed else edit.before), step
+        assert is_committed or restored_models(stage, edit, result.steps[:at]) == old, step
+        assert history(folder) == [*known, *([edit.verb] if is_committed else [])]
+    return result
 
 
-def put_back(stage: Stage, edit: Edit, steps: Sequence[str]) -> dict[str, bytes | None]:
-    """What a failed edit has left on disk, with a hand edit where the operator wrote it.
+def restored_models(stage: Stage, edit: Edit, steps: Sequence[str]) -> dict[str, bytes | None]:
+    """Return what a failed edit left on disk, with the hand edit in its original place.
 
-    Once a server was to load the hand edit, that is kept beside: what the server loads when it is started again is what it served before.
+    If a server tried to load the hand edit, that is saved as rejected, and a restarted server loads what it served before.
     """
     now, path = models_of(stage.folders[0]), f"{edit.ensemble}/config.pbtxt"
     rejected = now.pop(f"{path}.rejected", None)
@@ -68,47 +68,47 @@ def put_back(stage: Stage, edit: Edit, steps: Sequence[str]) -> dict[str, bytes 
     return now
 
 
-def check_told(cut: Cut, at: int) -> None:
-    """An edit that failed while it was carried out says at which step, why, and that the server could not be told."""
-    if cut.error == "EditFailedError":
-        assert cut.step
-        assert "://127.0.0.1:" in cut.why
-        assert "reached" in cut.text
-        assert "next command" in cut.text
-    elif cut.error is None:
-        assert cut.left_loaded or cut.remarks or at == len(cut.steps)  # unless it was killed after its very last call
+def check_report(result: EditResult, at: int) -> None:
+    """Check that a failed edit reports its step, the reason, and that the server could not be reached."""
+    if result.error == "EditFailedError":
+        assert result.step
+        assert "://127.0.0.1:" in result.why
+        assert "reached" in result.text
+        assert "next command" in result.text
+    elif result.error is None:
+        assert result.left_loaded or result.remarks or at == len(result.steps)  # unless it was killed after the last call
 
 
-def test_the_server_is_killed_at_some_calls_of_an_edit_of_weights(cutter: Cutter, tmp_path: Path) -> None:
-    steps = steps_of(REWEIGH, cutter, tmp_path / "whole")
+def test_server_is_killed_at_some_calls(edit_process: EditProcess, tmp_path: Path) -> None:
+    steps = calls_of(REWEIGH, edit_process, tmp_path / "whole")
     kinds = []
-    for begins in LOOK_AT:
+    for begins in CALLS:
         at = next(number for number, step in enumerate(steps, 1) if step.startswith(begins))
-        cut = killed_at(REWEIGH, cutter, tmp_path / str(at), at)
-        check_told(cut, at)
-        kinds.append(cut.error)
+        result = kill_server_at(REWEIGH, edit_process, tmp_path / str(at), at)
+        check_report(result, at)
+        kinds.append(result.error)
     assert kinds == ["ConnectionFailedError", "EditFailedError", None]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weight", "add", "create", "delete", "rollback", "switch", "reload of a batch size"])
-def test_the_server_is_killed_at_every_call_of_an_edit(cutter: Cutter, tmp_path: Path, name: str) -> None:
-    steps = steps_of(SCENES[name], cutter, tmp_path / "whole")
+def test_server_is_killed_at_every_call(edit_process: EditProcess, tmp_path: Path, name: str) -> None:
+    steps = calls_of(SCENES[name], edit_process, tmp_path / "whole")
     for at in range(1, len(steps) + 1):
-        check_told(killed_at(SCENES[name], cutter, tmp_path / str(at), at), at)
+        check_report(kill_server_at(SCENES[name], edit_process, tmp_path / str(at), at), at)
 
 
-def test_of_two_servers_one_is_killed_and_the_other_is_put_back(cutter: Cutter, tmp_path: Path) -> None:
+def test_a_killed_server_restores_the_other(edit_process: EditProcess, tmp_path: Path) -> None:
     with REWEIGH.staged(tmp_path, replicas=2) as stage:
-        whole = cutter.cut(stage, REWEIGH.edit, 0, how="count", kinds=["network"])
+        whole = edit_process.run(stage, REWEIGH.edit, 0, fault="count", kinds=["network"])
         stage.restore()
         at = max(number for number, step in enumerate(whole.steps, 1) if step == "load_model ensemble")
-        cut = cutter.cut(stage, REWEIGH.edit, at, how="kill_server", kinds=["network"], server=stage.servers[1].state.pid)
-        assert cut.error == "EditFailedError"
+        result = edit_process.run(stage, REWEIGH.edit, at, fault="kill_server", kinds=["network"], server=stage.servers[1].state.pid)
+        assert result.error == "EditFailedError"
         (first, _), (second, _) = stage.addresses
-        assert cut.step == f"load 'ensemble' on {second}"
-        assert any(first in line for line in cut.put_back)
-        assert_facts(cut.text, f"{second} | reached")
-        assert answers_as(stage.clients[0], "ensemble", REWEIGH.edit.before)
+        assert result.step == f"load 'ensemble' on {second}"
+        assert any(first in line for line in result.put_back)
+        assert_facts(result.text, f"{second} | reached")
+        assert answers_match(stage.clients[0], "ensemble", REWEIGH.edit.before)
         configs = [(folder / "ensemble" / "config.pbtxt").read_bytes() for folder in stage.folders]
         assert configs == [first["ensemble/config.pbtxt"] for first in stage.first]

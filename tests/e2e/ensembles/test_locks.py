@@ -1,4 +1,4 @@
-"""Two edits at once: the second waits, or fails; and nobody waits for the dead."""
+"""Concurrent edits: the second one waits or fails, and locks of dead processes do not block."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def repository(tmp_path: Path) -> Path:
 
 @contextmanager
 def held_by_another(repository: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock, until its input ends."""
+    """Start a process that holds the lock until its input ends."""
     command = [sys.executable, "-c", _HOLDS, str(repository)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -54,29 +54,29 @@ def held_by_another(repository: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_an_edit_that_does_not_wait_fails(repository: Path) -> None:
+def test_an_edit_without_waiting_time_fails(repository: Path) -> None:
     with held_by_another(repository):
         with pytest.raises(LockedError, match="within 0 s"):
             Ensembles(repository, wait_s=0).weight("ensemble", {"alpha": 3.0})
     assert read_history(repository) == []
 
 
-def test_who_waits_edits_when_the_other_has_ended(repository: Path) -> None:
-    warned: list[str] = []
+def test_a_waiting_edit_runs_after_the_first(repository: Path) -> None:
+    warnings: list[str] = []
 
-    def heard(text: str) -> None:
-        warned.append(text)
+    def on_warning(text: str) -> None:
+        warnings.append(text)
         assert other.stdin is not None
-        other.stdin.close()  # the other one ends only now that it is waited for
+        other.stdin.close()  # the other process ends only after the edit waits for it
 
     with held_by_another(repository) as other:
-        Ensembles(repository, wait_s=60, on_warning=heard).weight("ensemble", {"alpha": 3.0})
-    assert len(warned) == 1
-    assert str(repository.parent) in warned[0]
+        Ensembles(repository, wait_s=60, on_warning=on_warning).weight("ensemble", {"alpha": 3.0})
+    assert len(warnings) == 1
+    assert str(repository.parent) in warnings[0]
     assert [edit.action for edit in read_history(repository)] == ["weight"]
 
 
-def test_the_lock_of_a_killed_process_is_nobodys(repository: Path) -> None:
+def test_a_killed_process_releases_its_lock(repository: Path) -> None:
     with held_by_another(repository) as other:
         os.kill(other.pid, signal.SIGKILL)
         other.wait(30)
@@ -91,24 +91,24 @@ def test_threads_do_not_share_a_lock(repository: Path) -> None:
     Ensembles(repository, wait_s=0).weight("ensemble", {"alpha": 3.0})
 
 
-def test_edits_of_many_threads_and_processes_come_one_after_the_other(repository: Path) -> None:
+def test_edits_of_threads_and_processes_run_one_after_another(repository: Path) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", _EDITS, str(repository), *numbers]) for numbers in (["2", "3", "4"], ["5", "6", "7"])
     ]
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(Ensembles(repository).weight, "ensemble", {"alpha": float(weight)}) for weight in range(2, 8)]:
-            assert done.result().changes
+        for future in [pool.submit(Ensembles(repository).weight, "ensemble", {"alpha": float(weight)}) for weight in range(2, 8)]:
+            assert future.result().changes
     assert [process.wait(120) for process in processes] == [0, 0]
     history = read_history(repository)
     assert len(history) == 12
-    # What one edit left is what the next one found: none was planned on a state that another had changed meanwhile.
+    # Each edit starts from the state that the previous one left, so none was planned on an outdated state.
     assert [edit.before for edit in history[1:]] == [edit.after for edit in history[:-1]]
     last = history[-1].after
     assert last is not None
-    assert read_ensemble(repository, "ensemble") == last.votes
+    assert read_ensemble(repository, "ensemble") == last.ensemble
 
 
-def test_a_program_that_was_started_meanwhile_does_not_keep_the_lock(repository: Path) -> None:
+def test_child_processes_do_not_inherit_the_lock(repository: Path) -> None:
     with locked(repository):
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     try:

@@ -1,4 +1,4 @@
-"""A power cut at any system call of an edit leaves the old or the new state: what a later step relies on is flushed before it."""
+"""A power cut at any system call of an edit leaves the old or the new state: each step is flushed before a later one relies on it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Ensembles(sys.argv[1]).show()
 """
 
 
-class Recorded:
-    """An edit of a repository without a server: its system calls, what was there before it, and what it left."""
+class TracedEdit:
+    """An edit of a repository without a server: its system calls, and the states before and after it."""
 
     def __init__(self, scene: Scene, place: Path) -> None:
         self.edit: Edit = scene.edit
@@ -41,107 +41,107 @@ class Recorded:
             scene.late(self.repository)
         self.old, self.known = models_of(self.repository), history(self.repository)
         self.disk = Disk(self.place)
-        told = json.dumps([list(self.edit.arguments), dict(self.edit.named)])
-        self.calls = self.concerning(traced(_EDITS, [str(self.repository), self.edit.verb, told], place))
+        request = json.dumps([list(self.edit.arguments), dict(self.edit.named)])
+        self.calls = self.calls_on_disk(traced(_EDITS, [str(self.repository), self.edit.verb, request], place))
         self.new = models_of(self.repository)
         assert self.new != self.old
         assert history(self.repository) == [*self.known, self.edit.verb]
 
-    def concerning(self, calls: Sequence[Call]) -> list[Call]:
-        """Those of the calls that are about this disk."""
+    def calls_on_disk(self, calls: Sequence[Call]) -> list[Call]:
+        """Return the calls that concern this disk."""
         return [call for call in calls if any(map(self.disk.holds, call.paths))]
 
 
-def check_order(recorded: Recorded, call: Call) -> str | None:
-    """Check before a call that what it relies on is flushed; returns the step of an edit that it is, if it is one."""
-    disk, repository = recorded.disk, str(recorded.repository)
-    pending, edits, ensemble = (f"{repository}/{name}" for name in ("pending-edit.json", "history.jsonl", recorded.edit.ensemble))
+def check_order(traced_edit: TracedEdit, call: Call) -> str | None:
+    """Check before a call that everything it relies on is flushed; return the step of the edit that the call performs, if any."""
+    disk, repository = traced_edit.disk, str(traced_edit.repository)
+    pending, edits, ensemble = (f"{repository}/{name}" for name in ("pending-edit.json", "history.jsonl", traced_edit.edit.ensemble))
     renames = call.name.startswith("rename")
     into = renames and call.paths[-1].startswith(f"{repository}/")
     out = renames and not into and call.paths[0].startswith(f"{repository}/")
     changed = call.paths[-1] if into else call.paths[0]
     if into:
-        assert disk.has_whole_content(call.paths[0]), f"{changed} gets its name before its content is flushed"
+        assert disk.has_flushed_content(call.paths[0]), f"{changed} is named before its content is flushed"
     if (into or out) and changed != pending:
-        assert disk.is_flushed(pending), f"{changed} changes before the edit is noted"
+        assert disk.is_flushed(pending), f"{changed} changes before the journal is flushed"
     if (into or out) and changed in (ensemble, f"{ensemble}/config.pbtxt"):
-        for model in {path.partition("/")[0] for path in {**recorded.old, **recorded.new} if path.startswith("average_")}:
+        for model in {path.partition("/")[0] for path in {**traced_edit.old, **traced_edit.new} if path.startswith("average_")}:
             assert disk.is_flushed(f"{repository}/{model}"), "the ensemble changes before its averaging model is flushed"
         return "ensemble"
     if into and changed == edits:
         assert disk.is_flushed(ensemble), "the history is written before the ensemble is flushed"
         return "history"
     if call.name.startswith("unlink") and changed == pending:
-        assert disk.is_flushed(edits), "the note of the edit is removed before the history is flushed"
-        return "note removed"
-    return "note" if into and changed == pending else None
+        assert disk.is_flushed(edits), "the journal is removed before the history is flushed"
+        return "journal removed"
+    return "journal" if into and changed == pending else None
 
 
 def walk(scene: Scene, place: Path) -> None:
-    """Cut the power before each call of an edit, and check each state that this may leave, once the next command has recovered it."""
-    recorded = Recorded(scene, place)
+    """Cut the power before each call of an edit, and check every possible state after its recovery."""
+    traced_edit = TracedEdit(scene, place)
     steps = []
-    left: dict[str, Tree] = {}
-    for call in recorded.calls:
-        if (step := check_order(recorded, call)) is not None:
+    trees: dict[str, Tree] = {}
+    for call in traced_edit.calls:
+        if (step := check_order(traced_edit, call)) is not None:
             steps.append(step)
-        recorded.disk.apply(call)
-        left |= {repr(tree): tree for tree in recorded.disk.after_power_cut()}
-    assert steps == ["note", "ensemble", "history", "note removed"]
-    assert recorded.disk.is_flushed(str(recorded.repository)), "the edit ends before all of it is flushed"
-    states = [recovered_state(recorded, tree) for tree in left.values()]
+        traced_edit.disk.apply(call)
+        trees |= {repr(tree): tree for tree in traced_edit.disk.after_power_cut()}
+    assert steps == ["journal", "ensemble", "history", "journal removed"]
+    assert traced_edit.disk.is_flushed(str(traced_edit.repository)), "the edit ends before all of it is flushed"
+    states = [recovered_state(traced_edit, tree) for tree in trees.values()]
     assert states[0] == "old"
     assert states[-1] == "new"
 
 
-def recovered_state(recorded: Recorded, tree: Tree) -> str:
-    """Let the next command recover what is left, and check all of it; returns whether that is the old or the new state."""
-    repository = recorded.repository
-    put_back(recorded, tree)
-    with pytest.raises(ExistsError):  # before an edit is planned, and here refused, what is left of others is recovered and removed
+def recovered_state(traced_edit: TracedEdit, tree: Tree) -> str:
+    """Let the next command recover, and check the result; return whether that is the old or the new state."""
+    repository = traced_edit.repository
+    restore_disk(traced_edit, tree)
+    with pytest.raises(ExistsError):  # before an edit is planned, and here refused, interrupted edits are recovered
         Ensembles(repository).create("ensemble", ["alpha"])
-    state = disk_state(repository, recorded.edit, recorded.old, recorded.new)
+    state = disk_state(repository, traced_edit.edit, traced_edit.old, traced_edit.new)
     new = state == "new"
-    assert history(repository) == [*recorded.known, *([recorded.edit.verb] if new else [])], tree
-    assert models_of(repository) == (recorded.new if new else recorded.old), tree
+    assert history(repository) == [*traced_edit.known, *([traced_edit.edit.verb] if new else [])], tree
+    assert models_of(repository) == (traced_edit.new if new else traced_edit.old), tree
     assert leftovers(repository) == [], tree
     return state
 
 
-def put_back(recorded: Recorded, tree: Tree) -> None:
-    """Put files where the edit was made: its note names the place."""
-    shutil.rmtree(recorded.place)
-    write_tree(recorded.place, tree)
+def restore_disk(traced_edit: TracedEdit, tree: Tree) -> None:
+    """Write files where the edit was made, because its journal has that path."""
+    shutil.rmtree(traced_edit.place)
+    write_tree(traced_edit.place, tree)
 
 
-def test_a_power_cut_at_any_call_of_an_edit_of_weights(tmp_path: Path) -> None:
+def test_power_cut_at_any_call(tmp_path: Path) -> None:
     walk(REWEIGH, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(SCENES) - {"weight"}))
-def test_a_power_cut_at_any_call_of_any_other_edit(tmp_path: Path, name: str) -> None:
+def test_power_cut_at_any_call_of_other_edits(tmp_path: Path, name: str) -> None:
     walk(SCENES[name], tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weight", "create", "delete", "reload of a weight"])
-@pytest.mark.parametrize("step", ["note", "ensemble", "history", "note removed"])
-def test_a_power_cut_at_any_call_of_what_recovers_a_killed_edit(tmp_path: Path, name: str, step: str) -> None:
-    recorded = Recorded(SCENES[name], tmp_path)
-    for call in recorded.calls:  # killed when this step is done, and before it is flushed
-        found = check_order(recorded, call)
-        recorded.disk.apply(call)
-        if found == step:
+@pytest.mark.parametrize("step", ["journal", "ensemble", "history", "journal removed"])
+def test_power_cut_at_any_call_of_a_recovery(tmp_path: Path, name: str, step: str) -> None:
+    traced_edit = TracedEdit(SCENES[name], tmp_path)
+    for call in traced_edit.calls:  # killed after this step, before it is flushed
+        step_done = check_order(traced_edit, call)
+        traced_edit.disk.apply(call)
+        if step_done == step:
             break
-    put_back(recorded, recorded.disk.after_kill())
-    calls = recorded.concerning(traced(_RECOVERS, [str(recorded.repository)], tmp_path))
-    left: dict[str, Tree] = {}
+    restore_disk(traced_edit, traced_edit.disk.after_kill())
+    calls = traced_edit.calls_on_disk(traced(_RECOVERS, [str(traced_edit.repository)], tmp_path))
+    trees: dict[str, Tree] = {}
     for call in calls:
-        recorded.disk.apply(call)
-        left |= {repr(tree): tree for tree in recorded.disk.after_power_cut()}
-    states = [recovered_state(recorded, tree) for tree in left.values()]
-    assert states[-1] == ("old" if step == "note" else "new")
+        traced_edit.disk.apply(call)
+        trees |= {repr(tree): tree for tree in traced_edit.disk.after_power_cut()}
+    states = [recovered_state(traced_edit, tree) for tree in trees.values()]
+    assert states[-1] == ("old" if step == "journal" else "new")
 
 
 _EDITS_REPLICAS = """
@@ -153,7 +153,7 @@ Ensembles.over([Replica(Path(folder), ()) for folder in sys.argv[1:]]).weight("e
 
 
 @pytest.mark.slow
-def test_a_power_cut_leaves_both_of_two_replicas_old_or_both_new(tmp_path: Path) -> None:
+def test_power_cut_leaves_two_replicas_equal(tmp_path: Path) -> None:
     place = tmp_path / "disk"
     folders = [place / str(number) / "repository" for number in range(2)]
     for folder in folders:
@@ -162,12 +162,12 @@ def test_a_power_cut_leaves_both_of_two_replicas_old_or_both_new(tmp_path: Path)
     disk = Disk(place)
     calls = traced(_EDITS_REPLICAS, [str(folder) for folder in folders], tmp_path)
     new = models_of(folders[0])
-    left: dict[str, Tree] = {}
+    trees: dict[str, Tree] = {}
     for call in calls:
         disk.apply(call)
-        left |= {repr(tree): tree for tree in disk.after_power_cut()}
+        trees |= {repr(tree): tree for tree in disk.after_power_cut()}
     seen = set()
-    for tree in left.values():
+    for tree in trees.values():
         shutil.rmtree(place)
         write_tree(place, tree)
         with pytest.raises(ExistsError):

@@ -1,4 +1,4 @@
-"""The server is killed in the middle of an edit, and its guard restarts it: the edit finishes, or everything is put back."""
+"""The server is killed during an edit and its guard restarts it: the edit finishes, or the old state is restored."""
 
 from __future__ import annotations
 
@@ -16,111 +16,122 @@ from defensemble.ensembles.server_models import is_averaging
 from defensemble_export.editing.plan import used_models
 from defensemble_repository.view import RepositoryView
 from tests.support.edits import REWEIGH, SCENES, SWITCHED, Scene
-from tests.support.walking import Cut, Cutter, Edit, Stage, Votes, answers_as, history, leftovers, models_of, uncut
+from tests.support.walking import (
+    Edit,
+    EditProcess,
+    EditResult,
+    Members,
+    Stage,
+    answers_match,
+    history,
+    leftovers,
+    models_of,
+    run_completely,
+)
 
-LOOK = Edit("show", [], None, None)
-# Of an edit of weights: a call before the new configuration lies on disk, and one after it.
-LOOK_AT = ["load_model average_", "after load_model ensemble"]
+SHOW = Edit("show", [], None, None)
+# Calls of an edit of weights before and after the new configuration is on disk.
+CALLS = ["load_model average_", "after load_model ensemble"]
 
 
 def number_of(steps: Sequence[str], begins: str, after: int = 0) -> int:
-    """The number of the first step after another that begins so."""
+    """Return the number of the first step with a prefix, after another step."""
     return next(number for number, step in enumerate(steps, 1) if number > after and step.startswith(begins))
 
 
-def killed(stage: Stage, cutter: Cutter, edit: Edit, at: int, *, index: int = 0, **how: Any) -> Cut:
-    """The edit at whose `at`-th call a server is killed, once that is restarted and its answers are checked."""
+def run_and_kill_server(stage: Stage, edit_process: EditProcess, edit: Edit, at: int, *, index: int = 0, **how: Any) -> EditResult:
+    """Kill a server at the `at`-th call of the edit, and wait until it is restarted and checked."""
     server = stage.servers[index]
     before = server.triton_pid
-    cut = cutter.cut(stage, edit, at, **{"how": "kill_server", "kinds": ["network"], "server": server.state.pid, **how})
-    assert cut.status == 0
-    # A server that is idle at once is asked fewer times whether it is: the edit can end before that call.
-    if max([at, *how.get("later", ())]) <= len(cut.steps):
+    result = edit_process.run(stage, edit, at, **{"fault": "kill_server", "kinds": ["network"], "server": server.state.pid, **how})
+    assert result.status == 0
+    # A server that is idle immediately is polled fewer times, so the edit can end before that call.
+    if max([at, *how.get("later", ())]) <= len(result.steps):
         stage.wait_restarted(index, before)
-    return cut
+    return result
 
 
-def check_all(stage: Stage, edit: Edit, votes: Votes | None, disk: Sequence[Mapping[str, bytes | None]], step: str, *done: str) -> None:
-    """Disk, history and servers hold the same state: that of `votes`, with `disk`, and with `done` in the history."""
+def check_all(stage: Stage, edit: Edit, members: Members | None, disk: Sequence[Mapping[str, bytes | None]], step: str, *done: str) -> None:
+    """Check that disk, history and servers have the state of `members`; `disk` is the content and `done` the new actions."""
     for index, folder in enumerate(stage.folders):
         assert leftovers(folder) == [], step
         assert models_of(folder) == disk[index], step
         assert history(folder) == [*stage.known[index], *done], step
-        check_served(stage, index, edit, votes, step)
+        check_served(stage, index, edit, members, step)
 
 
-def check_served(stage: Stage, index: int, edit: Edit, votes: Votes | None, step: str) -> None:
-    """A server answers as numpy does, serves what lies on disk, and has loaded the averaging models that are used, and no others."""
+def check_served(stage: Stage, index: int, edit: Edit, members: Members | None, step: str) -> None:
+    """Check that a server answers as numpy does, serves what is on disk, and has loaded only the averaging models in use."""
     folder, client = stage.folders[index], stage.clients[index]
-    assert answers_as(client, edit.ensemble, votes), step
+    assert answers_match(client, edit.ensemble, members), step
     shown = Ensembles(folder, client).show()
     assert {state.name: set(state.served.values()) for state in shown} == {state.name: {"yes"} for state in shown}, step
     used = set(filter(is_averaging, used_models(RepositoryView(folder))))
     assert set(filter(is_averaging, stage.ready(index))) == used, step
 
 
-def walk(scene: Scene, cutter: Cutter, place: Path, begins: Sequence[str] = ()) -> list[Cut]:
-    """Kill the server at every call of an edit, or at the first of those that begin so each: the edit finishes."""
-    cuts = []
+def walk(scene: Scene, edit_process: EditProcess, place: Path, begins: Sequence[str] = ()) -> list[EditResult]:
+    """Kill the server at every call of an edit, or at the first call with each prefix; the edit must finish."""
+    results = []
     with scene.staged(place / "stage", restart=True) as stage:
-        whole, new, _ = uncut(stage, cutter, scene.edit, kinds=["network"])
+        whole, new, _ = run_completely(stage, edit_process, scene.edit, kinds=["network"])
         for at in [number_of(whole.steps, begin) for begin in begins] or range(1, len(whole.steps) + 1):
-            cut = killed(stage, cutter, scene.edit, at)
-            if at > len(cut.steps):
+            result = run_and_kill_server(stage, edit_process, scene.edit, at)
+            if at > len(result.steps):
                 break
-            step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
-            assert cut.error is None, step
-            assert not cut.left_loaded, step
+            step = f"{at}: {result.steps[at - 1]}: {result.text}"
+            assert result.error is None, step
+            assert not result.left_loaded, step
             check_all(stage, scene.edit, scene.edit.after, new, step, scene.edit.verb)
-            cuts.append(cut)
+            results.append(result)
             stage.restore()
-    return cuts
+    return results
 
 
-def test_an_edit_of_weights_finishes_at_some_of_its_calls(cutter: Cutter, tmp_path: Path) -> None:
-    for cut in walk(REWEIGH, cutter, tmp_path, LOOK_AT):
-        assert any("restarted" in remark for remark in cut.remarks)
-        assert any("may be restarting" in said for said in cut.said)
+def test_edit_finishes_after_a_restart_at_some_calls(edit_process: EditProcess, tmp_path: Path) -> None:
+    for result in walk(REWEIGH, edit_process, tmp_path, CALLS):
+        assert any("restarted" in remark for remark in result.remarks)
+        assert any("may be restarting" in line for line in result.progress)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCENES))
-def test_an_edit_finishes_at_every_of_its_calls(cutter: Cutter, tmp_path: Path, name: str) -> None:
-    walk(SCENES[name], cutter, tmp_path)
+def test_edit_finishes_after_a_restart_at_every_call(edit_process: EditProcess, tmp_path: Path, name: str) -> None:
+    walk(SCENES[name], edit_process, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weight", "add", "create", "delete", "reload of a batch size"])
-def test_an_edit_that_fails_is_put_back_at_every_of_its_calls(cutter: Cutter, tmp_path: Path, name: str) -> None:
+def test_failed_edit_is_restored_after_a_restart_at_every_call(edit_process: EditProcess, tmp_path: Path, name: str) -> None:
     scene = SCENES[name]
     with scene.staged(tmp_path / "stage", restart=True) as stage:
-        whole, _, _ = uncut(stage, cutter, scene.edit, kinds=["network"])
+        whole, _, _ = run_completely(stage, edit_process, scene.edit, kinds=["network"])
         last = "after unload_model" if name == "delete" else "infer"
         failing = number_of(whole.steps, f"{last} {scene.edit.ensemble}")
-        fail: dict[str, Any] = {"how": "fail", "error": "failed"}
-        back = cutter.cut(stage, scene.edit, failing, kinds=["network"], **fail)
+        fail: dict[str, Any] = {"fault": "fail", "error": "failed"}
+        back = edit_process.run(stage, scene.edit, failing, kinds=["network"], **fail)
         assert back.error == "EditFailedError"
         stage.restore()
         for at in range(failing + 1, len(back.steps) + 1):
-            cut = killed(stage, cutter, scene.edit, failing, **fail, later={at: "kill_server"})
-            assert cut.error == "EditFailedError"
-            if at > len(cut.steps):
+            result = run_and_kill_server(stage, edit_process, scene.edit, failing, **fail, later={at: "kill_server"})
+            assert result.error == "EditFailedError"
+            if at > len(result.steps):
                 break
-            step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
-            assert any(stage.addresses[0][0] in line for line in cut.put_back), step
+            step = f"{at}: {result.steps[at - 1]}: {result.text}"
+            assert any(stage.addresses[0][0] in line for line in result.put_back), step
             check_all(stage, scene.edit, scene.edit.before, stage.first, step)
             stage.restore()
 
 
-def test_a_server_that_dies_twice_at_one_step_is_put_back(cutter: Cutter, tmp_path: Path) -> None:
+def test_server_that_dies_twice_is_restored(edit_process: EditProcess, tmp_path: Path) -> None:
     with REWEIGH.staged(tmp_path, restart=True) as stage:
-        whole, _, _ = uncut(stage, cutter, REWEIGH.edit, kinds=["network"])
+        whole, _, _ = run_completely(stage, edit_process, REWEIGH.edit, kinds=["network"])
         at = number_of(whole.steps, "load_model ensemble")
-        cut = killed(stage, cutter, REWEIGH.edit, at, later={at + 2: "kill_server"})
-        assert cut.steps[at + 1] == "load_model ensemble"
-        assert cut.error == "EditFailedError"
-        assert any(stage.addresses[0][0] in line for line in cut.put_back)
-        check_all(stage, REWEIGH.edit, REWEIGH.edit.before, stage.first, cut.text)
+        result = run_and_kill_server(stage, edit_process, REWEIGH.edit, at, later={at + 2: "kill_server"})
+        assert result.steps[at + 1] == "load_model ensemble"
+        assert result.error == "EditFailedError"
+        assert any(stage.addresses[0][0] in line for line in result.put_back)
+        check_all(stage, REWEIGH.edit, REWEIGH.edit.before, stage.first, result.text)
 
 
 @pytest.mark.slow
@@ -135,23 +146,25 @@ def test_a_server_that_dies_twice_at_one_step_is_put_back(cutter: Cutter, tmp_pa
         ("reload of a batch size", "load_model ensemble", "finished"),
     ],
 )
-def test_a_recovery_finishes_at_every_of_its_calls(cutter: Cutter, tmp_path: Path, name: str, point: str, end: str) -> None:
+def test_recovery_finishes_after_a_restart_at_every_call(
+    edit_process: EditProcess, tmp_path: Path, name: str, point: str, end: str
+) -> None:
     scene = SCENES[name]
     with scene.staged(tmp_path / "stage", restart=True) as stage:
-        whole, new, _ = uncut(stage, cutter, scene.edit)
+        whole, new, _ = run_completely(stage, edit_process, scene.edit)
         editor_dies = number_of(whole.steps, point)
-        assert cutter.cut(stage, scene.edit, editor_dies).status == -9
-        recovery = cutter.cut(stage, LOOK, 0, how="count", kinds=["network"])
-        assert end in "\n".join(recovery.warned)
+        assert edit_process.run(stage, scene.edit, editor_dies).status == -9
+        recovery = edit_process.run(stage, SHOW, 0, fault="count", kinds=["network"])
+        assert end in "\n".join(recovery.warnings)
         stage.restore()
         for at in range(1, len(recovery.steps) + 1):
-            assert cutter.cut(stage, scene.edit, editor_dies).status == -9
-            cut = killed(stage, cutter, LOOK, at)
-            if at > len(cut.steps):
+            assert edit_process.run(stage, scene.edit, editor_dies).status == -9
+            result = run_and_kill_server(stage, edit_process, SHOW, at)
+            if at > len(result.steps):
                 break
-            step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
-            assert cut.error is None, step
-            stage.tidy()  # takes away what was never noted
+            step = f"{at}: {result.steps[at - 1]}: {result.text}"
+            assert result.error is None, step
+            stage.tidy()  # removes leftovers without a journal
             if end == "finished":
                 check_all(stage, scene.edit, scene.edit.after, new, step, scene.edit.verb)
             else:
@@ -161,58 +174,58 @@ def test_a_recovery_finishes_at_every_of_its_calls(cutter: Cutter, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
-def test_one_of_two_replicas_restarts_at_every_call(cutter: Cutter, tmp_path: Path, index: int) -> None:
+def test_one_of_two_replicas_restarts_at_every_call(edit_process: EditProcess, tmp_path: Path, index: int) -> None:
     with REWEIGH.staged(tmp_path / "stage", replicas=2, restart=True) as stage:
-        whole, new, _ = uncut(stage, cutter, REWEIGH.edit, kinds=["network"])
+        whole, new, _ = run_completely(stage, edit_process, REWEIGH.edit, kinds=["network"])
         for at in range(1, len(whole.steps) + 1):
-            cut = killed(stage, cutter, REWEIGH.edit, at, index=index)
-            if at > len(cut.steps):
+            result = run_and_kill_server(stage, edit_process, REWEIGH.edit, at, index=index)
+            if at > len(result.steps):
                 break
-            step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
-            assert cut.error is None, step
+            step = f"{at}: {result.steps[at - 1]}: {result.text}"
+            assert result.error is None, step
             check_all(stage, REWEIGH.edit, REWEIGH.edit.after, new, step, "weight")
             stage.restore()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["weight", "delete"])
-def test_a_server_loads_what_an_edit_has_written_so_far(cutter: Cutter, tmp_path: Path, name: str) -> None:
-    """The edit stands still at each of its steps until the server is back: nothing tells it that its models are not loaded any more."""
+def test_edit_handles_an_unnoticed_restart_at_every_step(edit_process: EditProcess, tmp_path: Path, name: str) -> None:
+    """The edit pauses at each step until the server is back, so it does not notice that its models are no longer loaded."""
     scene = SCENES[name]
     both = ["files", "network"]
     with scene.staged(tmp_path / "stage", restart=True) as stage:
-        whole, new, _ = uncut(stage, cutter, scene.edit)
+        whole, new, _ = run_completely(stage, edit_process, scene.edit)
         ends = set()
         for at in range(1, len(whole.steps) + 1):
-            cut = killed(stage, cutter, scene.edit, at, how="restart_server", kinds=both)
-            if at > len(cut.steps):
+            result = run_and_kill_server(stage, edit_process, scene.edit, at, fault="restart_server", kinds=both)
+            if at > len(result.steps):
                 break
-            step = f"{at}: {cut.steps[at - 1]}: {cut.text}"
-            # It may report models that the edit unloads while it checks its answers.
+            step = f"{at}: {result.steps[at - 1]}: {result.text}"
+            # The restart may report models that the edit unloads during its checks.
             restarted = [event for event in stage.servers[0].events() if event.kind == "restarted"][-1]
             assert not set(restarted.facts["problems"]) & used_models(RepositoryView(stage.folders[0])), step
-            assert cut.error in (None, "EditFailedError"), step
-            if cut.error is None:
+            assert result.error in (None, "EditFailedError"), step
+            if result.error is None:
                 check_all(stage, scene.edit, scene.edit.after, new, step, scene.edit.verb)
             else:
                 check_all(stage, scene.edit, scene.edit.before, stage.first, step)
-            ends.add(cut.error)
+            ends.add(result.error)
             stage.restore()
         assert None in ends
 
 
 @pytest.mark.slow
-def test_a_server_that_hangs_is_killed_and_the_edit_finishes(cutter: Cutter, tmp_path: Path) -> None:
+def test_a_hanging_server_is_killed_and_the_edit_finishes(edit_process: EditProcess, tmp_path: Path) -> None:
     with REWEIGH.staged(tmp_path, restart=True) as stage:
-        whole, new, _ = uncut(stage, cutter, REWEIGH.edit, kinds=["network"])
-        cut = killed(stage, cutter, REWEIGH.edit, number_of(whole.steps, "load_model ensemble"), how="stop_server")
-        assert cut.error is None, cut.text
+        whole, new, _ = run_completely(stage, edit_process, REWEIGH.edit, kinds=["network"])
+        result = run_and_kill_server(stage, edit_process, REWEIGH.edit, number_of(whole.steps, "load_model ensemble"), fault="stop_server")
+        assert result.error is None, result.text
         assert [event.kind for event in stage.servers[0].events()] == ["started", "hung", "restarted"]
-        check_all(stage, REWEIGH.edit, REWEIGH.edit.after, new, cut.text, "weight")
+        check_all(stage, REWEIGH.edit, REWEIGH.edit.after, new, result.text, "weight")
 
 
 @pytest.mark.slow
-def test_prune_finishes_while_the_server_restarts(cutter: Cutter, tmp_path: Path) -> None:
+def test_prune_finishes_while_the_server_restarts(edit_process: EditProcess, tmp_path: Path) -> None:
     prune = Edit("prune", [], None, None, {"keep": 0})
     with SCENES["switch"].staged(tmp_path, restart=True) as stage:
         stage.ensembles().add("ensemble", ["gamma"])
@@ -220,25 +233,25 @@ def test_prune_finishes_while_the_server_restarts(cutter: Cutter, tmp_path: Path
         stage.ensembles().remove("ensemble", ["gamma"])
         stage.clients[0].transport.load_model("gamma", 10.0)
         stage.note()
-        whole = cutter.cut(stage, prune, 0, how="count", kinds=["network"])
+        whole = edit_process.run(stage, prune, 0, fault="count", kinds=["network"])
         assert whole.error is None
         pruned = models_of(stage.folders[0])
         assert not {"gamma", "alpha/1", "alpha/1/model.onnx"} & set(pruned)
         stage.restore()
         for at in range(1, len(whole.steps) + 1):
-            cut = killed(stage, cutter, prune, at)
-            if at > len(cut.steps):
+            result = run_and_kill_server(stage, edit_process, prune, at)
+            if at > len(result.steps):
                 break
-            assert cut.error is None, cut.text
+            assert result.error is None, result.text
             assert models_of(stage.folders[0]) == pruned
             assert stage.ready(0) == {path.partition("/")[0] for path in pruned}
-            check_served(stage, 0, prune, SWITCHED, cut.steps[at - 1])
+            check_served(stage, 0, prune, SWITCHED, result.steps[at - 1])
             stage.restore()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["http", "grpc"])
-def test_an_edit_that_begins_while_the_server_restarts(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_that_starts_during_a_restart(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_models, "RESTART_WAIT_S", 30.0)  # for a busy machine
     with REWEIGH.staged(tmp_path, restart=True) as stage:
         (server,) = stage.servers
@@ -253,5 +266,5 @@ def test_an_edit_that_begins_while_the_server_restarts(tmp_path: Path, kind: str
                 else:
                     ensembles.rollback()
                 stage.wait_restarted(0, before)
-                check_served(stage, 0, REWEIGH.edit, Votes({"alpha@1": weight, "beta@1": 1.0}), verb)
+                check_served(stage, 0, REWEIGH.edit, Members({"alpha@1": weight, "beta@1": 1.0}), verb)
         assert history(stage.folders[0]) == ["weight", "rollback"]

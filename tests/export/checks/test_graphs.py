@@ -1,4 +1,4 @@
-"""What a check says of a model's files: graphs and their digests, links, profiles, TensorRT plans."""
+"""Checks of model files: graphs and digests, links, profiles, TensorRT plans."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def repository(tmp_path: Path) -> Path:
     return tiny.write_repository(tmp_path / "repository")
 
 
-def test_model_files_that_are_missing(repository: Path) -> None:
+def test_missing_model_files(repository: Path) -> None:
     tiny.write_second_version(repository, "beta", 7)
     (repository / "beta/2/model.onnx").unlink()
-    found = only(repository, "Triton", model="beta")
-    assert found.file == repository / "beta/2/model.onnx"
+    finding = only(repository, "Triton", model="beta")
+    assert finding.file == repository / "beta/2/model.onnx"
     (repository / "beta/1/model.onnx").rename(repository / "beta/1/other.onnx")
     edit(repository, "beta", lambda config: config.version_policy.specific.versions.append(1))
     assert_facts(only(repository, "export", model="beta").text, "version 1 | model file")
@@ -37,7 +37,7 @@ def test_model_files_that_are_missing(repository: Path) -> None:
     assert check(repository) == []
 
 
-def test_a_file_is_compared_with_its_digest(repository: Path) -> None:
+def test_files_are_compared_with_their_digests(repository: Path) -> None:
     (repository / "beta/1/model.onnx").write_bytes(tiny.linear_onnx(99))
     only(repository, "changed | damaged", model="beta")
     edit(repository, "beta", lambda config: config.parameters.pop("sha256.1"))
@@ -50,19 +50,19 @@ def test_links_that_lead_out_of_the_repository(repository: Path) -> None:
     for model in ("beta", "ensemble"):
         (repository / model).rename(store / model)
         (repository / model).symlink_to(store / model)
-    found = {one.model: one for one in check(repository)}
-    assert {model: one.is_error for model, one in found.items()} == {"beta": False, "ensemble": True}
-    assert "copy" in found["ensemble"].text
+    findings = {finding.model: finding for finding in check(repository)}
+    assert {model: finding.is_error for model, finding in findings.items()} == {"beta": False, "ensemble": True}
+    assert "copy" in findings["ensemble"].text
     (repository / "beta").unlink()
     (repository / "beta").symlink_to(repository / "beta")
     assert_facts(check(repository)[-1].text, "step 2 | beta")
 
 
-def test_profiles_agree_with_their_configuration(repository: Path) -> None:
+def test_profiles_must_match_their_configuration(repository: Path) -> None:
     write_profile(repository, "cpu")
     path = repository / "beta/configs/cpu.pbtxt"
     whole = path.read_text()
-    for old, new, told, line in (
+    for old, new, facts, line in (
         ("max_batch_size: 8", "max_batch_size: 4", "profile | max_batch_size: 4 | config.pbtxt | 8", "max_batch_size"),
         ("dims: 4", "dims: 5", "profile | inputs | images FP32 [1, 5, 4]", "input"),
         ("  dims: 3", "  dims: 4", "profile | outputs | logits FP32 [4]", "output"),
@@ -73,17 +73,17 @@ def test_profiles_agree_with_their_configuration(repository: Path) -> None:
     ):
         path.write_text(whole)
         replace(path, old, new)
-        found = only(repository, told, model="beta", line=line)
-        assert found.file == path
+        finding = only(repository, facts, model="beta", line=line)
+        assert finding.file == path
 
 
-def test_averages_and_ensembles_have_no_profiles(repository: Path) -> None:
+def test_averaging_models_and_ensembles_have_no_profiles(repository: Path) -> None:
     for model in (average_of(repository), "ensemble"):
         path = repository / model / "configs/gpu.pbtxt"
         path.parent.mkdir()
         shutil.copy(repository / model / "config.pbtxt", path)
-        found = only(repository, "no profile", model=model)
-        assert found.file == path
+        finding = only(repository, "no profile", model=model)
+        assert finding.file == path
         path.unlink()
 
 
@@ -102,29 +102,29 @@ def manifest(place: Path, **other: Any) -> Manifest:
     return msgspec.structs.replace(MANIFEST, **{"profile": shapes, **digests, **other})
 
 
-def test_plans_that_fit_are_in_order(repository: Path) -> None:
+def test_matching_plans_have_no_findings(repository: Path) -> None:
     write_plans(repository)
     assert check(repository) == []
 
 
 @pytest.mark.parametrize(
-    ("shapes", "told"),
+    ("shapes", "facts"),
     [
         (((1, 1, 4, 4), (4, 1, 4, 4), (4, 1, 4, 4)), "max_batch_size | 8 | at most 4 images"),
         (((2, 1, 4, 4), (8, 1, 4, 4), (8, 1, 4, 4)), "plan | 2 images"),
         (((1, 1, 5, 5), (8, 1, 5, 5), (8, 1, 5, 5)), "[1, 5, 5] | [1, 4, 4]"),
     ],
 )
-def test_a_plan_of_other_shapes(repository: Path, shapes: tuple[tuple[int, ...], ...], told: str) -> None:
+def test_plan_with_other_shapes(repository: Path, shapes: tuple[tuple[int, ...], ...], facts: str) -> None:
     write_plans(repository)
     place = repository / "beta/1"
     (place / "model.plan.json").write_bytes(manifest(place, profile=Profile(*shapes)).to_bytes())
-    found = only(repository, told, model="beta")
-    assert f"`defensemble build-engine beta --repository {repository} --version 1 --force`" in found.text
-    assert found.file == place / "model.plan.json"
+    finding = only(repository, facts, model="beta")
+    assert f"`defensemble build-engine beta --repository {repository} --version 1 --force`" in finding.text
+    assert finding.file == place / "model.plan.json"
 
 
-def test_a_plan_without_its_manifest_or_with_another(repository: Path) -> None:
+def test_plan_without_a_matching_manifest(repository: Path) -> None:
     write_plans(repository)
     place = repository / "beta/1"
     (place / "model.plan.json").write_text("{}")
@@ -139,14 +139,14 @@ def test_a_plan_without_its_manifest_or_with_another(repository: Path) -> None:
     only(repository, "version 1 | model file", model="beta")
 
 
-def test_a_plan_that_its_profile_does_not_know(repository: Path) -> None:
+def test_plan_missing_in_its_profile(repository: Path) -> None:
     write_plans(repository)
     (repository / "beta/1/model.plan").write_bytes(b"another plan")
-    found = only(repository, "beta/configs/gpu-tensorrt.pbtxt", model="beta")
-    assert found.file == repository / "beta/1/model.plan"
+    finding = only(repository, "beta/configs/gpu-tensorrt.pbtxt", model="beta")
+    assert finding.file == repository / "beta/1/model.plan"
 
 
-def test_a_plan_may_be_what_the_configuration_itself_serves(repository: Path) -> None:
+def test_a_configuration_may_serve_a_plan(repository: Path) -> None:
     write_plans(repository)
     shutil.move(repository / "beta/configs/gpu-tensorrt.pbtxt", repository / "beta/config.pbtxt")
     assert check(repository) == []

@@ -1,4 +1,4 @@
-"""Repositories that a hand has been in: what is not as an export left it is told, and never passed over or believed."""
+"""Hand-edited repositories: every difference from an export is reported."""
 
 from __future__ import annotations
 
@@ -42,63 +42,63 @@ def set_parameter(repository: Path, model: str, key: str, value: str) -> None:
     path.write_bytes(pbtxt_from_config(config))
 
 
-def refused_by_all(repository: Path, told: str) -> None:
+def refused_by_all(repository: Path, facts: str) -> None:
     """Both commands that go through all networks refuse, and change nothing."""
     before = content(repository)
-    with raises((ProfileError, ConfigError), told):
+    with raises((ProfileError, ConfigError), facts):
         write_profile(repository, "cpu")
-    with raises((EngineError, ConfigError), told):
+    with raises((EngineError, ConfigError), facts):
         planned_engines(repository)
     assert content(repository) == before
 
 
-def test_a_network_without_a_version_is_not_passed_over(repository: Path) -> None:
+def test_reports_a_network_without_a_version(repository: Path) -> None:
     shutil.rmtree(repository / "alpha/1")
     refused_by_all(repository, "no version | served")
-    found = {(one.model, one.profile): one.state for one in profile_states(repository)}
-    assert found["alpha", "gpu-tensorrt"] == found["alpha", "cpu"] == "no version that is served"
-    assert found["beta", "cpu"] == "not written"
-    done = CliRunner().invoke(cli, ["build-engine", "--repository", str(repository), "--dry-run"])
+    states = {(profile.model, profile.profile): profile.state for profile in profile_states(repository)}
+    assert states["alpha", "gpu-tensorrt"] == states["alpha", "cpu"] == "no version that is served"
+    assert states["beta", "cpu"] == "not written"
+    done = CliRunner().invoke(cli, ["build-engine", str(repository), "--dry-run"])
     assert done.exit_code == 1
-    assert [one.name for one in planned_engines(repository, models=["beta"])] == ["beta@1"]
+    assert [engine.name for engine in planned_engines(repository, models=["beta"])] == ["beta@1"]
 
 
 @pytest.mark.parametrize("text", ["", 'name: "alpha"\n', "max_batch_size: 8\n"])
-def test_a_configuration_that_says_nothing_is_told(repository: Path, text: str) -> None:
+def test_reports_an_empty_configuration(repository: Path, text: str) -> None:
     (repository / "alpha/config.pbtxt").write_text(text)
     refused_by_all(repository, "alpha/config.pbtxt | backend | platform")
 
 
-def test_folders_that_are_no_models_are_told_and_left_alone(repository: Path) -> None:
+def test_reports_folders_that_are_not_models(repository: Path) -> None:
     for name in ("lost+found", ".git", "notes"):
         (repository / name).mkdir()
-    said: list[str] = []
-    assert write_profile(repository, "cpu", on_progress=said.append) == ["alpha/configs/cpu.pbtxt", "beta/configs/cpu.pbtxt"]
+    progress: list[str] = []
+    assert write_profile(repository, "cpu", on_progress=progress.append) == ["alpha/configs/cpu.pbtxt", "beta/configs/cpu.pbtxt"]
     strays = [f"{repository / name} is not a model" for name in (".git", "lost+found", "notes")]
-    assert [line.partition(" (")[0] for line in said] == strays
-    for command in (["profile", "list", "--repository", str(repository)], ["build-engine", "--repository", str(repository), "--dry-run"]):
+    assert [line.partition(" (")[0] for line in progress] == strays
+    for command in (["profile", "list", str(repository)], ["build-engine", str(repository), "--dry-run"]):
         done = CliRunner().invoke(cli, command)
         assert done.exit_code == 0, done.stderr
         assert all(stray in done.stderr for stray in strays)
         assert "alpha" in done.stdout
 
 
-def test_a_network_whose_configuration_is_gone_is_no_stray_folder(repository: Path) -> None:
+def test_reports_a_network_without_a_configuration(repository: Path) -> None:
     (repository / "alpha/config.pbtxt").unlink()
     refused_by_all(repository, "alpha | config.pbtxt")
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../1/model.onnx", "..", "."])
-def test_a_model_s_file_is_a_plain_name(repository: Path, file: str) -> None:
+def test_a_model_file_must_be_a_plain_name(repository: Path, file: str) -> None:
     tiny.edit_config(repository, "alpha", default_model_filename=file)
     refused_by_all(repository, "plain name | version's folder")
 
 
-def test_a_configuration_that_names_another_model_is_refused(repository: Path) -> None:
+def test_refuses_a_configuration_of_another_model(repository: Path) -> None:
     tiny.edit_config(repository, "alpha", name="beta")
-    told = """name: "beta" | folder | 'alpha'"""
-    refused_by_all(repository, told)
-    with raises(ConfigError, told):
+    facts = """name: "beta" | folder | 'alpha'"""
+    refused_by_all(repository, facts)
+    with raises(ConfigError, facts):
         repository_plan(repository, [tiny.member("alpha", 5)], ensemble=None, replace=True)
 
 
@@ -112,7 +112,7 @@ def noted(precision: str | None) -> bytes:
 
 
 @pytest.mark.parametrize(("own", "stated"), [("int8", "fp32"), (None, "int8"), ("fp16", "fp7")])
-def test_a_plan_is_judged_by_what_its_graph_computes_in(tmp_path: Path, own: str | None, stated: str) -> None:
+def test_a_plan_has_the_precision_of_its_graph(tmp_path: Path, own: str | None, stated: str) -> None:
     repository = tmp_path / "repository"
     write_files(repository, repository_plan(repository, [tiny.member("a", onnx=noted(own), precision=own or "fp32")], ensemble=None))
     (planned,) = planned_engines(repository)
@@ -123,18 +123,18 @@ def test_a_plan_is_judged_by_what_its_graph_computes_in(tmp_path: Path, own: str
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "facts"),
     [("[1]", "weights [1]"), ("[" * 100_000, "weights [[[")],
     ids=["too few", "nested"],
 )
-def test_weights_that_do_not_fit_the_votes(repository: Path, weights: str, told: str) -> None:
+def test_weights_must_match_the_members(repository: Path, weights: str, facts: str) -> None:
     (average,) = (path.name for path in repository.glob("average_*"))
     set_parameter(repository, average, "weights", weights)
-    with raises(EnsembleError, told):
+    with raises(EnsembleError, facts):
         read_ensemble(repository, "ensemble")
 
 
-def test_a_name_left_out_is_the_folder_s(repository: Path) -> None:
+def test_the_default_name_is_that_of_the_folder(repository: Path) -> None:
     tiny.edit_config(repository, "alpha", name="")
     assert read_config(repository / "alpha").name == ""
     assert len(write_profile(repository, "cpu")) == 2

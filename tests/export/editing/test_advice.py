@@ -1,4 +1,4 @@
-"""What refusals of edits advise can be done: each command that they name is run as it stands."""
+"""The commands that error messages advise work when they are run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DECLARATION = "name: ensemble\nmembers:\n- model: alpha\n  version: 1\n  weight:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """An ensemble of `alpha` and `beta`, and two members of another size, `large` and `other`, which vote nowhere."""
+    """An ensemble of `alpha` and `beta`, and two members of another size, `large` and `other`, which are members of no ensemble."""
     folder = tiny.write_repository(tmp_path / "repository")
     large = [tiny.member(name, onnx=tiny.linear_onnx(3, LARGE), input_shape=LARGE) for name in ("large", "other")]
     write_files(folder, repository_plan(folder, large, ensemble=None))
@@ -54,7 +54,7 @@ def edit_parameter(repository: Path, key: str, value: str | None) -> None:
         (["add", "ensemble", "large", "other"], "omit large, other"),
     ],
 )
-def test_a_member_that_does_not_fit_is_left_out_of_the_edit(repository: Path, edit: list[str], advice: str) -> None:
+def test_advises_to_leave_out_a_member_that_does_not_fit(repository: Path, edit: list[str], advice: str) -> None:
     status, text = run(repository, *edit)
     assert status == 1
     assert advice in text
@@ -76,25 +76,25 @@ def remove_average(repository: Path) -> None:
     shutil.rmtree(model)
 
 
-SPOILT: dict[str, Callable[[Path], object]] = {
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "one size": spoil_sizes,
     "batch": lambda repository: tiny.edit_config(repository, "beta", max_batch_size=0),
-    "member gone": lambda repository: shutil.rmtree(repository / "beta"),
+    "missing member": lambda repository: shutil.rmtree(repository / "beta"),
     "weight 0": lambda repository: edit_parameter(repository, "weights", "[1.0, 0]"),
-    "weights gone": lambda repository: edit_parameter(repository, "weights", None),
-    "average gone": remove_average,
+    "missing weights": lambda repository: edit_parameter(repository, "weights", None),
+    "missing average": remove_average,
 }
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("kind", list(SPOILT))
-def test_the_commands_that_are_advised_work(repository: Path, tmp_path: Path, kind: str, recorded: bool) -> None:
-    if recorded:
+@pytest.mark.parametrize("is_recorded", [False, True])
+@pytest.mark.parametrize("kind", list(DAMAGE))
+def test_advised_commands_work(repository: Path, tmp_path: Path, kind: str, is_recorded: bool) -> None:
+    if is_recorded:
         assert run(repository, "weight", "ensemble", "alpha=2")[0] == 0
         config = (repository / "ensemble/config.pbtxt").read_text()
         for unused in (path for path in repository.glob("average_*") if path.name not in config):
             shutil.rmtree(unused)
-    SPOILT[kind](repository)
+    DAMAGE[kind](repository)
     _, text = run(repository, "check", "ensemble")
     commands = re.findall(r"`defensemble ensemble ((?:remove|rollback|apply|reload)[^`]*)`", text)
     assert commands, text
@@ -108,7 +108,7 @@ def test_the_commands_that_are_advised_work(repository: Path, tmp_path: Path, ki
         assert status == 0, (command, output)
 
 
-def test_what_cannot_be_edited_is_not_advised(repository: Path, tmp_path: Path) -> None:
+def test_impossible_edits_are_not_advised(repository: Path, tmp_path: Path) -> None:
     _, text = run(repository, "create", "alpha", "beta")
     assert "another name" in text
     assert "`" not in text

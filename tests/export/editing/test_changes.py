@@ -1,4 +1,4 @@
-"""What differs between two ensembles, in words: nothing exactly where nothing does."""
+"""Descriptions of the differences between two ensembles."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ EQUAL = [Member(name) for name in "wxyz"]
 REMOVED = ["removes keep0.3@1", "removes keep0.3@2"]
 
 
-def of(*votes: Member, average: str = "probabilities", name: str = "ensemble") -> Ensemble:
-    return Ensemble(name, votes, average)
+def of(*members: Member, average: str = "probabilities", name: str = "ensemble") -> Ensemble:
+    return Ensemble(name, members, average)
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "told"),
+    ("before", "after", "facts"),
     [
         (of(A, B), of(A, B), []),
         (of(A, B, C, Member("x")), of(A, B, C, Member("x"), Member("keep0.3", 2)), ["adds | keep0.3@2 | 1 | 20.0 %"]),
@@ -30,7 +30,7 @@ def of(*votes: Member, average: str = "probabilities", name: str = "ensemble") -
         (of(A, B), of(A, Member("keep0.3", 2)), ["keep0.3 | version | 1 -> 2"]),
         (of(A, B), of(A, Member("keep0.3", 2, 0.25)), ["keep0.3 | version | 1 -> 2 | weight | 1 -> 0.25 | 50.0 % -> 20.0 %"]),
         (of(A, B), of(B, A), ["order | keep0.3@1, keep0.1@1"]),
-        # Of several versions it is not told which became which.
+        # With several versions, it is unknown which one was replaced.
         (of(B, Member("keep0.3", 2)), of(Member("keep0.3", 3)), [*REMOVED, "adds | keep0.3@3 | 1 | 100.0 %"]),
         (of(A), of(C, A), ["adds | keep0.5@1 | 1 | 50.0 %", "order | keep0.5@1, keep0.1@1"]),
         (of(A, B), of(B, C), ["removes | keep0.1@1", "adds | keep0.5@1 | 1 | 50.0 %"]),
@@ -40,27 +40,26 @@ def of(*votes: Member, average: str = "probabilities", name: str = "ensemble") -
         (None, None, []),
     ],
 )  # fmt: skip
-def test_changes_are_told_in_words(before: Ensemble | None, after: Ensemble | None, told: list[str]) -> None:
-    assert_each(changes_between(before, after), *told)
+def test_describes_changes(before: Ensemble | None, after: Ensemble | None, facts: list[str]) -> None:
+    assert_each(changes_between(before, after), *facts)
 
 
 @given(st.data())
-def test_nothing_is_told_exactly_where_nothing_differs(data: st.DataObject) -> None:
+def test_describes_no_changes_exactly_for_equal_ensembles(data: st.DataObject) -> None:
     before = data.draw(ensembles())
-    votes = list(before.members)
+    members = list(before.members)
     kind = data.draw(st.sampled_from(["same", "order", "weight", "version", "average", "name", "any"]))
     after = before
     if kind == "order":
-        after = Ensemble(before.name, tuple(data.draw(st.permutations(votes))), before.average)
+        after = Ensemble(before.name, tuple(data.draw(st.permutations(members))), before.average)
     elif kind in ("weight", "version"):
-        index = data.draw(st.integers(0, len(votes) - 1))
-        old = votes[index]
-        version = (
-            old.version if kind == "weight" else next(v for v in range(1, 9) if (old.model, v) not in {(o.model, o.version) for o in votes})
-        )
-        # Half a weight or more of the largest: no share gets too small.
-        votes[index] = Member(old.model, version, max(vote.weight for vote in votes) if kind == "weight" else old.weight)
-        after = Ensemble(before.name, tuple(votes), before.average)
+        index = data.draw(st.integers(0, len(members) - 1))
+        old = members[index]
+        keys = {(member.model, member.version) for member in members}
+        version = old.version if kind == "weight" else next(number for number in range(1, 9) if (old.model, number) not in keys)
+        # The smallest weight increases the other shares, so that none becomes too small.
+        members[index] = Member(old.model, version, min(member.weight for member in members) if kind == "weight" else old.weight)
+        after = Ensemble(before.name, tuple(members), before.average)
     elif kind == "average":
         after = Ensemble(before.name, before.members, "logits" if before.average == "probabilities" else "probabilities")
     elif kind in ("name", "any"):
@@ -70,7 +69,8 @@ def test_nothing_is_told_exactly_where_nothing_differs(data: st.DataObject) -> N
 
 
 @given(ensembles(), ensembles())
-def test_every_member_that_comes_or_goes_is_told_by_name(before: Ensemble, after: Ensemble) -> None:
-    told = "\n".join(changes_between(before, after))
-    for vote in {(vote.model, vote.version) for vote in before.members} ^ {(vote.model, vote.version) for vote in after.members}:
-        assert vote[0] in told
+def test_names_every_added_and_removed_member(before: Ensemble, after: Ensemble) -> None:
+    text = "\n".join(changes_between(before, after))
+    old, new = ({(member.model, member.version) for member in ensemble.members} for ensemble in (before, after))
+    for model, _ in old ^ new:
+        assert model in text

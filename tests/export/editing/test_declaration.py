@@ -1,4 +1,4 @@
-"""An ensemble as a YAML file: read back exactly, and whatever else it may hold is refused with its line."""
+"""Ensembles as YAML files: exact round trips, and errors with line numbers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ members:
 """
 
 
-def test_a_declaration_is_read_and_written_as_it_is_shown() -> None:
+def test_reads_and_writes_the_documented_form() -> None:
     expected = Ensemble("ensemble", (Member("keep0.1"), Member("keep0.3", 2, 0.5)))
     assert ensemble_from_yaml(WHOLE, "file") == expected
     assert yaml_from_ensemble(expected) == WHOLE
 
 
 @given(ensembles())
-def test_what_is_written_reads_back_the_same(ensemble: Ensemble) -> None:
+def test_round_trip(ensemble: Ensemble) -> None:
     text = yaml_from_ensemble(ensemble)
     assert ensemble_from_yaml(text, "file") == ensemble
     assert yaml_from_ensemble(ensemble_from_yaml(text, "file")) == text
@@ -48,7 +48,7 @@ def test_what_is_written_reads_back_the_same(ensemble: Ensemble) -> None:
     assert [Member(**member) for member in loaded["members"]] == list(ensemble.members)
 
 
-def test_what_is_left_out_is_version_1_weight_1_and_probabilities() -> None:
+def test_defaults() -> None:
     assert ensemble_from_yaml("members: [{model: a}, {model: b, weight: .5}]\nname: e", "file") == Ensemble(
         "e", (Member("a", 1, 1.0), Member("b", 1, 0.5)), "probabilities"
     )
@@ -56,7 +56,7 @@ def test_what_is_left_out_is_version_1_weight_1_and_probabilities() -> None:
 
 
 @pytest.mark.parametrize("name", ["on", "no", "null", "1e3", "0.5", "017", "0x1f", "2026-01-01", "true", "1_000"])
-def test_a_name_is_the_text_that_stands_there(name: str) -> None:
+def test_names_are_plain_text(name: str) -> None:
     for written in (name, f"'{name}'", f'"{name}"'):
         assert ensemble_from_yaml(f"name: {written}\n{MEMBERS}", "file").name == name
         assert ensemble_from_yaml(f"name: e\nmembers:\n- model: {written}\n", "file").members == (Member(name),)
@@ -65,12 +65,12 @@ def test_a_name_is_the_text_that_stands_there(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "weight"), [("2", 2.0), ("1.", 1.0), (".25", 0.25), ("1e3", 1000.0), ("+2.5E-1", 0.25), ("1e-300", 1e-300), ("9" * 300, 1e300)]
 )
-def test_weights_are_numbers_as_they_are_usually_written(text: str, weight: float) -> None:
+def test_accepts_usual_number_formats_as_weights(text: str, weight: float) -> None:
     assert ensemble_from_yaml(f"name: e\nmembers:\n- {{model: a, weight: {text}}}\n", "file").members[0].weight == weight
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "told"),
+    ("text", "line", "facts"),
     [
         ("", None, "file | empty | name | members"),
         ("# nothing\n---\n", None, "file | empty"),
@@ -107,7 +107,7 @@ def test_weights_are_numbers_as_they_are_usually_written(text: str, weight: floa
         (
             f"name: e\n{MEMBERS}  - model: b\n  - model: keep0.1\n    version: 1\n",
             5,
-            "keep0.1@1 | already | larger weight",
+            "keep0.1@1 | twice | larger weight",
         ),
         (f"name: e\n{MEMBERS}    weight: 1\n  - {{model: b, weight: 1e-9}}\n", 3, "b | 1e-07"),
         (f"name: &n e\n{MEMBERS}", 1, "anchors"),
@@ -122,12 +122,12 @@ def test_weights_are_numbers_as_they_are_usually_written(text: str, weight: floa
         (f"name: e\x00\n{MEMBERS}", 1, "'\\x00'"),
         (f"name: e\naverage: \x1b\n{MEMBERS}", 2, "'\\x1b'"),
         (f'name: "\\U7fffffff"\n{MEMBERS}', 1, "YAML"),
-        (f"name: {'[' * 3000}", 1, "too deep"),
+        (f"name: {'[' * 3000}", 1, "too deeply"),
         ("%YAML 3.0\n---\nname: e\n", 1, "YAML"),
     ],
 )
-def test_what_declares_no_ensemble_is_told_with_its_line(text: str, line: int | None, told: str) -> None:
-    with raises(DeclarationError, told) as caught:
+def test_reports_the_line_of_an_invalid_declaration(text: str, line: int | None, facts: str) -> None:
+    with raises(DeclarationError, facts) as caught:
         ensemble_from_yaml(text, "file")
     assert str(caught.value).startswith("file" if line is None else f"file:{line}: "), caught.value
     assert isinstance(caught.value, ExportError)
@@ -136,7 +136,7 @@ def test_what_declares_no_ensemble_is_told_with_its_line(text: str, line: int | 
 @pytest.mark.parametrize(
     "version", ["true", "1.5", "'1'", "~", "", "[1]", "{}", "01", "0x1", "1_0", "1:30", "-1", "0", "9" * 19, "9" * 5000, "one"]
 )
-def test_a_version_is_a_whole_number_that_is_there(version: str) -> None:
+def test_a_version_must_be_an_integer_in_range(version: str) -> None:
     with raises(DeclarationError, "file:4: | version | 9223372036854775807"):
         ensemble_from_yaml(f"name: e\n{MEMBERS}    version: {version}\n", "file")
 
@@ -144,32 +144,32 @@ def test_a_version_is_a_whole_number_that_is_there(version: str) -> None:
 @pytest.mark.parametrize(
     "weight", ["true", "yes", "'1'", '"2.0"', "~", "", "[1]", "{a: 1}", "heavy", "01", "0x1", "1_0", "1:30", "1,5", "infinity", "1e"]
 )
-def test_a_weight_is_a_number(weight: str) -> None:
+def test_a_weight_must_be_a_number(weight: str) -> None:
     with raises(DeclarationError, "file:4: | weight | above 0"):
         ensemble_from_yaml(f"name: e\n{MEMBERS}    weight: {weight}\n", "file")
 
 
 @pytest.mark.parametrize("weight", [".inf", "-.INF", ".NaN", "0", "0.0", "-1", "1e999", "1e-999"])
-def test_a_weight_that_an_ensemble_refuses_is_told_with_its_line(weight: str) -> None:
+def test_reports_the_line_of_an_invalid_weight(weight: str) -> None:
     with raises(DeclarationError, "file:4: | 'keep0.1' | above 0") as caught:
         ensemble_from_yaml(f"name: e\n{MEMBERS}    weight: {weight}\n", "file")
     assert isinstance(caught.value.__cause__, EnsembleError)
 
 
-def test_aliases_cannot_make_a_small_file_a_huge_one() -> None:
+def test_rejects_aliases() -> None:
     layers = [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]" for number in range(1, 40)]
     with pytest.raises(DeclarationError, match="anchors"):
         ensemble_from_yaml("\n".join(["a0: &a0 x", *layers]), "file")
 
 
 @given(st.text(st.sampled_from("name: e\n-[]{}?!&*|>'\"%@`#,\t\\Uuxf019.\ufeff\u2028model"), max_size=40))
-def test_any_text_is_an_ensemble_or_refused(text: str) -> None:
+def test_any_text_is_an_ensemble_or_an_error(text: str) -> None:
     for candidate in (text, f"name: e\nmembers:\n- {text}\n", f"name: {text}\n{MEMBERS}"):
         with suppress(DeclarationError):
             assert isinstance(ensemble_from_yaml(candidate, "file"), Ensemble)
 
 
-def test_a_file_may_have_a_mark_or_the_line_ends_of_another_system(tmp_path: Path) -> None:
+def test_accepts_byte_order_marks_and_any_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "ensemble.yaml"
     for content in (WHOLE.encode(), b"\xef\xbb\xbf" + WHOLE.encode(), WHOLE.replace("\n", "\r\n").encode(), WHOLE.rstrip().encode()):
         path.write_bytes(content)
@@ -179,7 +179,7 @@ def test_a_file_may_have_a_mark_or_the_line_ends_of_another_system(tmp_path: Pat
         read_declaration(path)
 
 
-def test_a_file_that_is_no_text_or_too_large_or_not_to_be_read_is_told(tmp_path: Path) -> None:
+def test_rejects_binary_large_and_unreadable_files(tmp_path: Path) -> None:
     path = tmp_path / "ensemble.yaml"
     path.write_bytes(b"name: e\nmembers: \xff\n")
     with raises(DeclarationError, f"{path}:2: | byte 17 | UTF-8"):

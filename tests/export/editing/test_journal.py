@@ -1,4 +1,4 @@
-"""The file of an edit under way: read back as it was written, and refused where it is damaged."""
+"""The journal of an edit in progress: round trips, and damage is rejected."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from defensemble_export import HistoryError
 from defensemble_export.editing.journal import EditJournal, read_journal
 from defensemble_repository.names import PENDING_FILE
-from tests.export.editing.test_history import edit
+from tests.export.editing.test_history import make_edit
 
 CONFIG = "ensemble/config.pbtxt"
 
 
 def written(folder: Path) -> dict[str, Any]:
     note = EditJournal(
-        folder, edit(1), ("here",), (), {CONFIG: b"\xff", "x": None}, {CONFIG: "0", "x": None}, ("average_0",), (), (), b"hand"
+        folder, make_edit(1), ("here",), (), {CONFIG: b"\xff", "x": None}, {CONFIG: "0", "x": None}, ("average_0",), (), (), b"hand"
     )
     note.write()
     assert read_journal(folder) == note
@@ -26,7 +26,7 @@ def written(folder: Path) -> dict[str, Any]:
     return values
 
 
-def test_it_is_read_back(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     assert read_journal(tmp_path) is None
     values = written(tmp_path)
     keys = "schema", "edit", "group", "urls", "before", "after", "new_models", "loads", "released", "rejected"
@@ -36,7 +36,7 @@ def test_it_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["schema", "edit", "group", "urls", "before", "after", "new_models", "loads", "released", "rejected"])
-def test_each_key_is_needed(tmp_path: Path, key: str) -> None:
+def test_every_key_is_required(tmp_path: Path, key: str) -> None:
     values = written(tmp_path)
     del values[key]
     (tmp_path / PENDING_FILE).write_text(json.dumps(values))
@@ -62,7 +62,7 @@ def test_each_key_is_needed(tmp_path: Path, key: str) -> None:
         ("rejected", 1),
     ],
 )
-def test_a_value_of_another_kind_is_refused(tmp_path: Path, key: str, value: object) -> None:
+def test_rejects_values_of_other_types(tmp_path: Path, key: str, value: object) -> None:
     values = written(tmp_path)
     (tmp_path / PENDING_FILE).write_text(json.dumps({**values, key: value}))
     with pytest.raises(HistoryError, match=rf"{PENDING_FILE} is damaged"):
@@ -70,13 +70,13 @@ def test_a_value_of_another_kind_is_refused(tmp_path: Path, key: str, value: obj
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff"], ids=["empty", "list", "nested", "bytes"])
-def test_what_is_no_json_object_is_damaged(tmp_path: Path, content: bytes) -> None:
+def test_rejects_anything_but_a_json_object(tmp_path: Path, content: bytes) -> None:
     (tmp_path / PENDING_FILE).write_bytes(content)
     with pytest.raises(HistoryError, match=rf"{PENDING_FILE} is damaged"):
         read_journal(tmp_path)
 
 
-def test_another_version_is_named(tmp_path: Path) -> None:
+def test_names_another_schema_version(tmp_path: Path) -> None:
     values = written(tmp_path)
     (tmp_path / PENDING_FILE).write_text(json.dumps({**values, "schema": "defensemble.pending-edit/2"}))
     with pytest.raises(HistoryError, match=r"defensemble\.pending-edit/2"):

@@ -1,4 +1,4 @@
-"""What is known of a member on disk: read from its configuration, its graph's metadata and its report; what is damaged is told."""
+"""Facts about a member on disk, from its configuration, its graph's metadata and its report; damage is reported."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def graph(seed: int, **metadata: str) -> bytes:
 
 
 def report(content: bytes, **verified: Any) -> bytes:
-    told = {"logits": 1e-4, "probabilities": None, "agreement": None}
+    facts = {"logits": 1e-4, "probabilities": None, "agreement": None}
     return report_from_export(
-        content, precision="fp16", origin={"kind": "checkpoint"}, verification={**VERIFIED, **verified}, tolerance=told
+        content, precision="fp16", origin={"kind": "checkpoint"}, verification={**VERIFIED, **verified}, tolerance=facts
     )
 
 
@@ -57,13 +57,13 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "repository"
 
 
-def standing(repository: Path, name: str = "alpha", version: int = 1) -> MemberInfo:
+def member_info(repository: Path, name: str = "alpha", version: int = 1) -> MemberInfo:
     return read_member_info(RepositoryView(repository), Member(name, version, 2.0), 0.25)
 
 
-def test_all_that_is_known_of_a_member_is_told(repository: Path) -> None:
+def test_reads_all_facts(repository: Path) -> None:
     file = repository / "alpha/1/model.onnx"
-    assert standing(repository) == MemberInfo(
+    assert member_info(repository) == MemberInfo(
         "alpha",
         1,
         2.0,
@@ -84,68 +84,68 @@ def test_all_that_is_known_of_a_member_is_told(repository: Path) -> None:
     )
 
 
-def test_a_checkpoint_s_own_words_are_those_that_are_read(repository: Path) -> None:
+def test_reads_the_metadata_of_a_real_checkpoint(repository: Path) -> None:
     from defensemble_training import ModelSpec, TrainingRecord
 
     trained = TrainingRecord.untrained(("a", "b"), accuracy=0.75, n_test=8, data="shapes")
-    for record, told in ((trained, (0.75, 8, "shapes")), (TrainingRecord.untrained(("a", "b")), (None, None, None))):
+    for record, facts in ((trained, (0.75, 8, "shapes")), (TrainingRecord.untrained(("a", "b")), (None, None, None))):
         spec = ModelSpec("vgg19", 0.5, (0,))
         content = graph(1, spec=spec.to_json(), record=json.dumps(record.to_values()))
         (repository / "alpha/1/model.onnx").write_bytes(content)
-        found = standing(repository)
-        assert (found.arch, found.keep) == ("vgg19", 0.5)
-        assert (found.record_accuracy, found.record_n, found.record_data) == told
-        assert found.problem is None
+        info = member_info(repository)
+        assert (info.arch, info.keep) == ("vgg19", 0.5)
+        assert (info.record_accuracy, info.record_n, info.record_data) == facts
+        assert info.problem is None
 
 
-def test_planned_files_count_as_written(repository: Path) -> None:
+def test_reads_planned_files(repository: Path) -> None:
     content = graph(2, record=json.dumps({**RECORD, "accuracy": 0.5}))
     planned = {"alpha/1/model.onnx": content, "alpha/1/model.onnx.json": None}
-    found = read_member_info(RepositoryView(repository, planned), Member("alpha"), 1.0)
-    assert (found.record_accuracy, found.exported_accuracy, found.bytes) == (0.5, None, len(content))
-    assert_facts(found.problem or "", f"{repository / 'alpha/1/model.onnx.json'} | missing")
+    info = read_member_info(RepositoryView(repository, planned), Member("alpha"), 1.0)
+    assert (info.record_accuracy, info.exported_accuracy, info.bytes) == (0.5, None, len(content))
+    assert_facts(info.problem or "", f"{repository / 'alpha/1/model.onnx.json'} | missing")
 
 
-def test_what_is_not_known_is_none(tmp_path: Path) -> None:
+def test_unknown_facts_are_none(tmp_path: Path) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
     path = repository / "alpha/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "alpha")
     for key in list(config.parameters):
         del config.parameters[key]
     path.write_bytes(pbtxt_from_config(config))
-    found = standing(repository)
+    info = member_info(repository)
     size = (repository / "alpha/1/model.onnx").stat().st_size
-    assert found == MemberInfo("alpha", 1, 2.0, 0.25, bytes=size, problem=found.problem)
-    assert standing(repository, "beta").precision == "fp32"
+    assert info == MemberInfo("alpha", 1, 2.0, 0.25, bytes=size, problem=info.problem)
+    assert member_info(repository, "beta").precision == "fp32"
 
 
-def test_a_graph_says_what_its_configuration_does_not(repository: Path) -> None:
+def test_the_graph_supplements_its_configuration(repository: Path) -> None:
     path = repository / "alpha/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "alpha")
     for key in ("precision.1", "mask_digest.1"):
         del config.parameters[key]
     path.write_bytes(pbtxt_from_config(config))
-    assert (standing(repository).precision, standing(repository).mask_digest) == ("fp32", "of the graph")
+    assert (member_info(repository).precision, member_info(repository).mask_digest) == ("fp32", "of the graph")
     (repository / "alpha/1/model.onnx").write_bytes(graph(1, precision="int8", class_names="[]"))
-    assert standing(repository).precision == "int8"
+    assert member_info(repository).precision == "int8"
 
 
-def test_images_without_classes_have_no_accuracy(repository: Path) -> None:
+def test_images_without_labels_have_no_accuracy(repository: Path) -> None:
     content = (repository / "alpha/1/model.onnx").read_bytes()
     (repository / "alpha/1/model.onnx.json").write_bytes(report(content, accuracy=None, reference_accuracy=None))
-    found = standing(repository)
-    assert (found.exported_accuracy, found.exported_n, found.exported_images, found.problem) == (None, None, None, None)
+    info = member_info(repository)
+    assert (info.exported_accuracy, info.exported_n, info.exported_images, info.problem) == (None, None, None, None)
 
 
-def test_of_a_plan_its_size_is_told_and_of_the_graph_beside_it_the_rest(repository: Path) -> None:
+def test_a_plan_has_its_own_size_and_the_facts_of_its_graph(repository: Path) -> None:
     tiny.edit_config(repository, "alpha", default_model_filename="model.plan")
     (repository / "alpha/1/model.plan").write_bytes(b"plan")
-    found = standing(repository)
-    assert (found.bytes, found.arch, found.problem) == (4, "resnet18", None)
+    info = member_info(repository)
+    assert (info.bytes, info.arch, info.problem) == (4, "resnet18", None)
     (repository / "alpha/1/model.onnx").unlink()
-    found = standing(repository)
-    assert (found.bytes, found.arch) == (4, None)
-    assert_facts(found.problem or "", f"{repository / 'alpha/1/model.onnx'} | missing | model.plan")
+    info = member_info(repository)
+    assert (info.bytes, info.arch) == (4, None)
+    assert_facts(info.problem or "", f"{repository / 'alpha/1/model.onnx'} | missing | model.plan")
 
 
 def write(path: str, content: bytes) -> Callable[[Path], None]:
@@ -160,7 +160,7 @@ def with_metadata(**metadata: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "facts"),
     [
         (lambda repository: (repository / "alpha/1/model.onnx.json").unlink(), "alpha/1/model.onnx.json | missing"),
         (write("alpha/1/model.onnx.json", b"{"), "alpha/1/model.onnx.json | JSONDecodeError"),
@@ -183,25 +183,25 @@ def with_metadata(**metadata: str) -> Callable[[Path], None]:
         (write("alpha/config.pbtxt", b"name: 'beta'"), 'alpha/config.pbtxt | name: "beta"'),
     ],
 )
-def test_what_is_missing_or_damaged_is_told_and_the_rest_too(repository: Path, damage: Callable[[Path], None], told: str) -> None:
+def test_reports_missing_and_damaged_files_and_all_other_facts(repository: Path, damage: Callable[[Path], None], facts: str) -> None:
     damage(repository)
-    found = standing(repository)
-    assert (found.model, found.version, found.weight, found.share) == ("alpha", 1, 2.0, 0.25)
-    assert_facts(found.problem or "", told)
-    known = [found.precision, found.arch, found.record_accuracy, found.exported_accuracy, found.bytes]
+    info = member_info(repository)
+    assert (info.model, info.version, info.weight, info.share) == ("alpha", 1, 2.0, 0.25)
+    assert_facts(info.problem or "", facts)
+    known = [info.precision, info.arch, info.record_accuracy, info.exported_accuracy, info.bytes]
     assert [value for value in known if value is not None], "one damage hides nothing else"
 
 
-def test_a_version_that_is_not_there_is_told(repository: Path) -> None:
-    found = standing(repository, version=7)
-    assert found.problem is not None
-    assert found.problem.count("alpha/7") == 2
-    assert (found.bytes, found.sha256) == (None, None)
-    assert "nowhere" in (standing(repository, "nowhere").problem or "")
+def test_reports_a_missing_version(repository: Path) -> None:
+    info = member_info(repository, version=7)
+    assert info.problem is not None
+    assert info.problem.count("alpha/7") == 2
+    assert (info.bytes, info.sha256) == (None, None)
+    assert "nowhere" in (member_info(repository, "nowhere").problem or "")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 @pytest.mark.parametrize("path", ["alpha/config.pbtxt", "alpha/1/model.onnx", "alpha/1/model.onnx.json"])
-def test_a_file_that_may_not_be_read_is_told(repository: Path, path: str) -> None:
+def test_reports_an_unreadable_file(repository: Path, path: str) -> None:
     (repository / path).chmod(0)
-    assert f"{repository / path}: Permission denied" in (standing(repository).problem or "")
+    assert f"{repository / path}: Permission denied" in (member_info(repository).problem or "")

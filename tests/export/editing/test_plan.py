@@ -1,4 +1,4 @@
-"""What an edit changes on disk, and what it leaves as it is: computed before anything is written."""
+"""The plan of an edit: the files that change and those that do not, computed before anything is written."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from tritonclient.grpc import model_config_pb2 as schema
 from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_files
 from defensemble_export.editing import Edit, Snapshot, append_edit, read_history, read_snapshot
 from defensemble_export.editing.history import undoable_edits
-from defensemble_export.editing.membership import added, removed, reweighted
+from defensemble_export.editing.membership import add_members, remove_members, set_weights
 from defensemble_export.editing.plan import (
     EditPlan,
-    networks,
+    find_networks,
     plan_creation,
     plan_deletion,
     plan_ensemble,
     plan_snapshot,
-    steps_of,
+    step_models,
     used_models,
 )
 from defensemble_repository.ensemble import Ensemble, Member
@@ -40,7 +40,7 @@ SEEDS = {"alpha@1": 1, "beta@1": 2, "beta@2": 22, "gamma@1": 3}
 
 
 def write(folder: Path) -> Path:
-    """Three members, `beta` at two versions; `alpha` and `beta@1` vote."""
+    """Write three networks, `beta` at two versions, and an ensemble of `alpha` and `beta@1`."""
     tiny.write_repository(folder)
     write_files(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "beta", 22)
@@ -52,8 +52,8 @@ def repository(tmp_path: Path) -> Path:
     return write(tmp_path / "place" / "repository")
 
 
-def carry_out(plan: EditPlan) -> None:
-    """As an edit does on disk."""
+def write_edit(plan: EditPlan) -> None:
+    """Write the files of a plan as an edit does."""
     write_files(plan.repository, plan.averaging)
     if plan.deletes:
         remove_files(plan.repository, [plan.name])
@@ -63,7 +63,7 @@ def carry_out(plan: EditPlan) -> None:
 
 def change(folder: Path, after: Ensemble) -> EditPlan:
     plan = plan_ensemble(folder, after)
-    carry_out(plan)
+    write_edit(plan)
     return plan
 
 
@@ -76,7 +76,7 @@ def write_config(folder: Path, model: str, config: schema.ModelConfig) -> None:
 
 
 def answers(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """An ensemble's outputs for four images, run as its configuration wires it, by ONNX Runtime and without a server."""
+    """Run an ensemble on four images as its configuration wires it, with ONNX Runtime instead of a server."""
     tensors = {"images": tiny.images(4)}
     for step in read_config(folder / name).ensemble_scheduling.step:
         options = onnxruntime.SessionOptions()
@@ -88,15 +88,15 @@ def answers(folder: Path, name: str) -> dict[str, np.ndarray]:
     return {tensor.name: tensors[tensor.name] for tensor in read_config(folder / name).output}
 
 
-def mean(votes: dict[str, float], average: str = "probabilities") -> np.ndarray:
-    scores = [tiny.logits(SEEDS[vote], tiny.images(4)) for vote in votes]
-    shares = np.array(list(votes.values())) / sum(votes.values())
+def mean(members: dict[str, float], average: str = "probabilities") -> np.ndarray:
+    scores = [tiny.logits(SEEDS[member], tiny.images(4)) for member in members]
+    shares = np.array(list(members.values())) / sum(members.values())
     if average == "logits":
-        return tiny.softmax(sum(share * one for share, one in zip(shares, scores, strict=True)))
-    return np.asarray(sum(share * tiny.softmax(one) for share, one in zip(shares, scores, strict=True)))
+        return tiny.softmax(sum(share * values for share, values in zip(shares, scores, strict=True)))
+    return np.asarray(sum(share * tiny.softmax(values) for share, values in zip(shares, scores, strict=True)))
 
 
-def test_an_edit_writes_its_averages_and_the_ensemble_and_touches_nothing_else(repository: Path) -> None:
+def test_an_edit_writes_only_the_averaging_model_and_the_ensemble(repository: Path) -> None:
     before = tiny.content(repository)
     plan = plan_ensemble(repository, Ensemble("ensemble", (A, B2, dataclasses.replace(C, weight=2.0)), "logits"))
     assert tiny.content(repository) == before, "a plan writes nothing"
@@ -105,9 +105,9 @@ def test_an_edit_writes_its_averages_and_the_ensemble_and_touches_nothing_else(r
     assert {path.partition("/")[0] for path in plan.averaging} == set(plan.new_models)
     assert plan.before == Ensemble("ensemble", (A, B))
     assert plan.steps() == [("alpha", 1), ("beta", 2), ("gamma", 1), *((model, 1) for model in plan.new_models)]
-    assert set(plan.released()) == {step for step, _ in steps_of(edit_config(repository, "ensemble"))} - {"alpha", "beta"}
+    assert set(plan.released()) == {step for step, _ in step_models(edit_config(repository, "ensemble"))} - {"alpha", "beta"}
     outcome = plan.outcome()
-    carry_out(plan)
+    write_edit(plan)
     after = tiny.content(repository)
     assert {name for name in before if after.get(name) != before[name]} == {"ensemble/config.pbtxt"}
     for path in (*plan.averaging, *plan.files):
@@ -119,17 +119,17 @@ def test_an_edit_writes_its_averages_and_the_ensemble_and_touches_nothing_else(r
     assert check_ensemble(RepositoryView(repository), "ensemble") == []
 
 
-def test_the_same_again_changes_nothing_and_comments_stay(repository: Path) -> None:
+def test_an_equal_ensemble_changes_nothing(repository: Path) -> None:
     path = repository / "ensemble/config.pbtxt"
-    path.write_bytes(b"# who votes\n" + path.read_bytes())
+    path.write_bytes(b"# our members\n" + path.read_bytes())
     plan = plan_ensemble(repository, Ensemble("ensemble", (A, B)))
     assert not plan.changes_files
     assert (plan.averaging, plan.files, plan.released()) == ({}, {}, ())
     scaled = plan_ensemble(repository, Ensemble("ensemble", (dataclasses.replace(A, weight=3.0), dataclasses.replace(B, weight=3.0))))
-    assert not scaled.changes_files, "3 and 3 compute what 1 and 1 do"
+    assert not scaled.changes_files, "weights of 3 and 3 equal 1 and 1"
 
 
-def test_hand_set_fields_of_an_ensemble_survive_and_outputs_taken_out_stay_out(repository: Path) -> None:
+def test_hand_edits_of_an_ensemble_are_kept(repository: Path) -> None:
     config = edit_config(repository, "ensemble")
     config.parameters["owner"].string_value = "us"
     config.max_batch_size = 4
@@ -146,23 +146,23 @@ def test_hand_set_fields_of_an_ensemble_survive_and_outputs_taken_out_stay_out(r
     np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean({"alpha@1": 1, "beta@1": 1, "gamma@1": 1}), atol=1e-6)
 
 
-def test_a_new_ensemble_takes_what_all_of_its_members_take_and_the_names_of_the_first(repository: Path) -> None:
+def test_a_new_ensemble_has_the_smallest_batch_and_the_first_labels(repository: Path) -> None:
     tiny.edit_config(repository, "gamma", max_batch_size=5)
     (repository / "alpha/labels.txt").write_bytes(b"circle\nsquare\ntriangle\n")
     plan = plan_creation(repository, Ensemble("canary", (A, C)))
     assert list(plan.files) == ["canary/1/placeholder", "canary/labels.txt", "canary/config.pbtxt"], "the configuration last"
     assert plan.files["canary/labels.txt"] == (repository / "alpha/labels.txt").read_bytes()
-    carry_out(plan)
+    write_edit(plan)
     config = edit_config(repository, "canary")
     assert config.max_batch_size == 5
     assert {read_config(repository / model).max_batch_size for model in plan.new_models} == {5}
     assert check_ensemble(RepositoryView(repository), "canary") == []
     for model in ("alpha", "beta"):
         (repository / model / "labels.txt").unlink()
-    assert "second/labels.txt" not in plan_creation(repository, Ensemble("second", (A, B))).files, "no names are made up"
+    assert "second/labels.txt" not in plan_creation(repository, Ensemble("second", (A, B))).files, "no labels are invented"
 
 
-def test_a_batch_that_cannot_be_is_refused(repository: Path) -> None:
+def test_refuses_an_invalid_batch(repository: Path) -> None:
     for batch in (0, 4097):
         tiny.edit_config(repository, "gamma", max_batch_size=batch)
         with raises(RepositoryError, f"max_batch_size | gamma/config.pbtxt | 1 to 4096 | {batch}"):
@@ -170,7 +170,7 @@ def test_a_batch_that_cannot_be_is_refused(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["weights", "graph", "both", "no members", "no graph"])
-def test_averages_that_were_changed_under_their_own_name_are_written_again(repository: Path, damage: str) -> None:
+def test_changed_averaging_models_are_written_again(repository: Path, damage: str) -> None:
     average = next(name for name in RepositoryView(repository).models() if name.startswith("average_"))
     good = tiny.content(repository / average)
     after = read_ensemble(repository, "ensemble")
@@ -190,31 +190,31 @@ def test_averages_that_were_changed_under_their_own_name_are_written_again(repos
     assert not plan_ensemble(repository, after).changes_files
 
 
-def test_ensembles_share_members_and_release_what_nobody_runs(repository: Path) -> None:
+def test_released_models_are_those_that_no_ensemble_uses(repository: Path) -> None:
     change(repository, Ensemble("canary", (A, C)))
     plan = plan_ensemble(repository, Ensemble("ensemble", (B,)))
     assert "alpha" not in plan.released()
-    carry_out(plan)
-    gone = plan_deletion(repository, "canary")
-    assert {"alpha", "gamma"} <= set(gone.released())
-    assert "beta" not in gone.released()
-    assert (gone.after, gone.steps(), gone.changes_files, gone.outcome().has("canary")) == (None, [], True, False)
-    assert used_models(gone.outcome()) == {step for step, _ in steps_of(edit_config(repository, "ensemble"))}
-    carry_out(gone)
+    write_edit(plan)
+    deletion = plan_deletion(repository, "canary")
+    assert {"alpha", "gamma"} <= set(deletion.released())
+    assert "beta" not in deletion.released()
+    assert (deletion.after, deletion.steps(), deletion.changes_files, deletion.outcome().has("canary")) == (None, [], True, False)
+    assert used_models(deletion.outcome()) == {step for step, _ in step_models(edit_config(repository, "ensemble"))}
+    write_edit(deletion)
     assert not (repository / "canary").exists()
     (repository / "alpha/config.pbtxt").write_text("nonsense: {")
-    assert plan_deletion(repository, "ensemble").released() == (), "what is used cannot be known"
-    assert networks(RepositoryView(repository)) == ["beta", "gamma"]
+    assert plan_deletion(repository, "ensemble").released() == (), "the used models are unknown"
+    assert find_networks(RepositoryView(repository)) == ["beta", "gamma"]
 
 
-def test_two_ensembles_of_the_same_votes_have_one_average(repository: Path) -> None:
+def test_ensembles_with_equal_members_share_an_averaging_model(repository: Path) -> None:
     plan = plan_creation(repository, Ensemble("twin", (A, B)))
     assert plan.averaging == {}
-    carry_out(plan)
+    write_edit(plan)
     assert plan_deletion(repository, "twin").released() == ()
 
 
-def test_what_cannot_be_planned_is_refused(repository: Path) -> None:
+def test_refuses_impossible_plans(repository: Path) -> None:
     with raises(ExistsError, "ensemble | already"):
         plan_creation(repository, Ensemble("ensemble", (A,)))
     with raises(EnsembleError, "alpha | not an ensemble"):
@@ -227,7 +227,7 @@ def test_what_cannot_be_planned_is_refused(repository: Path) -> None:
         plan_ensemble(repository, Ensemble("alpha", (B,)))
 
 
-def test_one_that_was_wired_by_hand_can_be_replaced_and_deleted(repository: Path) -> None:
+def test_an_ensemble_wired_by_hand_can_be_replaced_and_deleted(repository: Path) -> None:
     config = edit_config(repository, "ensemble")
     config.ensemble_scheduling.step[0].output_map["logits"] = "by_hand"
     config.ensemble_scheduling.step[2].input_map["logits_0"] = "by_hand"
@@ -237,11 +237,11 @@ def test_one_that_was_wired_by_hand_can_be_replaced_and_deleted(repository: Path
     assert plan_deletion(repository, "ensemble").deletes
     plan = plan_ensemble(repository, Ensemble("ensemble", (A, B)))
     assert plan.before is None
-    carry_out(plan)
+    write_edit(plan)
     assert read_ensemble(repository, "ensemble") == Ensemble("ensemble", (A, B))
 
 
-def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
+def test_a_snapshot_is_restored_byte_for_byte(repository: Path) -> None:
     path = repository / "ensemble/config.pbtxt"
     path.write_bytes(b"# by hand \xff\n" + path.read_bytes())
     (repository / "ensemble/labels.txt").write_bytes(b"circle\nsquare\ntriangle")
@@ -252,17 +252,17 @@ def test_a_snapshot_is_laid_down_again_to_the_byte(repository: Path) -> None:
         shutil.rmtree(repository / model)
     plan = plan_snapshot(repository, "ensemble", snapshot)
     assert set(plan.new_models) == set(snapshot.averaging)
-    carry_out(plan)
+    write_edit(plan)
     assert {name: content for name, content in tiny.content(repository).items() if name in first} == first
     assert not plan_snapshot(repository, "ensemble", snapshot).changes_files
-    carry_out(plan_snapshot(repository, "ensemble", None))
+    write_edit(plan_snapshot(repository, "ensemble", None))
     assert not (repository / "ensemble").exists()
     assert not plan_snapshot(repository, "ensemble", None).changes_files
-    carry_out(plan_snapshot(repository, "ensemble", snapshot))
+    write_edit(plan_snapshot(repository, "ensemble", snapshot))
     assert {name: content for name, content in tiny.content(repository).items() if name in first} == first
 
 
-def test_a_snapshot_of_a_version_that_is_gone_is_refused(repository: Path) -> None:
+def test_refuses_a_snapshot_with_a_missing_version(repository: Path) -> None:
     change(repository, Ensemble("ensemble", (A, B2)))
     snapshot = read_snapshot(RepositoryView(repository), "ensemble")
     shutil.rmtree(repository / "beta/2")
@@ -282,14 +282,12 @@ _ACTS = st.lists(
 
 @given(acts=_ACTS)
 @settings(max_examples=25)
-def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
-    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, float]]
-) -> None:
+def test_any_edits_can_be_undone_to_the_first_bytes(tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, int, float]]) -> None:
     repository = write(tmp_path_factory.mktemp("any") / "repository")
     kept = dict(tiny.content(repository))
     states: list[Snapshot | None] = [read_snapshot(RepositoryView(repository), "ensemble")]
     for number, (action, pick, weight) in enumerate(acts):
-        now = None if states[-1] is None else states[-1].votes
+        now = None if states[-1] is None else states[-1].ensemble
         undone: tuple[str, ...] = ()
         if action == "rollback":
             stack = undoable_edits(read_history(repository), "ensemble")
@@ -307,45 +305,46 @@ def test_any_edits_are_undone_one_by_one_to_the_first_bytes(
             except EnsembleError:
                 continue
         before = states[-1]
-        carry_out(plan)
+        write_edit(plan)
         after = read_snapshot(RepositoryView(repository), "ensemble") if plan.after is not None else None
-        _is_whole(repository, after)
+        _check_state(repository, after)
         name = action if action not in ("switch",) else "add"
         append_edit(
             repository, Edit(f"{number:012x}", "2026-01-31T12:00:00+00:00", "a@b", "ensemble", name, None, (), undone, before, after)
         )
         states.append(after)
     for edit in reversed(undoable_edits(read_history(repository), "ensemble")):
-        carry_out(plan_snapshot(repository, "ensemble", edit.before))
-        _is_whole(repository, edit.before)
-    now_there = tiny.content(repository)
-    assert {name: now_there.get(name) for name in kept} == kept
+        write_edit(plan_snapshot(repository, "ensemble", edit.before))
+        _check_state(repository, edit.before)
+    after_rollbacks = tiny.content(repository)
+    assert {name: after_rollbacks.get(name) for name in kept} == kept
 
 
 def _changed(now: Ensemble | None, action: str, pick: int, weight: float) -> Ensemble:
     if now is None:
         return Ensemble("ensemble", (A, B))
-    vote = now.members[pick % len(now.members)]
-    name = f"{vote.model}@{vote.version}"
+    member = now.members[pick % len(now.members)]
+    name = f"{member.model}@{member.version}"
     if action == "add":
-        return added(now, [dataclasses.replace((A, B, C, B2)[pick % 4], weight=weight)])
+        return add_members(now, [dataclasses.replace((A, B, C, B2)[pick % 4], weight=weight)])
     if action == "switch":
-        return added(now, [dataclasses.replace(vote, version=3 - vote.version)] if vote.model == "beta" else [C], in_place_of=name)
+        new = dataclasses.replace(member, version=3 - member.version) if member.model == "beta" else C
+        return add_members(now, [new], in_place_of=name)
     if action == "remove":
-        return removed(now, [name])
+        return remove_members(now, [name])
     if action == "weight":
-        return reweighted(now, {name: weight})
+        return set_weights(now, {name: weight})
     return dataclasses.replace(now, average="logits" if now.average == "probabilities" else "probabilities")
 
 
-def _is_whole(repository: Path, state: Snapshot | None) -> None:
-    """The ensemble answers as numpy does, under names that are digests of what is computed."""
+def _check_state(repository: Path, state: Snapshot | None) -> None:
+    """Check that the ensemble answers as numpy does, and that its averaging model has the expected name."""
     if state is None:
         assert not (repository / "ensemble").exists()
         return
-    votes = state.votes
-    weights = {f"{vote.model}@{vote.version}": vote.weight for vote in votes.members}
-    np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean(weights, votes.average), atol=1e-6)
-    names = [step for step, _ in steps_of(read_config(repository / "ensemble"))][len(votes.members) :]
-    assert names == [f"average_{votes.digest(3, 8)}"]
+    ensemble = state.ensemble
+    weights = {f"{member.model}@{member.version}": member.weight for member in ensemble.members}
+    np.testing.assert_allclose(answers(repository, "ensemble")["probabilities"], mean(weights, ensemble.average), atol=1e-6)
+    names = [step for step, _ in step_models(read_config(repository / "ensemble"))][len(ensemble.members) :]
+    assert names == [f"average_{ensemble.digest(3, 8)}"]
     assert check_ensemble(RepositoryView(repository), "ensemble") == []

@@ -1,4 +1,4 @@
-"""Edits as values: what each plans in a repository, and what the history calls it."""
+"""Edits as values: their plans in a repository, and their actions in the history."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_plan(request: EditRequest, repository: Path, action: str, after: Ensem
 
 
 @pytest.mark.parametrize("request_", EDITS, ids=str)
-def test_each_plans_what_it_says(request_: EditRequest, repository: Path) -> None:
+def test_plans_every_request(request_: EditRequest, repository: Path) -> None:
     check_plan(request_, repository, *EDITS[request_])
 
 
@@ -77,7 +77,7 @@ def test_weights_are_given_by_name(repository: Path) -> None:
         CreateEnsemble("new", ("alpha", "beta"), {"gamma": 3.0})
 
 
-def test_only_a_reload_loads_all_members_and_only_a_declaration_may_make_replicas_equal() -> None:
+def test_only_reload_reloads_and_only_apply_may_differ() -> None:
     assert {type(request) for request in EDITS if request.reloads} == {Reload}
     assert {type(request) for request in EDITS if request.may_differ} == {ApplyDeclaration}
 
@@ -89,7 +89,7 @@ def test_only_a_reload_loads_all_members_and_only_a_declaration_may_make_replica
         (AddMembers("ensemble", ("alpha",)), EnsembleError, "alpha@1"),
         (AddMembers("other", ("alpha",)), EnsembleError, "other"),
         (RemoveMembers("ensemble", ("gamma",)), EnsembleError, "gamma"),
-        (SetAverage("ensemble", "votes"), EnsembleError, "votes"),
+        (SetAverage("ensemble", "median"), EnsembleError, "median"),
         (Reload("alpha"), EnsembleError, "alpha"),
         (DeleteEnsemble("../ensemble"), EnsembleError, r"\.\./ensemble"),
         (DeleteEnsemble("alpha"), EnsembleError, "alpha"),
@@ -97,12 +97,12 @@ def test_only_a_reload_loads_all_members_and_only_a_declaration_may_make_replica
     ],
     ids=str,
 )
-def test_what_cannot_be_made_is_refused(repository: Path, request_: EditRequest, error: type[Exception], fact: str) -> None:
+def test_refuses_impossible_requests(repository: Path, request_: EditRequest, error: type[Exception], fact: str) -> None:
     with pytest.raises(error, match=fact):
         request_.plan(repository)
 
 
-def test_a_state_is_restored_by_the_history(tmp_path: Path) -> None:
+def test_restores_states_from_the_history(tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     shutil.copytree(ROOT / "tests/support/before_house/model_repository", folder)
     edits = [edit for edit in read_history(folder) if edit.ensemble == "ensemble"]
@@ -115,7 +115,7 @@ def test_a_state_is_restored_by_the_history(tmp_path: Path) -> None:
     again = Restore("ensemble", to=reload.id, redoes=True)
     assert (again.action, again.undone_edits) == ("apply", ())
     assert again.plan(folder).outcome().config("ensemble").max_batch_size == 4
-    assert not Restore("ensemble", to=apply.id).plan(folder).changes_files, "it is as the last edit that stands left it"
+    assert not Restore("ensemble", to=apply.id).plan(folder).changes_files, "it has the result of the last edit already"
     assert not Restore("ensemble", to=rollback.id).plan(folder).changes_files
     for other in (
         Restore("ensemble", undone=(add.id,)),

@@ -1,4 +1,4 @@
-"""Whether a server has loaded what lies on disk, told from the configurations that a real one gives back."""
+"""Comparison of configurations on a real server with the files on disk."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     from defensemble_server import Server
 
 
-def told_by(server: Server) -> dict[str, dict[str, Any]]:
-    """The configurations of all models that a server has loaded, over both protocols, which say the same."""
-    told: dict[str, dict[str, Any]] = {}
+def loaded_configs(server: Server) -> dict[str, dict[str, Any]]:
+    """Return the configurations of all loaded models; both protocols must give the same."""
+    loaded: dict[str, dict[str, Any]] = {}
     for url in (server.grpc_url, server.http_url):
         with Client(url, admin_key=server.state.admin_key) as client:
             for model in client.models():
                 config = client.transport.model_config(model, 20)
-                assert config_from_server(config) == config_from_server(told.setdefault(model, config))
-    return told
+                assert config_from_server(config) == config_from_server(loaded.setdefault(model, config))
+    return loaded
 
 
 @pytest.fixture(scope="module")
-def told(triton: Server) -> tuple[Path, dict[str, dict[str, Any]]]:
-    return Path(triton.state.repository), told_by(triton)
+def loaded(triton: Server) -> tuple[Path, dict[str, dict[str, Any]]]:
+    return Path(triton.state.repository), loaded_configs(triton)
 
 
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, dict[str, Any]]]]:
-    """A server that was started with a profile, which says other things than `config.pbtxt`."""
+    """A server started with a profile that differs from `config.pbtxt`."""
     from defensemble_server import ServeOptions, serve
 
     folder = tiny.write_repository(tmp_path_factory.mktemp("profiled") / "repository")
@@ -50,24 +50,24 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, d
     config.parameters["intra_op_thread_count"].string_value = "1"
     path.write_bytes(pbtxt_from_config(config))
     with serve(folder, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1, profile="cpu")) as server:
-        yield folder, told_by(server)
+        yield folder, loaded_configs(server)
 
 
-def test_what_a_real_server_has_loaded_lies_on_disk(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    folder, configs = told
+def test_loaded_models_are_served_as_on_disk(loaded: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = loaded
     assert set(configs) == {"alpha", "beta", "ensemble", *(entry.name for entry in folder.iterdir() if "_" in entry.name)}
     for model, config in configs.items():
         assert is_served_as_on_disk(RepositoryView(folder), model, config), model
 
 
-def test_a_profile_lies_on_disk_too(profiled: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+def test_a_profile_counts_as_on_disk(profiled: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = profiled
     assert configs["alpha"]["parameters"]["intra_op_thread_count"]["string_value"] == "1"
     for model, config in configs.items():
         assert is_served_as_on_disk(RepositoryView(folder), model, config), model
     content = (folder / "alpha/configs/cpu.pbtxt").read_bytes()
     other = RepositoryView(folder, {"alpha/configs/cpu.pbtxt": content.replace(b'"1"', b'"2"')})
-    assert not is_served_as_on_disk(other, "alpha", configs["alpha"]), "neither the profile nor config.pbtxt says this"
+    assert not is_served_as_on_disk(other, "alpha", configs["alpha"]), "neither the profile nor config.pbtxt has this"
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_a_profile_lies_on_disk_too(profiled: tuple[Path, dict[str, dict[str, An
         ("ensemble", "max_batch_size: 8 -> max_batch_size: 7"),
     ],
 )
-def test_a_file_that_says_something_else_is_not_served(told: tuple[Path, dict[str, dict[str, Any]]], model: str, change: str) -> None:
-    folder, configs = told
+def test_a_changed_file_is_not_served(loaded: tuple[Path, dict[str, dict[str, Any]]], model: str, change: str) -> None:
+    folder, configs = loaded
     old, new = change.split(" -> ")
     text = (folder / model / "config.pbtxt").read_text()
     assert old in text
@@ -103,8 +103,8 @@ def test_a_file_that_says_something_else_is_not_served(told: tuple[Path, dict[st
         "dynamic_batching { default_queue_policy { max_queue_size: 9 } }",
     ],
 )
-def test_what_was_taken_out_of_a_file_is_served_still(told: tuple[Path, dict[str, dict[str, Any]]], added: str) -> None:
-    folder, configs = told
+def test_a_removed_field_is_still_served(loaded: tuple[Path, dict[str, dict[str, Any]]], added: str) -> None:
+    folder, configs = loaded
     served = config_from_server(configs["beta"])
     text_format.Merge(added, served)
     before = json_format.MessageToDict(served, preserving_proto_field_name=True)
@@ -121,16 +121,16 @@ def test_what_was_taken_out_of_a_file_is_served_still(told: tuple[Path, dict[str
         assert is_served_as_on_disk(RepositoryView(folder, {"beta/config.pbtxt": pbtxt_from_config(bare)}), "beta", before)
 
 
-def test_an_output_that_was_taken_out_is_not_served(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    folder, configs = told
+def test_a_removed_output_is_still_served(loaded: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = loaded
     config = config_from_pbtxt((folder / "ensemble/config.pbtxt").read_text(), "ensemble")
     del config.output[-1]
     changed = RepositoryView(folder, {"ensemble/config.pbtxt": pbtxt_from_config(config)})
     assert not is_served_as_on_disk(changed, "ensemble", configs["ensemble"])
 
 
-def test_comments_and_what_a_server_fills_in_make_no_difference(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    folder, configs = told
+def test_comments_and_default_values_do_not_count(loaded: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = loaded
     text = (folder / "alpha/config.pbtxt").read_bytes()
     assert is_served_as_on_disk(RepositoryView(folder, {"alpha/config.pbtxt": b"# a comment\n\n" + text}), "alpha", configs["alpha"])
     without = text.replace(b'name: "alpha"\n', b"", 1)
@@ -138,15 +138,15 @@ def test_comments_and_what_a_server_fills_in_make_no_difference(told: tuple[Path
     assert is_served_as_on_disk(RepositoryView(folder, {"alpha/config.pbtxt": without}), "alpha", configs["alpha"])
 
 
-def test_a_version_that_was_added_is_told_by_its_digest(tmp_path: Path, told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    folder, configs = tiny.write_repository(tmp_path / "place" / "repository"), told[1]
+def test_an_added_version_differs_by_its_digest(tmp_path: Path, loaded: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = tiny.write_repository(tmp_path / "place" / "repository"), loaded[1]
     assert is_served_as_on_disk(RepositoryView(folder), "alpha", configs["alpha"])
     write_files(folder, repository_plan(folder, [tiny.member("alpha", 9)], ensemble=None, replace=True))
     assert not is_served_as_on_disk(RepositoryView(folder), "alpha", configs["alpha"])
 
 
-def test_what_cannot_be_read_is_told(told: tuple[Path, dict[str, dict[str, Any]]]) -> None:
-    folder, configs = told
+def test_reports_unreadable_configurations(loaded: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, configs = loaded
     broken = RepositoryView(folder, {"alpha/config.pbtxt": b"name: alpha {"})
     with pytest.raises(ConfigError, match=r"alpha/config.pbtxt: not a valid model configuration"):
         is_served_as_on_disk(broken, "alpha", configs["alpha"])

@@ -1,4 +1,4 @@
-"""Every name and keyword that the builder uses, in NVIDIA's own Python bindings of both majors that are served.
+"""The builder uses only names and keywords of NVIDIA's Python bindings, for both major versions that are served.
 
 This proves names, and that the logger and the monitor are of the classes that TensorRT calls; it does not prove that a plan builds: the
 bindings' wheels are on PyPI, TensorRT itself is not, and empty libraries stand in its place.
@@ -22,7 +22,7 @@ from tests.support.checkout import ROOT
 
 WHEELS = {"10.13.3.9": "tensorrt-cu12-bindings", "11.4.0.106": "tensorrt-cu13-bindings"}
 POLYGRAPHY = "polygraphy==0.53.6"
-# What `nm -D --undefined-only` lists of TensorRT's in the bindings' shared object.
+# TensorRT's symbols that `nm -D --undefined-only` lists in the bindings' shared object.
 ENTRY_POINTS = (
     "createInferBuilder_INTERNAL",
     "createInferRefitter_INTERNAL",
@@ -39,7 +39,7 @@ Probe = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module", params=sorted(WHEELS))
 def probe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Probe:
-    """Runs `tensorrt_names.py` beside the bindings of a version, and Polygraphy."""
+    """Run `tensorrt_names.py` with the bindings of a version, and Polygraphy."""
     version = str(request.param)
     folder = tmp_path_factory.mktemp("bindings")
     wheels = [f"{WHEELS[version]}=={version}", POLYGRAPHY]
@@ -80,10 +80,10 @@ def _empty_libraries(folder: Path, major: str) -> Path:
     return folder
 
 
-def test_every_name_that_the_builder_uses_is_in_the_real_bindings(probe: Probe) -> None:
+def test_the_builder_uses_only_names_of_the_real_bindings(probe: Probe) -> None:
     answer = probe("BuilderFlag.FP16", "BuilderFlag.TF32", "Builder.create_network(flags=)", "Builder.create_network(flag=)")
     assert answer["wrong"] == []
-    # Some of each kind, so that a list that was not collected is noticed.
+    # Some names of each kind, so that a list that was not collected is noticed.
     assert {
         "Builder(logger=)",
         "Builder.build_serialized_network(config=)",
@@ -101,7 +101,7 @@ def test_every_name_that_the_builder_uses_is_in_the_real_bindings(probe: Probe) 
         "OnnxParser.parse(path=)",
         "ParserError.node_name",
     } <= set(answer["names"])
-    # That names which are not there are found: weak typing went with TensorRT 11.
+    # Missing names are detected: TensorRT 11 removed weak typing.
     assert answer["there"] == {
         "BuilderFlag.FP16": answer["version"].startswith("10."),
         "BuilderFlag.TF32": True,

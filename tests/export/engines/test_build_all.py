@@ -1,4 +1,4 @@
-"""Plans for a repository: which models, what is up to date, what is compared, and that nothing is left of what fails."""
+"""Plans of a repository: selection of models, up-to-date plans, comparison, and no leftovers after failures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IMAGES = tiny.images(20)
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """`alpha` (two versions), `beta` and their ensemble."""
+    """Return a repository with `alpha` (two versions), `beta` and their ensemble."""
     folder = tiny.write_repository(tmp_path / "repository")
     tiny.write_second_version(folder, "alpha", 3)
     return folder
@@ -49,7 +49,7 @@ def names(repository: Path, **options: Any) -> list[str]:
     return [one.name for one in planned_engines(repository, **options)]
 
 
-def test_members_and_fused_graphs_get_plans_and_averages_do_not(repository: Path) -> None:
+def test_plans_are_for_members_and_fused_graphs_not_for_averages(repository: Path) -> None:
     assert names(repository) == ["alpha@1", "alpha@2", "beta@1"]
     fuse_repository(repository, "ensemble", "fused")
     assert names(repository) == ["alpha@1", "alpha@2", "beta@1", "fused@1"]
@@ -60,7 +60,7 @@ def test_members_and_fused_graphs_get_plans_and_averages_do_not(repository: Path
     assert (first.request.profile.opt[0], first.request.builder_level, first.request.precision) == (2, 1, "fp32")
 
 
-def test_of_a_fused_graph_the_version_that_is_served_alone(repository: Path) -> None:
+def test_only_the_served_version_of_a_fused_graph_gets_a_plan(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused")
     fuse_repository(repository, "ensemble", "fused", replace=True)
     assert names(repository, models=["fused"]) == ["fused@2"]
@@ -68,7 +68,7 @@ def test_of_a_fused_graph_the_version_that_is_served_alone(repository: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "facts"),
     [
         ({"models": ["gamma"]}, "'gamma' | alpha, beta"),
         ({"models": ["ensemble"]}, "'ensemble' | members"),
@@ -77,25 +77,25 @@ def test_of_a_fused_graph_the_version_that_is_served_alone(repository: Path) -> 
         ({"options": EngineOptions(opt_batch=9)}, "alpha@1 | 1, 9 and 8"),
     ],
 )
-def test_what_is_not_there_is_told(repository: Path, options: dict[str, Any], told: str) -> None:
-    with raises(EngineError, told):
+def test_unknown_models_and_versions_are_named(repository: Path, options: dict[str, Any], facts: str) -> None:
+    with raises(EngineError, facts):
         planned_engines(repository, **options)
 
 
-def test_an_average_is_named_with_why_not(repository: Path) -> None:
+def test_naming_an_average_is_rejected_with_the_reason(repository: Path) -> None:
     (average,) = (path.name for path in repository.glob("average_*"))
     with raises(EngineError, "logits_0, logits_1 | ONNX Runtime"):
         planned_engines(repository, models=[average])
 
 
-def test_a_repository_that_is_none_or_empty(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="no model repository"):
+def test_a_missing_or_empty_repository_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"model repository .* does not exist"):
         planned_engines(tmp_path / "none")
     with pytest.raises(EngineError, match="no model"):
         planned_engines(tmp_path)
 
 
-def test_a_graph_that_was_changed_or_is_missing(repository: Path) -> None:
+def test_a_changed_or_missing_graph_is_rejected(repository: Path) -> None:
     graph = repository / "alpha/2/model.onnx"
     graph.write_bytes(tiny.linear_onnx(4))
     with raises(EngineError, "alpha/2/model.onnx | SHA-256 | config.pbtxt | changed | damaged"):
@@ -121,7 +121,7 @@ def test_plans_are_built_compared_and_written_with_their_manifests(repository: P
     assert_facts(lines[0], "batches of 1 to 8 | 4 | fp32 | 100.00%")
     timings = list((tmp_path / "cache/defensemble/timings").iterdir())
     assert [path.name for path in timings] == ["10.13.3.9-NVIDIA-H100-80GB-HBM3-9.0.cache"]
-    # The repository can be read, and the plans served, as ever.
+    # The repository can still be read, and the plans served.
     assert read_repository(repository).problems == {}
     machine = Machine("10.13.3.9", (Gpu(*GPU),))
     assert problem_of_version(repository / "alpha", 2, machine, max_batch_size=8) is None
@@ -130,7 +130,7 @@ def test_plans_are_built_compared_and_written_with_their_manifests(repository: P
     )
 
 
-def test_what_is_up_to_date_is_left_alone(repository: Path, fake: FakeTensorRT) -> None:
+def test_plans_that_are_up_to_date_are_kept(repository: Path, fake: FakeTensorRT) -> None:
     def build(**options: Any) -> list[str]:
         return [f"{one.model}@{one.version}" for one in build_engines(repository, compare=False, **options) if one.built]
 
@@ -150,7 +150,7 @@ def test_what_is_up_to_date_is_left_alone(repository: Path, fake: FakeTensorRT) 
     assert build(options=options) == ["beta@1"]
 
 
-def test_precision_and_batch_are_those_of_the_configuration(repository: Path, fake: FakeTensorRT) -> None:
+def test_precision_and_batch_come_from_the_configuration(repository: Path, fake: FakeTensorRT) -> None:
     path = repository / "beta/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "beta")
     config.max_batch_size = 5
@@ -164,7 +164,7 @@ def test_precision_and_batch_are_those_of_the_configuration(repository: Path, fa
         build_engines(repository, models=["beta"], compare=False)
 
 
-def test_a_plan_that_answers_otherwise_is_not_kept(repository: Path, fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_with_different_outputs_is_not_kept(repository: Path, fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     before = content(repository)
     install_runner(monkeypatch, add=0.5)
     with pytest.raises(EngineError, match="between the plan and its graph"):
@@ -174,13 +174,13 @@ def test_a_plan_that_answers_otherwise_is_not_kept(repository: Path, fake: FakeT
     assert len(build_engines(repository, compare=False)) == 3, "where nobody asks, it is taken"
 
 
-def test_images_of_another_size_are_refused_before_the_first_build(repository: Path, fake: FakeTensorRT) -> None:
+def test_images_of_another_size_are_rejected_before_the_first_build(repository: Path, fake: FakeTensorRT) -> None:
     with pytest.raises(EngineError, match=r"plans are compared .*\(N, 1, 4, 4\) .* got \(20, 1, 5, 5\)"):
         build_engines(repository, images=tiny.images(20, shape=(1, 5, 5)))
     assert fake.calls == []
 
 
-def test_a_build_that_fails_leaves_the_plans_before_it(repository: Path, fake: FakeTensorRT) -> None:
+def test_a_failed_build_keeps_the_plans_built_before_it(repository: Path, fake: FakeTensorRT) -> None:
     def lose_memory() -> None:
         if fake.calls.count("build") == 2:
             fake.plan = None
@@ -193,7 +193,7 @@ def test_a_build_that_fails_leaves_the_plans_before_it(repository: Path, fake: F
     ]  # fmt: skip
 
 
-def test_a_file_that_cannot_be_written_whole_leaves_what_was_there(repository: Path, fake: FakeTensorRT) -> None:
+def test_a_failed_write_keeps_the_old_files(repository: Path, fake: FakeTensorRT) -> None:
     build_engines(repository, models=["beta"], compare=False)
     before = content(repository)
     fake.plan = MARK + b"x" * 100_000
@@ -208,7 +208,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_what_was_there(repository: P
     assert [path.name for path in repository.parent.glob(".*")] == []
 
 
-def test_a_graph_that_is_changed_during_the_build(repository: Path, fake: FakeTensorRT) -> None:
+def test_a_graph_changed_during_the_build_discards_its_plan(repository: Path, fake: FakeTensorRT) -> None:
     def change() -> None:
         (repository / "beta/1/model.onnx").write_bytes(tiny.linear_onnx(9))
 
@@ -218,7 +218,7 @@ def test_a_graph_that_is_changed_during_the_build(repository: Path, fake: FakeTe
     assert list(repository.rglob("model.plan*")) == []
 
 
-def test_a_graph_that_is_replaced_while_another_plan_is_built_has_another_request(repository: Path, fake: FakeTensorRT) -> None:
+def test_a_graph_replaced_during_another_build_is_detected(repository: Path, fake: FakeTensorRT) -> None:
     def replace_beta() -> None:
         (repository / "beta/1/model.onnx").write_bytes(tiny.linear_onnx(9))
 
@@ -228,7 +228,7 @@ def test_a_graph_that_is_replaced_while_another_plan_is_built_has_another_reques
     assert [str(path.parent.relative_to(repository)) for path in repository.rglob("model.plan")] == ["alpha/1"]
 
 
-def test_the_lock_is_held_while_files_are_written_and_not_while_a_plan_is_built(repository: Path, fake: FakeTensorRT) -> None:
+def test_the_lock_is_held_for_writing_but_not_for_building(repository: Path, fake: FakeTensorRT) -> None:
     free: list[bool] = []
 
     def look() -> None:
@@ -246,7 +246,7 @@ def test_the_lock_is_held_while_files_are_written_and_not_while_a_plan_is_built(
     assert_facts(lines[0], f"{stale}")
 
 
-def test_images_are_those_of_the_data_that_the_network_was_trained_on(repository: Path, fake: FakeTensorRT) -> None:
+def test_images_come_from_the_dataset_of_the_network(repository: Path, fake: FakeTensorRT) -> None:
     with pytest.raises(EngineError, match=r"--images FILE\.npy"):
         build_engines(repository, models=["beta"])
     assert fake.calls == [], "found before the build"
@@ -268,7 +268,7 @@ def test_images_are_those_of_the_data_that_the_network_was_trained_on(repository
     assert built.agreement.images > 300, "all test images of the digits"
 
 
-def test_no_tensorrt(repository: Path) -> None:
+def test_build_engines_without_tensorrt_says_how_to_get_it(repository: Path) -> None:
     with pytest.raises(EngineError, match="docker compose --profile gpu run --rm engines"):
         build_engines(repository)
 
@@ -277,7 +277,7 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, ["build-engine", *map(str, arguments)])
 
 
-def test_the_command_builds_and_tells(repository: Path, fake: FakeTensorRT, tmp_path: Path) -> None:
+def test_the_command_builds_plans_and_reports_them(repository: Path, fake: FakeTensorRT, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", IMAGES)
     log = tmp_path / "tensorrt.log"
     options: list[str | Path] = [
@@ -293,11 +293,11 @@ def test_the_command_builds_and_tells(repository: Path, fake: FakeTensorRT, tmp_
         log,
     ]
     cache = tmp_path / "kept.cache"
-    result = run("beta", "--repository", repository, "--hardware-compatible", "--timing-cache", cache, *options)
+    result = run(repository, "--model", "beta", "--hardware-compatible", "--timing-cache", cache, *options)
     assert result.exit_code == 0, result.output
     assert_facts(result.stdout.splitlines()[0], f"{repository} | 1 plan | 0")
-    assert result.stdout.splitlines()[1].endswith(f" profile write gpu-tensorrt --repository {repository}, then")
-    assert result.stdout.splitlines()[2].endswith(f" serve --repository {repository} --profile gpu-tensorrt")
+    assert result.stdout.splitlines()[1].endswith(f" profile write gpu-tensorrt {repository}, then")
+    assert result.stdout.splitlines()[2].endswith(f" serve {repository} --profile gpu-tensorrt")
     assert "TensorRT: Building Engine, 2 steps\nTensorRT: Building Engine done\nbeta@1: built in " in result.stderr
     manifest = read_manifest(repository / "beta/1/model.plan.json")
     assert manifest is not None
@@ -309,7 +309,7 @@ def test_the_command_builds_and_tells(repository: Path, fake: FakeTensorRT, tmp_
 
 def test_a_dry_run_needs_no_tensorrt(repository: Path) -> None:
     before = content(repository)
-    result = run("alpha", "--repository", repository, "--dry-run", "--version", "2", "--version-compatible")
+    result = run(repository, "--dry-run", "--model", "alpha", "--version", "2", "--version-compatible")
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0] == f"alpha@2: {repository}/alpha/2/model.onnx (fp32) to model.plan and model.plan.json, by"
@@ -318,10 +318,10 @@ def test_a_dry_run_needs_no_tensorrt(repository: Path) -> None:
     assert content(repository) == before
 
 
-def test_what_the_command_refuses(repository: Path) -> None:
-    assert_facts(run("--repository", repository, "--no-compare", "--dataset", "digits").stderr, "--images | --dataset")
-    assert "is not in the range 0<x<=4096" in run("--repository", repository, "--workspace", "0").stderr
-    missing = run("--repository", repository, "--no-compare")
+def test_the_command_rejects_invalid_options(repository: Path) -> None:
+    assert_facts(run(repository, "--no-compare", "--data-dir", "x").stderr, "--images | --data-dir")
+    assert "is not in the range 0<x<=4096" in run(repository, "--workspace", "0").stderr
+    missing = run(repository, "--no-compare")
     assert missing.exit_code == 1
     assert_facts(missing.stderr, "Error: TensorRT's Python package")
     assert issubclass(EngineError, ExportError)

@@ -1,4 +1,4 @@
-"""A plan from an ONNX file: the calls without TensorRT, carried out on a double that records them, and every way that it can fail."""
+"""Building a plan from an ONNX file, with a fake TensorRT that records the calls, and every failure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def built(graph: Path, plan: Path, *, timing_cache: Path | None = None, on_progr
     return engine_from_onnx(graph, plan, request, find_target(), timing_cache=timing_cache, on_progress=on_progress)
 
 
-def test_the_calls_of_a_build_are_known_without_tensorrt() -> None:
+def test_build_calls_are_listed_without_tensorrt() -> None:
     request = BuildRequest((3, 32, 32), 64, opt_batch=16, workspace_bytes=2**30, version_compatible=True, hardware_compatible=True)
     assert build_calls(request) == [
         "builder = tensorrt.Builder(logger=logger)",
@@ -72,29 +72,29 @@ def test_the_calls_of_a_build_are_known_without_tensorrt() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-def test_precision_is_in_the_graph_and_changes_no_call(precision: str) -> None:
+def test_precision_does_not_change_the_build_calls(precision: str) -> None:
     assert build_calls(BuildRequest((3, 32, 32), 64, precision=precision)) == build_calls(BuildRequest((3, 32, 32), 64))
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "facts"),
     [
         ({"max_batch_size": 0}, "max_batch_size | 1 to 4096 | 0"),
         ({"max_batch_size": 8, "opt_batch": 9}, "min <= opt <= max | 1, 9 and 8"),
         ({"max_batch_size": 8, "opt_batch": 0}, "above 0"),
         ({"max_batch_size": 8, "precision": "fp8"}, "precision | fp32, fp16, int8 | 'fp8'"),
-        ({"max_batch_size": 8, "builder_level": 6}, "level | 5 | 6"),
-        ({"max_batch_size": 8, "workspace_bytes": 0}, "workspace | 1 byte | 0"),
+        ({"max_batch_size": 8, "builder_level": 6}, "builder_level | 5 | 6"),
+        ({"max_batch_size": 8, "workspace_bytes": 0}, "workspace_bytes | 1 | 0"),
     ],
 )
-def test_numbers_out_of_their_range(options: dict[str, Any], told: str) -> None:
-    with raises(RepositoryError, told):
+def test_numbers_out_of_range_are_rejected(options: dict[str, Any], facts: str) -> None:
+    with raises(RepositoryError, facts):
         BuildRequest((3, 32, 32), **options)
 
 
 def test_a_plan_and_its_manifest_are_written(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     plan = tmp_path / "model.plan"
-    told: list[tuple[str, str, int, int]] = []
+    progress: list[tuple[str, str, int, int]] = []
     cache = tmp_path / "timings" / "file.cache"
     manifest = built(
         graph,
@@ -106,7 +106,7 @@ def test_a_plan_and_its_manifest_are_written(fake: FakeTensorRT, graph: Path, tm
         version_compatible=True,
         hardware_compatible=True,
         timing_cache=cache,
-        on_progress=lambda *progress: told.append(progress),
+        on_progress=lambda *step: progress.append(step),
     )
     assert fake.calls == [
         "network flags 2",
@@ -128,12 +128,12 @@ def test_a_plan_and_its_manifest_are_written(fake: FakeTensorRT, graph: Path, tm
     assert manifest.profile == Profile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
     assert (manifest.precision, manifest.builder_level, manifest.workspace_bytes) == ("fp16", 5, 1000)
     assert (manifest.version_compatible, manifest.hardware_compatible) == (True, True)
-    assert told == [("Building Engine", "", 0, 2), ("Building Engine", "", 1, 2), ("Building Engine", "", 2, 2)]
+    assert progress == [("Building Engine", "", 0, 2), ("Building Engine", "", 1, 2), ("Building Engine", "", 2, 2)]
     assert cache.read_bytes() == b"10.13.3.9|conv"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["driver", "model.onnx", "model.plan", "model.plan.json", "timings"]
 
 
-def test_timings_are_read_merged_and_written_back(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+def test_the_timing_cache_is_read_merged_and_written_back(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
 
     def build() -> bytes:
@@ -142,7 +142,7 @@ def test_timings_are_read_merged_and_written_back(fake: FakeTensorRT, graph: Pat
 
     cache.write_bytes(b"10.13.3.9|pool")
 
-    # Another process writes its own while this one builds.
+    # Another process writes its timings while this one builds.
     def other_process() -> None:
         cache.write_bytes(b"10.13.3.9|pool,theirs")
 
@@ -154,7 +154,7 @@ def test_timings_are_read_merged_and_written_back(fake: FakeTensorRT, graph: Pat
 
 
 @pytest.mark.parametrize("content", [b"11.4.0.106|theirs", b"\xff\xfe damaged"])
-def test_timings_of_another_tensorrt_are_begun_afresh_with_a_word(
+def test_a_timing_cache_of_another_tensorrt_is_replaced_with_a_warning(
     fake: FakeTensorRT, graph: Path, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "cache"
@@ -164,26 +164,28 @@ def test_timings_of_another_tensorrt_are_begun_afresh_with_a_word(
     assert_facts(caplog.text, f"{cache} | TensorRT | GPU | damaged")
 
 
-def test_each_tensorrt_and_gpu_has_a_file_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_tensorrt_and_gpu_has_its_own_timing_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_timing_cache(TARGET) == tmp_path / "defensemble/timings/10.13.3.9-NVIDIA-H100-80GB-HBM3-9.0.cache"
 
 
-def test_every_error_of_the_parser_is_told_with_its_node(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+def test_every_parser_error_names_its_node(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     fake.parser_errors = [ParserError("conv1", "Conv", "no weights"), ParserError("fc", "Gemm", "no bias")]
-    with pytest.raises(EngineError) as raised:
+    with pytest.raises(EngineError) as caught:
         built(graph, tmp_path / "model.plan")
-    assert_facts(str(raised.value), f"{graph} | 'conv1' (Conv) | no weights | 'fc' (Gemm) | no bias")
+    assert_facts(str(caught.value), f"{graph} | 'conv1' (Conv) | no weights | 'fc' (Gemm) | no bias")
     assert not list(tmp_path.glob("*.plan*"))
 
 
-def test_no_plan_says_what_tensorrt_said(fake: FakeTensorRT, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_build_reports_the_errors_of_tensorrt(
+    fake: FakeTensorRT, graph: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fake.plan = None
     fake.log_entries = [(Severity.VERBOSE, "timing"), (Severity.WARNING, "slow"), (Severity.ERROR, "requested 9 GiB, out of memory")]
-    with caplog.at_level(logging.DEBUG, "defensemble_export.tensorrt"), pytest.raises(EngineError) as raised:
+    with caplog.at_level(logging.DEBUG, "defensemble_export.tensorrt"), pytest.raises(EngineError) as caught:
         built(graph, tmp_path / "model.plan")
-    assert_facts(str(raised.value), f"{graph} | requested 9 GiB, out of memory")
-    assert_facts(str(raised.value), "max_batch_size | --workspace")
+    assert_facts(str(caught.value), f"{graph} | requested 9 GiB, out of memory")
+    assert_facts(str(caught.value), "max_batch_size | --workspace")
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("DEBUG", "timing"),
         ("WARNING", "slow"),
@@ -192,13 +194,13 @@ def test_no_plan_says_what_tensorrt_said(fake: FakeTensorRT, graph: Path, tmp_pa
     assert not list(tmp_path.glob("*.plan*"))
 
 
-def test_a_profile_that_tensorrt_refuses(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+def test_a_profile_that_tensorrt_rejects_is_reported(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     fake.added = -1
     with pytest.raises(EngineError, match=r"Profile\(min=\(1, 1, 4, 4\)"):
         built(graph, tmp_path / "model.plan")
 
 
-def test_a_tensorrt_that_lacks_a_name_is_told_and_no_traceback(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+def test_a_tensorrt_with_another_api_is_reported_without_a_traceback(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     del sys.modules["tensorrt"].MemoryPoolType
     with raises(EngineError, f"TensorRT {VERSION} | MemoryPoolType"):
         built(graph, tmp_path / "model.plan", workspace_bytes=1)
@@ -218,7 +220,7 @@ def test_ctrl_c_in_a_callback_ends_the_build_and_is_raised_after_it(fake: FakeTe
     assert not list(tmp_path.glob("*.plan*"))
 
 
-def test_a_place_that_cannot_be_written_is_named(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     with raises(OSError, "none/model.plan | No such file"):
         built(graph, tmp_path / "none" / "model.plan")
 
@@ -233,7 +235,7 @@ def other_graph(shape: list[Any], name: str = "images", element: int = TensorPro
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "facts"),
     [
         (b"no graph", "ONNX file | damaged"),
         (
@@ -243,20 +245,20 @@ def other_graph(shape: list[Any], name: str = "images", element: int = TensorPro
         (other_graph(["n", 3, 4, 4], element=TensorProto.FLOAT16), "images of FLOAT16"),
         (other_graph(["n", 3, "h", "w"]), "C, H and W"),
         (other_graph(["n", 3]), "C, H and W"),
-        (other_graph([2, 3, 4, 4]), "2 images | max_batch_size | 8"),
+        (other_graph([2, 3, 4, 4]), "batch of 2 | max_batch_size | 8"),
         (
             other_graph(["n", 3, 4, 4], operator="Det"),
             "10.15 | onnx/onnx-tensorrt | 'first' (Det)",
         ),
     ],
 )
-def test_a_graph_that_cannot_be_built_is_refused_before_tensorrt_is_asked(content: bytes, told: str) -> None:
+def test_an_unsupported_graph_is_rejected_before_tensorrt_is_used(content: bytes, facts: str) -> None:
     assert "tensorrt" not in sys.modules
-    with raises(EngineError, told):
+    with raises(EngineError, facts):
         request_from_onnx(content, "here", max_batch_size=8)
 
 
-def test_a_graph_of_one_batch_alone_gets_a_profile_of_it() -> None:
+def test_a_graph_with_a_fixed_batch_gets_a_profile_of_that_batch() -> None:
     request = request_from_onnx(other_graph([8, 3, 4, 4]), "here", max_batch_size=8, opt_batch=4)
     assert request.profile == Profile((8, 3, 4, 4), (8, 3, 4, 4), (8, 3, 4, 4))
 
@@ -264,13 +266,13 @@ def test_a_graph_of_one_batch_alone_gets_a_profile_of_it() -> None:
 CONTAINER = "docker compose --profile gpu run --rm engines | nvcr.io/nvidia/tensorrt:26.07-py3 | make install GPU=1"
 
 
-def test_tensorrt_missing_names_the_command_and_the_container(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorrt_names_the_command_and_the_container(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with raises(EngineError, f"Python package | not installed | {CONTAINER}"):
         built(graph, tmp_path / "model.plan")
 
 
-def test_tensorrt_without_its_libraries(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensorrt_without_its_libraries_is_reported(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site" / "tensorrt"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')\n")
@@ -279,7 +281,7 @@ def test_tensorrt_without_its_libraries(graph: Path, tmp_path: Path, monkeypatch
         built(graph, tmp_path / "model.plan")
 
 
-def test_tensorrt_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_tensorrt_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     old: Any = types.ModuleType("tensorrt")
     old.__version__ = "8.6.1.6"
     monkeypatch.setitem(sys.modules, "tensorrt", old)
@@ -287,7 +289,7 @@ def test_tensorrt_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
         find_target()
 
 
-def test_the_target_is_what_nvidia_smi_lists(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_target_comes_from_nvidia_smi(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_target() == TARGET
     install_gpu(monkeypatch, tmp_path, GPU, GPU)
     assert find_target() == TARGET
@@ -301,20 +303,20 @@ def test_the_target_is_what_nvidia_smi_lists(fake: FakeTensorRT, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("script", "told"),
+    ("script", "facts"),
     [
-        ("echo no driver >&2; exit 9", "there is no GPU here: nvidia-smi ended with status 9: no driver; run this on a machine with"),
-        ("true", "there is no GPU here: nvidia-smi lists none"),
+        ("echo no driver >&2; exit 9", "this machine has no GPU: nvidia-smi ended with status 9: no driver; use a machine with"),
+        ("true", "this machine has no GPU: nvidia-smi lists none"),
         ("echo strange", "nvidia-smi printed 'strange'"),
     ],
 )
-def test_no_gpu(fake: FakeTensorRT, tmp_path: Path, script: str, told: str) -> None:
+def test_a_machine_without_a_gpu_is_rejected(fake: FakeTensorRT, tmp_path: Path, script: str, facts: str) -> None:
     (tmp_path / "driver/nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
-    with raises(EngineError, told):
+    with raises(EngineError, facts):
         find_target()
 
 
-def test_no_driver_and_a_hidden_gpu(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_driver_and_a_hidden_gpu_are_explained(fake: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(EngineError, match="CUDA_VISIBLE_DEVICES is '': unset it"):
         find_target()
@@ -324,16 +326,14 @@ def test_no_driver_and_a_hidden_gpu(fake: FakeTensorRT, monkeypatch: pytest.Monk
         find_target()
 
 
-def test_a_precision_that_the_gpu_cannot_run_is_refused_before_the_build(
-    fake: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsupported_gpu_is_rejected_before_the_build(fake: FakeTensorRT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_gpu(monkeypatch, tmp_path, ("Tesla V100-SXM2-16GB", "7.0", "570.124.06"))
     with raises(EngineError, "int8 | Tesla V100 | 7.0 | 7.5"):
         check_target(find_target(), "int8", hardware_compatible=False)
     assert fake.calls == []
 
 
-def test_hardware_compatible_from_ampere_on() -> None:
+def test_hardware_compatible_plans_need_ampere_or_newer() -> None:
     turing = Target(VERSION, "Tesla T4", "7.5", "1")
     check_target(turing, "int8", hardware_compatible=False)
     with raises(EngineError, "8.0 (Ampere) | Tesla T4 | 7.5"):

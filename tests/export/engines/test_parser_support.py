@@ -1,4 +1,4 @@
-"""What TensorRT's parser is documented to read: the list, every graph that is written, and what is found in graphs that it does not read.
+"""The list of what TensorRT's parser supports: exported graphs are supported, and unsupported nodes are found.
 
 The graphs of every architecture and pattern in fp32 are compared with the list where they are exported anyway: `graphs/test_tracing.py`.
 """
@@ -44,19 +44,21 @@ def graph_of(
     return helper.make_model(graph, ir_version=10, opset_imports=opsets)
 
 
-def test_the_list_says_where_it_is_from_and_holds_what_classifiers_are_made_of() -> None:
-    known = parser_list()
-    assert "onnx-tensorrt" in known.source
-    assert known.opsets[0] <= 20 <= known.opsets[1], "the opset of what we export"
-    assert len(known.operators) == 158
-    assert {"Conv", "Gemm", "Relu", "Where", "GlobalAveragePool", "QuantizeLinear", "DequantizeLinear", "Softmax"} <= set(known.operators)
-    assert not {"BitwiseAnd", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear", "Unique"} & set(known.operators)
-    assert known.operators["Where"] >= {"BOOL", "FP32", "FP16"}
-    assert known.operators["DequantizeLinear"] == {"INT8", "FP8", "FP4", "INT4"}
+def test_the_list_names_its_source_and_contains_the_operators_of_classifiers() -> None:
+    documented = parser_list()
+    assert "onnx-tensorrt" in documented.source
+    assert documented.opsets[0] <= 20 <= documented.opsets[1], "the opset of what we export"
+    assert len(documented.operators) == 158
+    assert {"Conv", "Gemm", "Relu", "Where", "GlobalAveragePool", "QuantizeLinear", "DequantizeLinear", "Softmax"} <= set(
+        documented.operators
+    )
+    assert not {"BitwiseAnd", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear", "Unique"} & set(documented.operators)
+    assert documented.operators["Where"] >= {"BOOL", "FP32", "FP16"}
+    assert documented.operators["DequantizeLinear"] == {"INT8", "FP8", "FP4", "INT4"}
 
 
 @pytest.mark.parametrize("arch", [arch if arch == "vgg19" else pytest.param(arch, marks=pytest.mark.slow) for arch in SPECS])
-def test_every_architecture_is_read_in_every_precision(tmp_path: Path, arch: str) -> None:
+def test_every_architecture_is_supported_in_every_precision(tmp_path: Path, arch: str) -> None:
     spec = spec_of(arch, "neuron")
     images = np.random.default_rng(0).random((8, *spec.input_shape), np.float32)
     model = onnx.load(onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx", verify=False))
@@ -70,7 +72,7 @@ def test_every_architecture_is_read_in_every_precision(tmp_path: Path, arch: str
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 @pytest.mark.parametrize("members", [1, 3])
-def test_averaging_and_fused_graphs_are_read(average: str, members: int) -> None:
+def test_averaging_and_fused_graphs_are_supported(average: str, members: int) -> None:
     ensemble = Ensemble("e", tuple(Member(f"m{index}", 1, 1.0 + index) for index in range(members)), average)
     graphs = [average_onnx(ensemble, 3), fused_onnx([tiny.linear_onnx(m) for m in range(members)], ensemble)]
     for content in graphs:
@@ -79,7 +81,7 @@ def test_averaging_and_fused_graphs_are_read(average: str, members: int) -> None
         assert problems_of_graph(model) == []
 
 
-def test_symmetric_quantisation_is_read() -> None:
+def test_symmetric_quantisation_is_supported() -> None:
     zero, scale = np.array(0, np.int8), np.array(0.1, np.float32)
     nodes = [
         helper.make_node("QuantizeLinear", ["images", "scale", "zero"], ["q"]),
@@ -89,7 +91,7 @@ def test_symmetric_quantisation_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "facts"),
     [
         (
             graph_of([helper.make_node("Det", ["images"], ["logits"], name="det")]),
@@ -130,12 +132,12 @@ def test_symmetric_quantisation_is_read() -> None:
         (graph_of([helper.make_node("Relu", ["images"], ["logits"])], opset=25), "opset 25 | 9 to 24"),
     ],
 )  # fmt: skip
-def test_what_the_parser_does_not_read_is_found_with_its_node(model: onnx.ModelProto, told: str) -> None:
+def test_unsupported_operators_are_found_with_their_nodes(model: onnx.ModelProto, facts: str) -> None:
     (problem,) = problems_of_graph(model)
-    assert_facts(problem, told)
+    assert_facts(problem, facts)
 
 
-def test_branches_are_looked_into() -> None:
+def test_operators_in_branches_are_checked() -> None:
     def branch(name: str, operator: str) -> onnx.GraphProto:
         output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, None)
         return helper.make_graph([helper.make_node(operator, ["images"], [f"{name}_out"], name=name)], name, [], [output])

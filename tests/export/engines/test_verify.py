@@ -1,4 +1,4 @@
-"""Plans compared with their graphs: what agrees, what does not by how much, and what cannot be compared; numpy stands for the GPU."""
+"""The comparison of plans with their graphs: agreement, differences, and unsuitable inputs. numpy replaces the GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from defensemble_export import EngineError, fused_onnx
-from defensemble_export.engines.verify import Answers, Array, compared, onnx_runner, verify_plan
+from defensemble_export.engines.verify import Array, OutputsFunction, compare_outputs, onnx_runner, verify_plan
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.plan_manifest import Profile
 from tests.support import tiny
@@ -24,8 +24,8 @@ def exact(images: Array) -> dict[str, Array]:
     return {"logits": tiny.logits(1, images).astype(np.float32)}
 
 
-def skewed(by: float, share: float = 1.0) -> Answers:
-    """Logits that are off by `by` in their first class, for that share of the images."""
+def skewed(by: float, share: float = 1.0) -> OutputsFunction:
+    """Return a function whose logits differ by `by` in the first class, for a share of the images."""
 
     def answer(images: Array) -> dict[str, Array]:
         logits = exact(images)["logits"]
@@ -35,42 +35,42 @@ def skewed(by: float, share: float = 1.0) -> Answers:
     return answer
 
 
-def test_a_plan_that_answers_alike_is_told_how_far() -> None:
+def test_a_plan_with_equal_outputs_reports_its_agreement() -> None:
     batches: list[int] = []
 
     def answer(images: Array) -> dict[str, Array]:
         batches.append(len(images))
         return skewed(4e-6)(images)
 
-    found = compared(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
+    agreement = compare_outputs(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
     assert batches == [1, 4, 8, *[4] * 10], "the profile's batches, then all images at the best one"
-    assert found.images == sum(batches)
-    assert found.agreement == 1.0
-    assert found.logits is not None
+    assert agreement.images == sum(batches)
+    assert agreement.agreement == 1.0
+    assert agreement.logits is not None
     largest = np.abs(exact(IMAGES)["logits"]).max()
-    assert found.logits == pytest.approx(4e-6 / max(1.0, largest), rel=0.2)
-    assert_facts(str(found), "100.00% | 53 images")
+    assert agreement.logits == pytest.approx(4e-6 / max(1.0, largest), rel=0.2)
+    assert_facts(str(agreement), "100.00% | 53 images")
 
 
 @pytest.mark.parametrize(
-    ("precision", "by", "told"),
+    ("precision", "by", "facts"),
     [
         ("fp32", 1e-3, "images in fp32: logits differ by 0.001"),
         ("fp16", 0.1, "images in fp16: probabilities differ by .*, allowed is 0.01"),
-        ("int8", 50.0, "53 images in int8: [1-9][0-9] of 53 images get another class .* at least 90 %"),
+        ("int8", 50.0, "53 images in int8: [1-9][0-9] of 53 images get different classes .* at least 90 %"),
     ],
 )
-def test_a_plan_that_answers_otherwise_is_not_kept(precision: str, by: float, told: str) -> None:
-    with pytest.raises(EngineError, match=f"{told}.*the plan is not kept"):
-        compared(skewed(by), exact, IMAGES, profile=PROFILE, precision=precision)
+def test_a_plan_with_different_outputs_is_not_kept(precision: str, by: float, facts: str) -> None:
+    with pytest.raises(EngineError, match=f"{facts}.*the plan is not kept"):
+        compare_outputs(skewed(by), exact, IMAGES, profile=PROFILE, precision=precision)
 
 
 def test_each_precision_has_its_own_tolerance() -> None:
-    assert compared(skewed(1e-3), exact, IMAGES, profile=PROFILE, precision="fp16").agreement >= 0.999
-    assert compared(skewed(0.05), exact, IMAGES, profile=PROFILE, precision="int8").agreement >= 0.9
+    assert compare_outputs(skewed(1e-3), exact, IMAGES, profile=PROFILE, precision="fp16").agreement >= 0.999
+    assert compare_outputs(skewed(0.05), exact, IMAGES, profile=PROFILE, precision="int8").agreement >= 0.9
 
 
-def test_of_few_images_not_one_may_get_another_class_in_fp16() -> None:
+def test_no_class_may_differ_in_fp16_on_few_images() -> None:
     def close(images: Array) -> dict[str, Array]:
         return {"logits": np.tile(np.array([0, 1e-3, -5], np.float32), (len(images), 1))}
 
@@ -79,26 +79,26 @@ def test_of_few_images_not_one_may_get_another_class_in_fp16() -> None:
         return {"logits": logits[:, [1, 0, 2]] if len(images) == 1 else logits}
 
     with raises(EngineError, "1 of 53 images | 99.9 %"):
-        compared(swapped, close, IMAGES, profile=PROFILE, precision="fp16")
+        compare_outputs(swapped, close, IMAGES, profile=PROFILE, precision="fp16")
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "facts"),
     [
         (lambda images: {"probabilities": exact(images)["logits"]}, "probabilities | logits"),
         (lambda images: {"logits": exact(images)["logits"][:, :2]}, "batch 1 | 'logits' | (1, 2) | (1, 3)"),
         (lambda images: {"logits": exact(images)["logits"] * np.nan}, "batch 1 | 'logits' | finite"),
     ],
 )
-def test_other_outputs(answer: Answers, told: str) -> None:
-    with raises(EngineError, told):
-        compared(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
+def test_a_plan_with_other_outputs_is_rejected(answer: OutputsFunction, facts: str) -> None:
+    with raises(EngineError, facts):
+        compare_outputs(answer, exact, IMAGES, profile=PROFILE, precision="fp32")
 
 
 @pytest.mark.parametrize("images", [IMAGES[:0], IMAGES[:, :, :2], IMAGES[0], IMAGES.astype(np.float64)])
-def test_images_that_do_not_fit(images: Array) -> None:
+def test_images_that_do_not_fit_are_rejected(images: Array) -> None:
     with pytest.raises(EngineError, match=r"plans are compared .*--images FILE\.npy"):
-        compared(exact, exact, images, profile=PROFILE, precision="fp32")
+        compare_outputs(exact, exact, images, profile=PROFILE, precision="fp32")
 
 
 def test_a_fused_graph_is_compared_by_its_probabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,9 +107,9 @@ def test_a_fused_graph_is_compared_by_its_probabilities(tmp_path: Path, monkeypa
     (tmp_path / "model.onnx").write_bytes(content)
     (tmp_path / "model.plan").write_bytes(MARK + content)
     install_runner(monkeypatch)
-    found = verify_plan(tmp_path / "model.plan", tmp_path / "model.onnx", IMAGES, profile=PROFILE, precision="fp32")
-    assert found.logits is None
-    assert found.agreement == 1.0
+    agreement = verify_plan(tmp_path / "model.plan", tmp_path / "model.onnx", IMAGES, profile=PROFILE, precision="fp32")
+    assert agreement.logits is None
+    assert agreement.agreement == 1.0
     runner = onnx_runner(tmp_path / "model.onnx", "fp32")
     assert set(runner(IMAGES)) == {"probabilities", "member_probabilities", "entropy", "mutual_information"}
     install_runner(monkeypatch, add=1e-3)
@@ -117,7 +117,7 @@ def test_a_fused_graph_is_compared_by_its_probabilities(tmp_path: Path, monkeypa
         verify_plan(tmp_path / "model.plan", tmp_path / "model.onnx", IMAGES, profile=PROFILE, precision="fp32")
 
 
-def test_a_plan_that_cannot_be_loaded_and_a_runner_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_plan_and_a_missing_polygraphy_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.onnx").write_bytes(tiny.linear_onnx(1))
     (tmp_path / "model.plan").write_bytes(b"damaged")
 

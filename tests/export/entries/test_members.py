@@ -1,4 +1,4 @@
-"""What an export would write, before anything is written."""
+"""The files that an export writes, before anything is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.facts import raises
 from tests.support.tiny import member
 
 
-def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
+def test_plans_a_new_repository(tmp_path: Path) -> None:
     members = [member("a", 1), member("b", 2)]
     plan = repository_plan(tmp_path, members, weights={"b": 3.0})
     digest = next(path for path in plan if path.startswith("average_")).split("/")[0].removeprefix("average_")
@@ -64,7 +64,7 @@ def test_the_plan_of_a_new_repository(tmp_path: Path) -> None:
     assert plan["ensemble/labels.txt"] == b"circle\nsquare\ntriangle\n"
 
 
-def test_existing_entries_are_refused_unless_replaced(tmp_path: Path) -> None:
+def test_existing_entries_need_replace(tmp_path: Path) -> None:
     write_files(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
     with raises(ExistsError, "/a | already | --name NAME | --replace"):
         repository_plan(tmp_path, [member("a")], ensemble=None)
@@ -76,7 +76,7 @@ def test_existing_entries_are_refused_unless_replaced(tmp_path: Path) -> None:
         repository_plan(tmp_path, [member("c")], ensemble="a", replace=True)
 
 
-def test_replace_adds_the_next_version_and_keeps_hand_edits(tmp_path: Path) -> None:
+def test_replace_adds_a_version_and_keeps_hand_edits(tmp_path: Path) -> None:
     write_files(tmp_path, repository_plan(tmp_path, [member("a", 1), member("b", 2)]))
     old = (tmp_path / "a/1/model.onnx").read_bytes()
     path = tmp_path / "a/config.pbtxt"
@@ -106,7 +106,7 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(tmp_path: Path) -> N
     assert (tmp_path / "a/1/model.onnx").read_bytes() == old
 
 
-def test_a_new_version_must_fit_the_old_interface(tmp_path: Path) -> None:
+def test_a_new_version_must_have_the_same_interface(tmp_path: Path) -> None:
     write_files(tmp_path, repository_plan(tmp_path, [member("a")], ensemble=None))
     with pytest.raises(ExistsError, match="another name"):
         repository_plan(tmp_path, [member("a", num_classes=2, class_names=("x", "y"))], ensemble=None, replace=True)
@@ -114,7 +114,7 @@ def test_a_new_version_must_fit_the_old_interface(tmp_path: Path) -> None:
         repository_plan(tmp_path, [member("a", class_names=("x", "y", "z"))], ensemble=None, replace=True)
 
 
-def test_the_same_averaging_model_is_not_written_twice(tmp_path: Path) -> None:
+def test_an_existing_averaging_model_is_not_written_again(tmp_path: Path) -> None:
     write_files(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
     for folder in (tmp_path / "a", tmp_path / "b"):
         for file in sorted(folder.rglob("*"), reverse=True):
@@ -140,13 +140,13 @@ def test_the_same_averaging_model_is_not_written_twice(tmp_path: Path) -> None:
         (lambda r: member("a", class_names=("x", "y\n", "z")), RepositoryError, "control characters | class 1"),
     ],
 )
-def test_what_cannot_be_planned(tmp_path: Path, call: object, error: type[Exception], text: str) -> None:
+def test_refuses_impossible_plans(tmp_path: Path, call: object, error: type[Exception], text: str) -> None:
     assert callable(call)
     with raises(error, text):
         call(tmp_path)
 
 
-def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
+def test_names_a_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(ConfigError, match=r"config\.pbtxt"):
         repository_plan(tmp_path, [member("a")], ensemble=None, replace=True)
@@ -155,14 +155,14 @@ def test_a_folder_of_somebody_else_is_named(tmp_path: Path) -> None:
         repository_plan(tmp_path, [member("a")], ensemble=None, replace=True)
 
 
-def test_a_configuration_that_is_not_read_back_as_it_was_written_is_refused() -> None:
+def test_refuses_a_configuration_that_does_not_round_trip() -> None:
     config = schema.ModelConfig(name="a")
-    config.MergeFromString(b"\x98\x7d\x01")  # a field of a newer schema, which the text cannot say
+    config.MergeFromString(b"\x98\x7d\x01")  # a field of a newer schema, which has no text form
     with pytest.raises(ConfigError, match="'a'"):
         pbtxt_from_config(config)
 
 
-def test_what_is_done_to_a_configuration_that_was_read_is_not_read_again() -> None:
+def test_parsed_configurations_are_independent() -> None:
     text = 'name: "a" parameters { key: "average" value { string_value: "logits" } }'
     config = config_from_pbtxt(text, "a")
     config.name = "b"

@@ -1,4 +1,4 @@
-"""External data of foreign files: what ONNX Runtime reads is read, with the same values."""
+"""External data of foreign files: what ONNX Runtime reads is read with the same values."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_export import ExportError
 from defensemble_export.foreign.convert import foreign_reference, onnx_from_foreign
 from defensemble_export.foreign.reader import read_foreign
-from tests.support import foreign_models as theirs
+from tests.support import foreign_models as foreign
 
-IMAGES = np.random.default_rng(7).random((5, *theirs.SHAPE), np.float32)
-# Bits of an element.
+IMAGES = np.random.default_rng(7).random((5, *foreign.SHAPE), np.float32)
+# Bits per element.
 KINDS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
@@ -41,7 +41,7 @@ KINDS: dict[int, int] = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor and how a file refers to its bytes; `padding` bytes are before and after them."""
+    """A tensor and the reference of a file to its bytes, with `padding` bytes before and after them."""
 
     kind: int
     dims: tuple[int, ...]
@@ -80,7 +80,7 @@ def stored(draw: st.DrawFn) -> Stored:
     dims = draw(st.sampled_from([(), (0,), (1,), (3,), (2, 0), (3, 5), (2, 3, 7), (300,)]))
     size = (math.prod(dims) * KINDS[kind] + 7) // 8
     padding = draw(st.sampled_from([0, 0, 3, 16, 4096]))
-    # One in ten is wrong.
+    # One case in ten is wrong.
     offset = draw(st.sampled_from([*[str(padding), f"00{padding}", None if padding == 0 else str(padding)] * 6, "-1", str(padding + 1)]))
     length = draw(st.sampled_from([*[None, "0", str(size)] * 6, str(size + 1), "-1"]))
     place = draw(st.sampled_from(["initializer", "Constant", "If"]))
@@ -90,44 +90,49 @@ def stored(draw: st.DrawFn) -> Stored:
     )
 
 
-def written(folder: Path, one: Stored) -> Path:
-    """Write a model that gives the float32 values of a stored tensor, and the files that it refers to."""
+def written(folder: Path, case: Stored) -> Path:
+    """Write a model that returns the float32 values of a stored tensor, and its external files."""
     (folder / "inner/deep").mkdir(parents=True)
     (folder / "link.bin").symlink_to("w.bin")
     (folder / "linked").symlink_to("inner")
     (folder / "out").symlink_to("..")
-    size = (math.prod(one.dims) * KINDS[one.kind] + 7) // 8
-    generator = np.random.default_rng(one.seed)
-    if one.kind == TensorProto.BOOL:
+    size = (math.prod(case.dims) * KINDS[case.kind] + 7) // 8
+    generator = np.random.default_rng(case.seed)
+    if case.kind == TensorProto.BOOL:
         content = generator.integers(0, 2, size, np.uint8).tobytes()
     else:
         content = generator.integers(0, 60, size, np.uint8).tobytes()  # no NaN in any type
-    (folder / one.file).write_bytes(b"\xff" * one.padding + content + b"\xff" * one.extra)
-    tensor = TensorProto(name="kept", data_type=one.kind, dims=one.dims, data_location=TensorProto.EXTERNAL)
-    entries = {"location": one.location, "offset": one.offset_text, "length": one.length, "checksum": "0" * 40 if one.checksum else None}
+    (folder / case.file).write_bytes(b"\xff" * case.padding + content + b"\xff" * case.extra)
+    tensor = TensorProto(name="kept", data_type=case.kind, dims=case.dims, data_location=TensorProto.EXTERNAL)
+    entries = {
+        "location": case.location,
+        "offset": case.offset_text,
+        "length": case.length,
+        "checksum": "0" * 40 if case.checksum else None,
+    }
     for key, text in entries.items():
         if text is not None:
             tensor.external_data.add(key=key, value=text)
-    if one.leftover:
+    if case.leftover:
         tensor.raw_data = b"\x01" * size
     cast = helper.make_node("Cast", ["kept"], ["value"], to=TensorProto.FLOAT)
     constant = helper.make_node("Constant", [], ["kept"], value=tensor)
-    value = helper.make_tensor_value_info("value", TensorProto.FLOAT, one.dims)
+    value = helper.make_tensor_value_info("value", TensorProto.FLOAT, case.dims)
     nodes, tensors = {
         "initializer": ([cast], [tensor]),
         "Constant": ([constant, cast], []),
         "If": ([], [numpy_helper.from_array(np.array(True), "yes")]),
-    }[one.place]
-    if one.place == "If":
+    }[case.place]
+    if case.place == "If":
         branch: Any = helper.make_graph([constant, cast], "branch", [], [value])
         nodes = [helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch)]
-        value = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, one.dims)
+        value = helper.make_tensor_value_info("chosen", TensorProto.FLOAT, case.dims)
     graph = helper.make_graph(nodes, "theirs", [], [value], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    return theirs.write(folder, model)
+    return foreign.write(folder, model)
 
 
-def answer(source: str | bytes) -> theirs.Array:
+def answer(source: str | bytes) -> foreign.Array:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -138,45 +143,45 @@ def answer(source: str | bytes) -> theirs.Array:
 
 @settings(max_examples=30, derandomize=True)
 @given(stored())
-def test_every_layout_that_onnx_runtime_reads_is_read_with_its_values(one: Stored) -> None:
+def test_every_external_layout_of_onnx_runtime_is_read(case: Stored) -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "theirs")
         folder.mkdir()
-        path = written(folder, one)
+        path = written(folder, case)
         expected = None
         with contextlib.suppress(Exception):  # ONNX Runtime's errors have no common class below it
             expected = answer(str(path))
         if expected is not None:
             assert np.array_equal(answer(read_foreign(path).SerializeToString()), expected, equal_nan=True)
-        elif not (folder / one.location).resolve().is_relative_to(folder.resolve()):
+        elif not (folder / case.location).resolve().is_relative_to(folder.resolve()):
             with pytest.raises(ExportError, match="'kept'"):
                 read_foreign(path)
 
 
 @pytest.mark.parametrize("attributes", [False, True])
 @pytest.mark.parametrize("one_file", [False, True])
-def test_what_onnx_saves_with_every_tensor_outside(tmp_path: Path, one_file: bool, attributes: bool) -> None:
-    """ONNX Runtime refuses such a file where a shape or an axis is outside."""
+def test_files_with_only_external_tensors_are_read(tmp_path: Path, one_file: bool, attributes: bool) -> None:
+    """ONNX Runtime rejects such a file if a shape or an axis is external."""
     inside = helper.make_node("Constant", [], ["factor"], value=numpy_helper.from_array(np.array([2], np.float32)))
     tail = [inside, helper.make_node("Mul", ["scores", "factor"], ["logits"])]
     path = tmp_path / "theirs.onnx"
-    model = theirs.classifier(flatten=[-1, 4], tail=tail, outputs=[("logits", TensorProto.FLOAT, ("N", 5))])
+    model = foreign.classifier(flatten=[-1, 4], tail=tail, outputs=[("logits", TensorProto.FLOAT, ("N", 5))])
     onnx.save_model(
         model, path, save_as_external_data=True, all_tensors_to_one_file=one_file, size_threshold=0, convert_attribute=attributes
     )
     taken = onnx_from_foreign(path)
     session = onnxruntime.InferenceSession(taken.SerializeToString(), providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": IMAGES})
-    assert np.allclose(logits, 2 * theirs.answer(IMAGES), atol=1e-4)
-    assert np.allclose(foreign_reference(path)(IMAGES), 2 * theirs.answer(IMAGES), atol=1e-4)
+    assert np.allclose(logits, 2 * foreign.answer(IMAGES), atol=1e-4)
+    assert np.allclose(foreign_reference(path)(IMAGES), 2 * foreign.answer(IMAGES), atol=1e-4)
 
 
-def test_a_cache_of_links_to_named_by_digest_files_is_read(tmp_path: Path) -> None:
-    """As `huggingface_hub` downloads: both files are links into one folder."""
+def test_a_hugging_face_cache_of_links_is_read(tmp_path: Path) -> None:
+    """`huggingface_hub` downloads both files as links into one folder."""
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots/main"
     for folder in (blobs, snapshot):
         folder.mkdir(parents=True)
-    theirs.write_external(blobs).rename(blobs / "0a")
+    foreign.write_external(blobs).rename(blobs / "0a")
     (blobs / "weights.bin").rename(blobs / "0b")
     (snapshot / "theirs.onnx").symlink_to("../../blobs/0a")
     (snapshot / "weights.bin").symlink_to("../../blobs/0b")

@@ -1,4 +1,4 @@
-"""Anyone's ONNX: what is refused, and with which words."""
+"""Foreign ONNX files: what is rejected, and with which facts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_export import ExportError
 from defensemble_export.foreign import reader
 from defensemble_export.foreign.convert import foreign_reference, onnx_from_foreign
-from tests.support import foreign_models as theirs
+from tests.support import foreign_models as foreign
 from tests.support.facts import raises
 
 
-def refused(path: Path, text: str, **options: Any) -> None:
+def assert_rejected(path: Path, text: str, **options: Any) -> None:
     with raises(ExportError, text) as caught:
         onnx_from_foreign(path, **options)
     assert str(path) in str(caught.value)
@@ -39,58 +39,58 @@ def refused(path: Path, text: str, **options: Any) -> None:
         (b"\x80\x05\x95", "pickle"),
         (b"\x02\0\0\0\0\0\0\0{}", "safetensors | defensemble export | torch.onnx.export"),
         (b"\x00" * 100, "truncated | corrupt"),
-        (theirs.classifier().SerializeToString()[:-30], "truncated | corrupt"),
+        (foreign.classifier().SerializeToString()[:-30], "truncated | corrupt"),
         (onnx.ModelProto(ir_version=8).SerializeToString(), "no nodes"),
         (onnx.ModelProto(producer_name="x").SerializeToString(), "no IR version"),
     ],
 )
-def test_what_is_no_onnx(tmp_path: Path, content: bytes, text: str) -> None:
-    refused(theirs.write(tmp_path, content), text)
+def test_files_that_are_not_onnx_are_rejected(tmp_path: Path, content: bytes, text: str) -> None:
+    assert_rejected(foreign.write(tmp_path, content), text)
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
-    refused(tmp_path / "none.onnx", "not exist")
-    refused(tmp_path, "folder")
+def test_paths_that_are_not_onnx_files_are_rejected(tmp_path: Path) -> None:
+    assert_rejected(tmp_path / "none.onnx", "not exist")
+    assert_rejected(tmp_path, "folder")
     with zipfile.ZipFile(tmp_path / "net.pt", "w") as archive:
         archive.writestr("data.pkl", b"")
-    refused(tmp_path / "net.pt", "PyTorch | torch.onnx.export | import-onnx")
+    assert_rejected(tmp_path / "net.pt", "PyTorch | torch.onnx.export | import-onnx")
     (tmp_path / "net.pt").rename(tmp_path / "net.onnx")
-    refused(tmp_path / "net.onnx", "zip archive | torch.save | torch.onnx.export")
+    assert_rejected(tmp_path / "net.onnx", "zip archive | torch.save | torch.onnx.export")
 
 
-def test_a_file_larger_than_protobuf_s(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_protobuf_limit_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "large.onnx"
     with path.open("wb") as stream:
-        stream.truncate(2**31)  # sparse: takes no room
-    refused(path, "2147483648 bytes | 2147483647")
+        stream.truncate(2**31)  # sparse: uses no disk space
+    assert_rejected(path, "2147483648 bytes | 2147483647")
 
 
 def of_opset(version: int, ir_version: int = 8) -> onnx.ModelProto:
-    model = theirs.classifier(opset=17)
+    model = foreign.classifier(opset=17)
     model.opset_import[0].version = version
     model.ir_version = ir_version
     return model
 
 
 def without_opset() -> onnx.ModelProto:
-    model = theirs.classifier(domains=["com.microsoft"])
+    model = foreign.classifier(domains=["com.microsoft"])
     del model.opset_import[0]
     return model
 
 
 def bytes_that_are_no_text() -> bytes:
-    return theirs.classifier().SerializeToString().replace(b"pooled", b"\xff\xfeoled")
+    return foreign.classifier().SerializeToString().replace(b"pooled", b"\xff\xfeoled")
 
 
 def sparse() -> onnx.ModelProto:
-    model = theirs.classifier()
+    model = foreign.classifier()
     values = numpy_helper.from_array(np.ones(1, np.float32), "sparse")
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, numpy_helper.from_array(np.zeros(1, np.int64), "at"), [4]))
     return model
 
 
 def unknown_operator() -> onnx.ModelProto:
-    return theirs.classifier(tail=[helper.make_node("Wobble", ["scores"], ["logits"])])
+    return foreign.classifier(tail=[helper.make_node("Wobble", ["scores"], ["logits"])])
 
 
 NEWEST = onnx.defs.onnx_opset_version()
@@ -109,35 +109,35 @@ NEWEST = onnx.defs.onnx_opset_version()
         (unknown_operator, "Wobble"),
     ],
 )
-def test_what_is_onnx_of_another_kind(tmp_path: Path, make: Callable[[], onnx.ModelProto | bytes], text: str) -> None:
-    refused(theirs.write(tmp_path, make()), text)
+def test_other_kinds_of_onnx_are_rejected(tmp_path: Path, make: Callable[[], onnx.ModelProto | bytes], text: str) -> None:
+    assert_rejected(foreign.write(tmp_path, make()), text)
 
 
-LOGITS = [("logits", TensorProto.FLOAT, ("N", theirs.CLASSES))]
+LOGITS = [("logits", TensorProto.FLOAT, ("N", foreign.CLASSES))]
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_loops_of_many_trips(tmp_path: Path, nested: bool) -> None:
+def test_loops_with_many_trips_are_rejected(tmp_path: Path, nested: bool) -> None:
     counts = [numpy_helper.from_array(np.array(trips, np.int64), f"n{trips}") for trips in (200, 2**62)]
-    inner = [theirs.loop("n200", "logits_in", "logits_out")] if nested else []
-    tail = [theirs.loop("n200" if nested else f"n{2**62}", "scores", "logits", inner)]
-    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=counts, outputs=LOGITS))
-    refused(path, f"Loop | {40_000 if nested else 2**62} | 10000")
+    inner = [foreign.loop("n200", "logits_in", "logits_out")] if nested else []
+    tail = [foreign.loop("n200" if nested else f"n{2**62}", "scores", "logits", inner)]
+    path = foreign.write(tmp_path, foreign.classifier(tail=tail, more=counts, outputs=LOGITS))
+    assert_rejected(path, f"Loop | {40_000 if nested else 2**62} | 10000")
 
 
 @pytest.mark.parametrize("trips", ["", "batch"])
-def test_loops_whose_trips_are_not_constant(tmp_path: Path, trips: str) -> None:
+def test_loops_without_constant_trips_are_rejected(tmp_path: Path, trips: str) -> None:
     tail = [
         helper.make_node("Shape", ["x"], ["sizes"], start=0, end=1),
         helper.make_node("Squeeze", ["sizes"], ["batch"]),
-        theirs.loop(trips, "scores", "logits"),
+        foreign.loop(trips, "scores", "logits"),
     ]
-    refused(theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=LOGITS)), "10000")
+    assert_rejected(foreign.write(tmp_path, foreign.classifier(tail=tail, outputs=LOGITS)), "10000")
 
 
-def test_a_loop_whose_trips_only_look_constant(tmp_path: Path) -> None:
-    """An input of the outer body is called as a constant of three trips; what it holds is 2^62."""
-    inner = theirs.loop("n3", "scores", "inner")
+def test_a_loop_with_hidden_trips_is_rejected(tmp_path: Path) -> None:
+    """An input of the outer body has the name of a constant of three trips; its value is 2^62."""
+    inner = foreign.loop("n3", "scores", "inner")
     inputs = [("i", TensorProto.INT64), ("c", TensorProto.BOOL), ("n3", TensorProto.INT64)]
     outputs = [("g", TensorProto.BOOL), ("n", TensorProto.INT64)]
     body: Any = helper.make_graph(
@@ -151,16 +151,16 @@ def test_a_loop_whose_trips_only_look_constant(tmp_path: Path) -> None:
     )
     tail = [helper.make_node("Loop", ["n3", "", "endless"], ["last", "all"], body=body), helper.make_node("ReduceMax", ["all"], ["logits"])]
     more = [numpy_helper.from_array(np.array(trips, np.int64), name) for name, trips in (("n3", 3), ("endless", 2**62))]
-    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
-    refused(path, "'inner' | trips")
+    path = foreign.write(tmp_path, foreign.classifier(tail=tail, more=more, outputs=LOGITS))
+    assert_rejected(path, "'inner' | trips")
 
 
-def test_a_loop_of_few_trips_is_accepted(tmp_path: Path) -> None:
+def test_a_loop_with_few_trips_is_accepted(tmp_path: Path) -> None:
     three = [numpy_helper.from_array(np.array(3, np.int64), "n3")]
-    path = theirs.write(tmp_path, theirs.classifier(tail=[theirs.loop("n3", "scores", "logits")], more=three, outputs=LOGITS))
+    path = foreign.write(tmp_path, foreign.classifier(tail=[foreign.loop("n3", "scores", "logits")], more=three, outputs=LOGITS))
     onnx_from_foreign(path)
-    images = np.random.default_rng(0).random((2, *theirs.SHAPE), np.float32)
-    assert np.allclose(foreign_reference(path)(images), 8 * theirs.answer(images), atol=1e-4)
+    images = np.random.default_rng(0).random((2, *foreign.SHAPE), np.float32)
+    assert np.allclose(foreign_reference(path)(images), 8 * foreign.answer(images), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -185,79 +185,79 @@ def test_a_loop_of_few_trips_is_accepted(tmp_path: Path) -> None:
         ({"offset": "-8"}, "-8 to 72 | 96"),
     ],
 )
-def test_external_data_that_are_elsewhere_or_of_another_length(tmp_path: Path, entries: dict[str, str], text: str) -> None:
+def test_external_data_elsewhere_or_of_another_length_are_rejected(tmp_path: Path, entries: dict[str, str], text: str) -> None:
     outside, folder = tmp_path / "outside", tmp_path / "theirs"
     for made in (outside, folder, folder / "inner"):
         made.mkdir()
-    path = theirs.write_external(folder, **entries)
+    path = foreign.write_external(folder, **entries)
     for place in (outside, tmp_path):
         (place / "weights.bin").write_bytes((folder / "weights.bin").read_bytes())
     (folder / "link.bin").symlink_to(outside / "weights.bin")
     (folder / "linked").symlink_to(outside)
-    refused(path, text)
+    assert_rejected(path, text)
 
 
-def test_external_data_hidden_in_a_function_or_an_attribute(tmp_path: Path) -> None:
+def test_external_data_in_functions_and_attributes_are_rejected(tmp_path: Path) -> None:
     secret = helper.make_tensor("secret", TensorProto.FLOAT, [1], [0.0])
     secret.ClearField("float_data")
     secret.data_location = TensorProto.EXTERNAL
     secret.external_data.add(key="location", value="/etc/hostname")
     hidden = helper.make_node("Constant", [], ["hidden"], value=secret)
     body = [hidden, helper.make_node("Add", ["a", "hidden"], ["b"])]
-    in_function = theirs.classifier(tail=[helper.make_node("Plus", ["scores"], ["more"], domain="mine")], domains=["mine"])
+    in_function = foreign.classifier(tail=[helper.make_node("Plus", ["scores"], ["more"], domain="mine")], domains=["mine"])
     in_function.functions.append(helper.make_function("mine", "Plus", ["a"], ["b"], body, [helper.make_opsetid("", 18)]))
     branch: Any = helper.make_graph([hidden], "branch", [], [helper.make_tensor_value_info("hidden", TensorProto.FLOAT, [1])])
     choice = helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=branch)
-    in_branch = theirs.classifier(tail=[choice], more=[numpy_helper.from_array(np.array(True), "yes")])
+    in_branch = foreign.classifier(tail=[choice], more=[numpy_helper.from_array(np.array(True), "yes")])
     few = onnx.SparseTensorProto(values=secret, indices=numpy_helper.from_array(np.zeros(1, np.int64)), dims=[1])
-    in_sparse = theirs.classifier(tail=[helper.make_node("Constant", [], ["hidden"], sparse_value=few)])
-    for model in (theirs.classifier(tail=[hidden]), in_function, in_branch, in_sparse):
-        refused(theirs.write(tmp_path, model), "'secret' | '/etc/hostname'")
+    in_sparse = foreign.classifier(tail=[helper.make_node("Constant", [], ["hidden"], sparse_value=few)])
+    for model in (foreign.classifier(tail=[hidden]), in_function, in_branch, in_sparse):
+        assert_rejected(foreign.write(tmp_path, model), "'secret' | '/etc/hostname'")
 
 
 def test_links_and_folders_inside_the_folder_are_followed(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
-    path = theirs.write_external(tmp_path, location="inner/link.bin")
+    path = foreign.write_external(tmp_path, location="inner/link.bin")
     (tmp_path / "inner/link.bin").symlink_to("../weights.bin")
     assert onnx_from_foreign(path).graph.output[0].name == "logits"
 
 
-def test_external_data_that_make_the_file_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = theirs.write_external(tmp_path)
-    monkeypatch.setattr(reader, "LARGEST_FILE", path.stat().st_size + 10)
-    refused(path, "external data | bytes")
+def test_external_data_that_make_the_file_too_large_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = foreign.write_external(tmp_path)
+    monkeypatch.setattr(reader, "MAX_FILE_BYTES", path.stat().st_size + 10)
+    assert_rejected(path, "external data | bytes")
 
 
-def test_weights_of_four_bits_which_opset_20_does_not_know(tmp_path: Path) -> None:
+def test_four_bit_weights_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "bits.bin").write_bytes(bytes(10))
     packed = onnx.TensorProto(name="packed", data_type=TensorProto.INT4, dims=[4, 5], data_location=TensorProto.EXTERNAL)
     packed.external_data.add(key="location", value="bits.bin")
     scale = numpy_helper.from_array(np.array(1, np.float32), "scale")
     tail = [helper.make_node("DequantizeLinear", ["packed", "scale"], ["w"]), helper.make_node("MatMul", ["kept", "w"], ["logits"])]
     outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
-    path = theirs.write(tmp_path, theirs.classifier(opset=21, tail=tail, more=[packed, scale], outputs=outputs))
-    refused(path, "opset 21 | 20 | 8 bits | DataType (22) | 'DequantizeLinear'")
+    path = foreign.write(tmp_path, foreign.classifier(opset=21, tail=tail, more=[packed, scale], outputs=outputs))
+    assert_rejected(path, "opset 21 | 20 | 8 bits | DataType (22) | 'DequantizeLinear'")
 
 
-def test_a_custom_domain_that_the_runtime_does_not_know(tmp_path: Path) -> None:
+def test_an_unknown_custom_domain_is_rejected(tmp_path: Path) -> None:
     tail = [helper.make_node("Wobble", ["scores"], ["logits"], domain="theirs.own")]
     outputs = [("logits", TensorProto.FLOAT, ("N", 5))]
-    path = theirs.write(tmp_path, theirs.classifier(tail=tail, outputs=outputs, domains=["theirs.own", "ai.onnx.ml"]))
-    refused(path, "theirs.own: Wobble | --custom-operators theirs.own")
-    refused(path, "ONNX Runtime | theirs.own", custom_domains=["theirs.own"])
+    path = foreign.write(tmp_path, foreign.classifier(tail=tail, outputs=outputs, domains=["theirs.own", "ai.onnx.ml"]))
+    assert_rejected(path, "theirs.own: Wobble | --custom-operators theirs.own")
+    assert_rejected(path, "ONNX Runtime | theirs.own", custom_domains=["theirs.own"])
 
 
 def with_two_inputs() -> onnx.ModelProto:
-    model = theirs.classifier(tail=[helper.make_node("Add", ["scores", "more"], ["logits"])])
+    model = foreign.classifier(tail=[helper.make_node("Add", ["scores", "more"], ["logits"])])
     model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, ["N", 5]))
     return model
 
 
 def with_a_sequence() -> onnx.ModelProto:
-    model = theirs.classifier(tail=[helper.make_node("SequenceAt", ["many", "zero"], ["one"])])
+    model = foreign.classifier(tail=[helper.make_node("SequenceAt", ["many", "zero"], ["one"])])
     model.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), "zero"))
     model.graph.node[-1].input[0] = "x"
-    model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, ["N", *theirs.SHAPE]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, ["N", *foreign.SHAPE]))
     model.graph.node[0].input[0] = "one"
     nodes = [model.graph.node[-1], *list(model.graph.node)[:-1]]
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -267,8 +267,8 @@ def with_a_sequence() -> onnx.ModelProto:
 
 
 def of_constants() -> onnx.ModelProto:
-    model = theirs.classifier()
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, *theirs.SHAPE), np.float32), "x"))
+    model = foreign.classifier()
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, *foreign.SHAPE), np.float32), "x"))
     return model
 
 
@@ -278,26 +278,26 @@ def of_constants() -> onnx.ModelProto:
         (with_two_inputs, "one input | 2 | 'x', 'more'"),
         (of_constants, "one input | 0 | none"),
         (with_a_sequence, "'x' | sequence_type"),
-        (lambda: theirs.classifier(elem_type=TensorProto.UINT8), "'x' | uint8 | float32 | std=1/255"),
-        (lambda: theirs.classifier(elem_type=TensorProto.FLOAT16), "'x' | float16 | float32"),
-        (lambda: theirs.classifier(elem_type=TensorProto.DOUBLE), "'x' | float64 (double) | float32"),
-        (lambda: theirs.classifier(elem_type=TensorProto.STRING), "'x' | string | float32"),
-        (lambda: theirs.classifier(elem_type=99), "'x' | 99 | float32"),
-        (lambda: theirs.classifier(shape=("N", 12)), "(N, 12) | 4 dimensions"),
-        (lambda: theirs.classifier(shape=("N", 6, 8, 3)), "(N, 6, 8, 3) | channels last | --inputs-as-nchw x"),
-        (lambda: theirs.classifier(shape=("N", "h", "w", 3)), "(N, h, w, 3) | channels last"),
-        (lambda: theirs.classifier(shape=("N", None, 6, 8)), "(N, ?, 6, 8) | C, H or W"),
-        (lambda: theirs.classifier(shape=("N", 3, 0, 8)), "at least 1 | d[2].Clear()"),
-        (lambda: theirs.classifier(shape=(0, 3, 6, 8)), "at least 1 | d[0].Clear()"),
-        (lambda: theirs.classifier(shape=("N", 3, 30_000, 30_000)), "67108864"),
-        (lambda: theirs.classifier(shape=(10_000_000, 3, 6, 8)), "fixed batch | 268435456"),
+        (lambda: foreign.classifier(elem_type=TensorProto.UINT8), "'x' | uint8 | float32 | std=1/255"),
+        (lambda: foreign.classifier(elem_type=TensorProto.FLOAT16), "'x' | float16 | float32"),
+        (lambda: foreign.classifier(elem_type=TensorProto.DOUBLE), "'x' | float64 (double) | float32"),
+        (lambda: foreign.classifier(elem_type=TensorProto.STRING), "'x' | string | float32"),
+        (lambda: foreign.classifier(elem_type=99), "'x' | 99 | float32"),
+        (lambda: foreign.classifier(shape=("N", 12)), "(N, 12) | 4 dimensions"),
+        (lambda: foreign.classifier(shape=("N", 6, 8, 3)), "(N, 6, 8, 3) | channels last | --inputs-as-nchw x"),
+        (lambda: foreign.classifier(shape=("N", "h", "w", 3)), "(N, h, w, 3) | channels last"),
+        (lambda: foreign.classifier(shape=("N", None, 6, 8)), "(N, ?, 6, 8) | C, H or W"),
+        (lambda: foreign.classifier(shape=("N", 3, 0, 8)), "at least 1 | d[2].Clear()"),
+        (lambda: foreign.classifier(shape=(0, 3, 6, 8)), "at least 1 | d[0].Clear()"),
+        (lambda: foreign.classifier(shape=("N", 3, 30_000, 30_000)), "67108864"),
+        (lambda: foreign.classifier(shape=(10_000_000, 3, 6, 8)), "fixed batch | 268435456"),
     ],
 )
-def test_inputs_that_are_not_images(tmp_path: Path, make: Callable[[], onnx.ModelProto], text: str) -> None:
-    refused(theirs.write(tmp_path, make()), text)
+def test_inputs_that_are_not_images_are_rejected(tmp_path: Path, make: Callable[[], onnx.ModelProto], text: str) -> None:
+    assert_rejected(foreign.write(tmp_path, make()), text)
 
 
-def ending(operator: str, kind: int, sides: theirs.Shape, inputs: tuple[str, ...] = ("scores",), **attributes: Any) -> onnx.ModelProto:
+def ending(operator: str, kind: int, sides: foreign.Shape, inputs: tuple[str, ...] = ("scores",), **attributes: Any) -> onnx.ModelProto:
     more = [
         numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
         numpy_helper.from_array(np.array([[0]], np.int64), "first"),
@@ -305,7 +305,7 @@ def ending(operator: str, kind: int, sides: theirs.Shape, inputs: tuple[str, ...
         numpy_helper.from_array(np.array([-1], np.int64), "line"),
     ]
     tail = [helper.make_node(operator, inputs, ["logits"], **attributes)]
-    return theirs.classifier(tail=tail, more=more, outputs=[("logits", kind, sides)])
+    return foreign.classifier(tail=tail, more=more, outputs=[("logits", kind, sides)])
 
 
 @pytest.mark.parametrize(
@@ -323,75 +323,75 @@ def ending(operator: str, kind: int, sides: theirs.Shape, inputs: tuple[str, ...
         (lambda: ending("Identity", 1, (1, 5), ("constant",)), "'logits' | 'x' | not depend"),
     ],
 )
-def test_outputs_that_are_not_logits(tmp_path: Path, make: Callable[[], onnx.ModelProto], text: str) -> None:
+def test_outputs_that_are_not_logits_are_rejected(tmp_path: Path, make: Callable[[], onnx.ModelProto], text: str) -> None:
     model = make()
     for name, value in (("zero", 0), ("one", 1)):
         model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
-    refused(theirs.write(tmp_path, model), text)
+    assert_rejected(foreign.write(tmp_path, model), text)
 
 
 @pytest.mark.parametrize("output", [None, "scores"])
 @pytest.mark.parametrize("sides", [("N", 1), ("N", None), ("N", "K", 1, 1)])
-def test_a_sigmoid_of_one_value_has_no_logits_to_name(tmp_path: Path, sides: theirs.Shape, output: str | None) -> None:
+def test_a_sigmoid_of_one_value_is_rejected_with_a_fix_that_works(tmp_path: Path, sides: foreign.Shape, output: str | None) -> None:
     more = [numpy_helper.from_array(value, name) for name, value in (("one", np.ones((5, 1), np.float32)), ("axes", np.array([2, 3])))]
     tail = [helper.make_node("MatMul", ["scores", "one"], ["z"]), helper.make_node("Sigmoid", ["z"], ["sure"])]
     if len(sides) > 2:
         tail = [tail[0], helper.make_node("Unsqueeze", ["z", "axes"], ["map"]), helper.make_node("Sigmoid", ["map"], ["sure"])]
-    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=[("sure", TensorProto.FLOAT, sides)]))
+    path = foreign.write(tmp_path, foreign.classifier(tail=tail, more=more, outputs=[("sure", TensorProto.FLOAT, sides)]))
     name = "sure" if output is None else "z"
-    refused(path, f"'{name}' | (N, 1) | (N, K) | at least 2 | torch.cat", output=output and "z")
-    # What the message proposes works.
+    assert_rejected(path, f"'{name}' | (N, 1) | (N, K) | at least 2 | torch.cat", output=output and "z")
+    # The suggested fix works.
     zero = helper.make_node("Sub", ["z", "z"], ["zero"])
     both = helper.make_node("Concat", ["zero", "z"], ["logits"], axis=1)
-    two = theirs.classifier(tail=[tail[0], zero, both], more=more, outputs=[("logits", TensorProto.FLOAT, ("N", 2))])
-    onnx_from_foreign(theirs.write(tmp_path, two))
+    two = foreign.classifier(tail=[tail[0], zero, both], more=more, outputs=[("logits", TensorProto.FLOAT, ("N", 2))])
+    onnx_from_foreign(foreign.write(tmp_path, two))
 
 
 @pytest.mark.parametrize("form", ["initializer", "Constant", "float16"])
-def test_weights_that_are_no_numbers_are_named(tmp_path: Path, form: str) -> None:
+def test_nan_weights_are_named(tmp_path: Path, form: str) -> None:
     values = np.array([1, 2, np.nan, 4, 5], np.float16 if form == "float16" else np.float32)
     tail = [helper.make_node("Cast", ["bad"], ["bad32"], to=TensorProto.FLOAT), helper.make_node("Add", ["scores", "bad32"], ["logits"])]
     more = [numpy_helper.from_array(values, "bad")]
     if form == "Constant":
         tail, more = [helper.make_node("Constant", [], ["bad"], value=more[0]), *tail], []
-    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
-    refused(path, "'bad' | NaN")
+    path = foreign.write(tmp_path, foreign.classifier(tail=tail, more=more, outputs=LOGITS))
+    assert_rejected(path, "'bad' | NaN")
 
 
 @pytest.mark.parametrize(("scale", "text"), [(np.inf, "'factors' | infinite"), (3e38, "finite | overflows")])
-def test_answers_that_are_no_numbers(tmp_path: Path, scale: float, text: str) -> None:
+def test_outputs_that_are_not_finite_are_rejected(tmp_path: Path, scale: float, text: str) -> None:
     more = [numpy_helper.from_array(np.full(5, scale, np.float32), "factors")]
     tail = [helper.make_node("Mul", ["scores", "factors"], ["large"]), helper.make_node("Mul", ["large", "factors"], ["logits"])]
-    path = theirs.write(tmp_path, theirs.classifier(tail=tail, more=more, outputs=LOGITS))
-    refused(path, text)
+    path = foreign.write(tmp_path, foreign.classifier(tail=tail, more=more, outputs=LOGITS))
+    assert_rejected(path, text)
 
 
-def test_infinite_weights_are_taken_where_the_answers_are_finite(tmp_path: Path) -> None:
+def test_infinite_weights_are_accepted_if_the_outputs_are_finite(tmp_path: Path) -> None:
     more = [numpy_helper.from_array(np.array([1.0, np.inf], np.float32), "limits")]
     smallest = [helper.make_node("ReduceMin", ["limits"], ["least"]), helper.make_node("Mul", ["scores", "least"], ["logits"])]
-    onnx_from_foreign(theirs.write(tmp_path, theirs.classifier(tail=smallest, more=more, outputs=LOGITS)))
+    onnx_from_foreign(foreign.write(tmp_path, foreign.classifier(tail=smallest, more=more, outputs=LOGITS)))
 
 
-def test_an_output_that_is_a_sequence(tmp_path: Path) -> None:
+def test_a_sequence_output_is_rejected(tmp_path: Path) -> None:
     model = ending("SequenceConstruct", 1, ("N", 5))
     model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("logits", TensorProto.FLOAT, ["N", 5]))
-    refused(theirs.write(tmp_path, model), "'logits' | sequence_type | float32")
+    assert_rejected(foreign.write(tmp_path, model), "'logits' | sequence_type | float32")
 
 
-def test_an_output_inside_of_another_type(tmp_path: Path) -> None:
-    path = theirs.write(tmp_path, theirs.classifier(tail=[helper.make_node("Shape", ["x"], ["sides"])]))
-    refused(path, "'sides' | int64 | float32 | 'scores'", output="sides")
+def test_an_inner_output_of_another_type_is_rejected(tmp_path: Path) -> None:
+    path = foreign.write(tmp_path, foreign.classifier(tail=[helper.make_node("Shape", ["x"], ["sides"])]))
+    assert_rejected(path, "'sides' | int64 | float32 | 'scores'", output="sides")
 
 
 @pytest.mark.parametrize("batch", [1, 2, "N"])
-def test_a_batch_that_is_fixed_inside(tmp_path: Path, batch: int | str) -> None:
-    """An Expand to one image's shape: what was meant by it cannot be known."""
+def test_a_batch_that_is_fixed_inside_is_rejected(tmp_path: Path, batch: int | str) -> None:
+    """An Expand to the shape of one image is ambiguous."""
     size = batch if isinstance(batch, int) else 2
     more = [numpy_helper.from_array(np.zeros((size, 5), np.float32), "offsets")]
     tail = [helper.make_node("Concat", ["scores", "offsets"], ["logits"], axis=1)]
-    model = theirs.classifier(shape=(batch, *theirs.SHAPE), tail=tail, more=more, outputs=[("logits", TensorProto.FLOAT, (batch, 10))])
+    model = foreign.classifier(shape=(batch, *foreign.SHAPE), tail=tail, more=more, outputs=[("logits", TensorProto.FLOAT, (batch, 10))])
     text = f"fixed batch | {batch}" if isinstance(batch, int) else "ONNX Runtime | 1 image"
-    refused(theirs.write(tmp_path, model), text)
+    assert_rejected(foreign.write(tmp_path, model), text)
 
 
 @pytest.mark.parametrize(
@@ -406,8 +406,8 @@ def test_a_batch_that_is_fixed_inside(tmp_path: Path, batch: int | str) -> None:
         ({"std": [-1.0, 1.0, 1.0]}, "std | above 0"),
     ],
 )
-def test_a_normalisation_that_is_none(tmp_path: Path, options: dict[str, Any], text: str) -> None:
-    path = theirs.write(tmp_path, theirs.classifier())
+def test_an_invalid_normalisation_is_rejected(tmp_path: Path, options: dict[str, Any], text: str) -> None:
+    path = foreign.write(tmp_path, foreign.classifier())
     for ask in (onnx_from_foreign, foreign_reference):
         with raises(ExportError, text):
             ask(path, **options)

@@ -43,7 +43,7 @@ def test_equals_the_formulas(average: str, weights: list[float], batch: int, cla
     expected = mixture if average == "probabilities" else softmax(np.tensordot(share, logits.astype(np.float64), 1))
 
     got = run(average_onnx(ensemble, classes), logits)
-    # A logit of 500 has a float32 step of 3e-5, which softmax passes on.
+    # A logit of 500 has a float32 step of 3e-5, which softmax preserves.
     tolerance = 1e-6 * max(1.0, scale)
     assert {value.dtype for value in got.values()} == {np.dtype(np.float32)}
     assert {name: value.shape for name, value in got.items()} == {
@@ -75,7 +75,7 @@ def test_a_logit_of_minus_infinity_is_a_probability_of_0(average: str) -> None:
     np.testing.assert_allclose(got["mutual_information"][0], entropy(members.mean(0)) - entropy(members).mean(), atol=1e-6)
 
 
-def test_files_say_the_versions_that_servers_load() -> None:
+def test_files_have_versions_that_servers_load() -> None:
     model = onnx.load_model_from_string(average_onnx(Ensemble("e", (Member("a"), Member("b"))), 10))
     assert model.ir_version == 10
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
@@ -86,7 +86,7 @@ def test_the_same_ensemble_gives_the_same_bytes() -> None:
     assert average_onnx(ensemble, 10) == average_onnx(ensemble, 10)
 
 
-def test_a_graph_is_known_however_it_is_serialised_and_no_other_is_taken_for_it() -> None:
+def test_is_same_graph_ignores_serialisation() -> None:
     first, other = (Ensemble("e", (Member("a", 1, weight), Member("b", 1))) for weight in (1.0, 2.0))
     generated = average_onnx(first, 3)
     model = onnx.load_model_from_string(generated)

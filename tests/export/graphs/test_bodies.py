@@ -1,4 +1,4 @@
-"""Bodies of If, Loop and Scan, and names that converters make up, in graphs written by hand: fused, quantised and imported."""
+"""Fusing, quantising and importing graphs with bodies of If, Loop and Scan, and with names that converters create."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CLASSIFY = helper.make_node("MatMul", ["flat", "weights"], ["product"])
 def network(
     nodes: Sequence[onnx.NodeProto], batch: str | int | None = "N", classes: str | int | None = 3, **constants: Any
 ) -> onnx.ModelProto:
-    """`images` [N,1,4,4] to `logits` [N,3] with `weights`, `yes` (true) and further constants."""
+    """Return a graph from `images` [N,1,4,4] to `logits` [N,3] with `weights`, `yes` (true) and further constants."""
     values = {"weights": tiny.weights(1), "yes": np.array(True), **constants}
     graph = helper.make_graph(
         nodes,
@@ -52,7 +52,7 @@ def either(body: onnx.GraphProto, other: onnx.GraphProto | None = None, output: 
 
 
 def fused_members(*members: onnx.ModelProto) -> Array:
-    """The members' probabilities from their fused graph, which is verified."""
+    """Return the members' probabilities from their fused graph, after verifying it."""
     files = [member.SerializeToString() for member in members]
     ensemble = ensemble_of(len(files))
     fused = fused_onnx(files, ensemble)
@@ -65,14 +65,14 @@ def expected(*models: onnx.ModelProto) -> Array:
 
 
 @pytest.mark.parametrize("name", ["weights", "flat", "images", "unknown", "logits"])
-def test_a_body_whose_constant_is_called_as_an_outer_tensor_reads_its_own(name: str) -> None:
-    """The second member's `flat` and `weights` are those of the first, which is all that is kept: the body's own must not follow."""
+def test_a_body_reads_its_own_constant_of_an_outer_name(name: str) -> None:
+    """The second member shares `flat` and `weights` with the first; the body's own tensors of these names must not be replaced."""
 
     def member(factor: float) -> onnx.ModelProto:
         body = branch([helper.make_node("Mul", ["product", name], ["scaled"])], "scaled", **{name: factor})
         return network([FLAT, CLASSIFY, either(body)])
 
-    if name == "logits":  # the If's own result, and no initialiser may be called so
+    if name == "logits":  # the result of the If: no initialiser may have this name
         body = branch([helper.make_node("Neg", ["product"], ["logits"])], "logits")
         models = [network([FLAT, CLASSIFY, either(body)]), network([FLAT, CLASSIFY, helper.make_node("Abs", ["product"], ["logits"])])]
     else:
@@ -80,7 +80,7 @@ def test_a_body_whose_constant_is_called_as_an_outer_tensor_reads_its_own(name: 
     np.testing.assert_allclose(fused_members(*models), expected(*models), atol=1e-6)
 
 
-def test_what_is_left_out_is_read_from_the_first_member_in_nested_bodies_too() -> None:
+def test_nested_bodies_read_shared_constants_of_the_first_member() -> None:
     def member(sign: str) -> onnx.ModelProto:
         inner = branch([helper.make_node("Mul", ["flat", "gain"], ["a"]), helper.make_node("MatMul", ["a", "weights"], ["b"])], "b")
         outer = branch(
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_read_from_the_first_member_in_nested_bodies_too() -
     np.testing.assert_allclose(fused_members(*models), expected(*models), atol=1e-6)
 
 
-def test_functions_of_one_name_and_another_body_are_each_member_s_own() -> None:
+def test_functions_of_the_same_name_stay_separate() -> None:
     def member(operator: str) -> onnx.ModelProto:
         model = network([FLAT, CLASSIFY, helper.make_node("F", ["product"], ["logits"], domain="mine")])
         imports = [helper.make_opsetid("", 20), helper.make_opsetid("mine", 1)]
@@ -121,18 +121,18 @@ def test_a_sparse_constant_is_renamed() -> None:
 
 
 @pytest.mark.parametrize("batch", [-1, None, ""])
-def test_a_free_batch_is_fused_and_quantised_however_it_is_written(batch: str | int | None) -> None:
+def test_a_free_batch_is_accepted_in_every_notation(batch: str | int | None) -> None:
     model = network([FLAT, helper.make_node("Gemm", ["flat", "weights"], ["logits"])], batch)
     model.graph.value_info.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, [0, -1]))
     np.testing.assert_allclose(fused_members(model, model), expected(model, model), atol=1e-6)
     assert np.abs(answer(int8_from_onnx(model, IMAGES), IMAGES) - answer(model, IMAGES)).max() < 0.05
 
 
-def test_what_onnx_runtime_refuses_is_refused() -> None:
+def test_graphs_that_onnx_runtime_rejects_are_rejected() -> None:
     good = network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])])
-    with raises(ExportError, "'m1' | 0 images"):
+    with raises(ExportError, "'m1' | batch of 0"):
         fused_onnx([good, network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])], 0)], ensemble_of(2))
-    with pytest.raises(ExportError, match="0 images"):
+    with pytest.raises(ExportError, match="batch of 0"):
         int8_from_onnx(network([FLAT, helper.make_node("Gemm", ["flat", "weights"], ["logits"])], 0), IMAGES)
     for classes in (0, -1, "K"):
         unknown = network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])], classes=classes)
@@ -143,7 +143,7 @@ def test_what_onnx_runtime_refuses_is_refused() -> None:
         fused_onnx([good, direct], ensemble_of(2))
 
 
-def test_a_member_that_onnx_runtime_does_not_run_is_named() -> None:
+def test_a_member_that_onnx_runtime_cannot_run_is_named() -> None:
     good = network([FLAT, helper.make_node("MatMul", ["flat", "weights"], ["logits"])])
     files = [good.SerializeToString()] * 2
     fused = fused_onnx(files, ensemble_of(2))
@@ -157,7 +157,7 @@ def test_a_member_that_onnx_runtime_does_not_run_is_named() -> None:
 
 
 def convolutions(nodes: Sequence[onnx.NodeProto], **constants: Any) -> onnx.ModelProto:
-    """Convolutions of the kernel `k` (1x3x3), and a classifier of what `nodes` call `maps`."""
+    """Return a graph of convolutions with the kernel `k` (1x3x3), and a classifier of the output `maps` of `nodes`."""
     kernel = np.random.default_rng(0).normal(size=(1, 1, 3, 3)).astype(np.float32)
     tail = [helper.make_node("Flatten", ["maps"], ["flat"]), helper.make_node("MatMul", ["flat", "weights"], ["logits"])]
     return network([*nodes, *tail], k=kernel, **constants)
@@ -168,7 +168,7 @@ def conv(value: str, output: str, *more: str, kernel: str = "k", name: str = "")
 
 
 def near(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
-    """The network in int8, once it answers nearly the same with and without ONNX Runtime's optimisations."""
+    """Return the network in int8, after checking its outputs with and without ONNX Runtime's optimisations."""
     quantised = int8_from_onnx(model, IMAGES, **options)
     right = answer(model, IMAGES)
     for optimised in (True, False):
@@ -177,8 +177,8 @@ def near(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("moves", ["MaxPool", "Relu", "Reshape", "Identity"])
-def test_a_body_reads_what_a_convolution_gave_through_nodes_that_move_it(moves: str) -> None:
-    """ONNX Runtime ends the process where a DequantizeLinear stands before such a node and a body behind it."""
+def test_a_body_may_read_a_moved_convolution_output(moves: str) -> None:
+    """ONNX Runtime aborts the process if such a node is between a DequantizeLinear and a body."""
     nodes = [helper.make_node("Identity", ["c"], ["i"])]
     if moves == "MaxPool":
         nodes += [helper.make_node("MaxPool", ["i"], ["p"], kernel_shape=[1, 1]), helper.make_node("Identity", ["p"], ["m"])]
@@ -199,7 +199,7 @@ def test_a_weight_of_two_nodes_is_int8_for_one_and_float32_for_the_other() -> No
     assert read == {"one": "k_DequantizeLinear_Output", "two": "k"}
 
 
-def test_names_that_the_quantiser_makes_up_are_taken() -> None:
+def test_names_that_the_quantiser_would_create_may_exist() -> None:
     names = [f"k{end}" for end in ("_quantized", "_scale", "_zero_point", "_DequantizeLinear_Output", "1", "_QuantizeLinear_Output")]
     nodes = [
         conv("images", names[0], "b"),
@@ -217,13 +217,13 @@ def test_the_factor_of_a_bias_is_kept(beta: float) -> None:
     near(network([FLAT, gemm], bias=np.array([4, -4, 2], np.float32)))
 
 
-def test_a_graph_that_fails_on_the_images_is_refused() -> None:
+def test_a_graph_that_fails_on_the_images_is_rejected() -> None:
     nodes = [helper.make_node("Reshape", ["images", "shape"], ["r"]), helper.make_node("Gemm", ["r", "weights"], ["logits"])]
     with raises(ExportError, "ONNX Runtime | calibration"):
         int8_from_onnx(network(nodes, shape=np.array([2, 16])), IMAGES)
 
 
-def test_weights_that_are_no_numbers_are_refused() -> None:
+def test_weights_that_are_not_finite_are_rejected() -> None:
     weights = tiny.weights(1)
     weights[0, 0] = np.inf
     model = network([FLAT, helper.make_node("Gemm", ["flat", "weights"], ["logits"])], weights=weights)
@@ -242,13 +242,13 @@ def test_a_mask_in_a_body_keeps_its_convolution_in_float() -> None:
     near(model)
 
 
-def test_bodies_alone_leave_nothing_to_quantise() -> None:
+def test_a_graph_with_products_only_in_bodies_is_rejected() -> None:
     model = convolutions([either(branch([conv("images", "b")], "b"), output="maps")])
     with raises(ExportError, "quantise | bodies | If, Loop and Scan"):
         int8_from_onnx(model, IMAGES)
 
 
-def test_rename_gives_every_tensor_a_name_of_its_own() -> None:
+def test_rename_makes_all_names_unique() -> None:
     body = branch([helper.make_node("Add", ["product", "weights"], ["y"])], "y", weights=[1.0] * 3)
     model = network([FLAT, CLASSIFY, either(body)])
     right = answer(model, IMAGES)
@@ -262,7 +262,7 @@ def test_rename_gives_every_tensor_a_name_of_its_own() -> None:
     np.testing.assert_array_equal(answer(model, IMAGES), right)
 
 
-def test_a_graph_that_normalises_already_is_normalised_again(tmp_path: Path) -> None:
+def test_a_graph_with_a_normalisation_gets_another_one(tmp_path: Path) -> None:
     model = network([FLAT, CLASSIFY, either(branch([helper.make_node("Neg", ["product"], ["n"])], "n"))])
     once = onnx_from_foreign(write(tmp_path, model), mean=[0.5], std=[0.5])
     twice = onnx_from_foreign(write(tmp_path, once), mean=[0.25], std=[2.0])

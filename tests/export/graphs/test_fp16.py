@@ -1,4 +1,4 @@
-"""A real graph in float16: what becomes float16, what does not, what is kept, and what cannot be converted."""
+"""The conversion of real graphs to float16: what is converted, what is kept, and what cannot be converted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def half(model: onnx.ModelProto) -> onnx.ModelProto:
     return fp16_from_onnx(model)
 
 
-def test_the_contract_is_kept_and_the_graph_that_was_given_too(model: onnx.ModelProto) -> None:
+def test_the_interface_is_kept_and_the_input_is_not_changed(model: onnx.ModelProto) -> None:
     before = model.SerializeToString(deterministic=True)
     half = fp16_from_onnx(model)
     assert model.SerializeToString(deterministic=True) == before
@@ -39,7 +39,7 @@ def test_masks_of_every_pattern(pattern: str) -> None:
     check_contract(fp16_from_onnx(model), model)
 
 
-def test_weights_are_float16_but_for_those_of_the_normalisation(half: onnx.ModelProto, model: onnx.ModelProto) -> None:
+def test_weights_are_float16_except_the_normalisation(half: onnx.ModelProto, model: onnx.ModelProto) -> None:
     types = {tensor.name: tensor.data_type for tensor in half.graph.initializer}
     float32 = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
     assert float32 == {"normalize.mean", "normalize.std"}
@@ -62,7 +62,7 @@ def test_normalisation_and_the_mean_before_the_classifier_are_float32(half: onnx
             assert types[node.output[0]] == TensorProto.FLOAT16, node.name
 
 
-def test_answers_agree(half: onnx.ModelProto, model: onnx.ModelProto) -> None:
+def test_outputs_agree(half: onnx.ModelProto, model: onnx.ModelProto) -> None:
     images = digits("test", 200)
     expected, got = logits(model, images), logits(half, images)
     assert got.dtype == np.float32
@@ -84,7 +84,7 @@ def with_weight(model: onnx.ModelProto, name: str, value: float) -> onnx.ModelPr
 
 
 @pytest.mark.parametrize(("value", "text"), [(7e4, "70000"), (-7e4, "70000"), (np.inf, "inf"), (np.nan, "NaN")])
-def test_a_weight_that_float16_does_not_hold_is_named(model: onnx.ModelProto, value: float, text: str) -> None:
+def test_a_weight_out_of_the_float16_range_is_named(model: onnx.ModelProto, value: float, text: str) -> None:
     with raises(ExportError, f"'classifier.bias' | {text} | 65504"):
         fp16_from_onnx(with_weight(model, "classifier.bias", value))
 
@@ -96,7 +96,7 @@ def test_the_largest_and_the_smallest_weights_are_rounded_and_not_clamped(model:
         assert numpy_helper.to_array(tensor)[-1] == np.float16(value)
 
 
-def test_what_is_converted_already_is_refused(half: onnx.ModelProto) -> None:
+def test_a_graph_that_is_already_converted_is_rejected(half: onnx.ModelProto) -> None:
     with raises(ExportError, "fp16 | no Conv"):
         fp16_from_onnx(half)
 
@@ -112,9 +112,9 @@ def small_graph(nodes: list[onnx.NodeProto], constants: dict[str, Array]) -> onn
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
 
 
-def test_a_constant_that_both_precisions_need_is_held_in_both() -> None:
+def test_a_constant_used_in_both_precisions_is_stored_in_both() -> None:
     half = np.full((1,), 0.5, np.float32)
-    nodes = [  # without names, as other exporters leave them
+    nodes = [  # without names, as from other exporters
         helper.make_node("Sub", ["images", "half"], ["normal"]),
         helper.make_node("Conv", ["normal", "weight"], ["features"]),
         helper.make_node("Mul", ["features", "half"], ["scaled"]),
@@ -128,7 +128,7 @@ def test_a_constant_that_both_precisions_need_is_held_in_both() -> None:
     assert np.abs(logits(converted, images) - tiny.softmax((images - 0.5)[..., 0, 0] / 2)[..., None, None]).max() < 1e-3
 
 
-def test_functions_are_refused() -> None:
+def test_local_functions_are_rejected() -> None:
     model = onnx.load_model_from_string(tiny.linear_onnx(0))
     identity = helper.make_node("Identity", ["x"], ["y"])
     model.functions.append(helper.make_function("own", "Nothing", ["x"], ["y"], [identity], [helper.make_opsetid("", 20)]))

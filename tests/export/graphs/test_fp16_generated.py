@@ -1,4 +1,4 @@
-"""Any float32 graph in float16: it converts and agrees, or is refused for the true reason. Nothing else comes out."""
+"""Any float32 graph either converts to float16 and agrees, or is rejected for the true reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.facts import raises
 from tests.support.generated_graphs import SHAPE, Array, Recipe
 
 _LEVELS = (onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL)
-# Largest difference of a logit, by the largest |logit|: ten layers of float16, whose numbers are rounded by 1 / 2048.
+# Largest difference of a logit, relative to the largest |logit|: ten layers of float16, each rounding by 1 / 2048.
 _TOLERANCE = 2e-2
 _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 WEIGHT = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
@@ -33,19 +33,19 @@ def answers(model: onnx.ModelProto, images: Array, level: Any, names: list[str] 
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    given: list[Array] = session.run(names, {"images": images})
-    return given
+    outputs: list[Array] = session.run(names, {"images": images})
+    return outputs
 
 
 def interface(model: onnx.ModelProto) -> list[list[tuple[str, int]]]:
-    """Names and types of the inputs that are no constants, and of the outputs."""
+    """Return the names and types of the inputs that are not constants, and of the outputs."""
     constants = {tensor.name for tensor in model.graph.initializer}
     entries = [one for one in model.graph.input if one.name not in constants], model.graph.output
     return [[(one.name, one.type.tensor_type.elem_type) for one in some] for some in entries]
 
 
 def check_converted(half: onnx.ModelProto, model: onnx.ModelProto, images: Array) -> None:
-    """Valid, float32 outside, and of the same answers, as written and optimised."""
+    """Check that the graph is valid, has a float32 interface and returns the same outputs, with and without optimisation."""
     onnx.checker.check_model(half, full_check=True)
     assert interface(half) == interface(model)
     types = {tensor.data_type for tensor in half.graph.initializer}
@@ -57,15 +57,15 @@ def check_converted(half: onnx.ModelProto, model: onnx.ModelProto, images: Array
 
 
 def largest_activation(model: onnx.ModelProto, images: Array) -> float:
-    """The largest number inside of the main graph; one above 65504 is infinite in float16, whatever the converter does."""
+    """Return the largest number in the main graph. One above 65504 is infinite in float16, whatever the converter does."""
     inside = onnx.shape_inference.infer_shapes(model).graph.value_info
     constants = {name for one in model.graph.node if one.op_type == "Constant" for name in one.output}
     names = [value.name for value in inside if value.type.tensor_type.elem_type == _FLOAT and value.name not in constants]
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
     for name in names:
-        whole.graph.output.add(name=name)
-    values = answers(whole, images, _LEVELS[0], names) if names else []
+        probe.graph.output.add(name=name)
+    values = answers(probe, images, _LEVELS[0], names) if names else []
     return max((float(np.abs(value).max(initial=0)) for value in values), default=0.0)
 
 
@@ -74,7 +74,7 @@ def check_any_graph(recipe: Recipe, naming: int | None) -> None:
     images = np.random.default_rng(recipe.seed).random((3, *SHAPE), np.float32)
     try:
         plain, optimised = (answers(model, images, level)[0] for level in _LEVELS)
-    except (Fail, InvalidArgument):  # a free axis of 0 that ONNX Runtime believes
+    except (Fail, InvalidArgument):  # ONNX Runtime takes a free axis of 0 literally
         assume(False)
     assume(np.isfinite(plain).all() and np.abs(plain - optimised).max() <= 1e-4 * np.abs(plain).max())
     before = model.SerializeToString(deterministic=True)
@@ -121,7 +121,7 @@ def branch(output: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
     return helper.make_graph(nodes, output, [], [helper.make_empty_tensor_value_info(output)])
 
 
-TAKEN = [  # the names that the converter would make up
+TAKEN = [  # names that the converter would create
     node("MatMul", ["images", "weight"], ["logits_float16"], name="images_float16"),
     node("Softmax", ["logits_float16"], ["images_float16"], name="images_float16_cast"),
     product("logits_float16", "weight_float16"),
@@ -181,14 +181,14 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_graphs_of_this_kind_are_refused_with_the_reason(kind: str) -> None:
+def test_graphs_of_this_kind_are_rejected_with_the_reason(kind: str) -> None:
     model, reason = REFUSED[kind]
     with raises(ExportError, reason) as caught:
         fp16_from_onnx(model)
     assert ("as fp32" in str(caught.value)) != ("any precision" in str(caught.value))
 
 
-def test_bodies_stay_as_they_are_and_read_float32() -> None:
+def test_bodies_do_not_change_and_read_float32() -> None:
     branches: dict[str, Any] = {
         f"{which}_branch": branch(which, node("Add", ["features", "weight"], [which])) for which in ("then", "else")
     }
@@ -205,7 +205,7 @@ def test_bodies_stay_as_they_are_and_read_float32() -> None:
     assert (cast.op_type, cast.attribute[0].i) == ("Cast", _FLOAT)
 
 
-def test_what_float16_would_lose_is_computed_in_float32() -> None:
+def test_values_out_of_the_float16_range_are_computed_in_float32() -> None:
     nodes = [
         product("images", "scores"),
         node("Softmax", ["scores"], ["p"]),

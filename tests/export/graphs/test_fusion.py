@@ -1,4 +1,4 @@
-"""Members and their average as one graph: against numpy in float64, against the pipeline, and what is held and done once."""
+"""Fused graphs: compared with numpy in float64 and with the pipeline, and what is stored and computed once."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def network(
     opset: int = 20,
     shape: Sequence[str | int | None] = ("batch", *tiny.SHAPE),
 ) -> bytes:
-    """A network from `images` to `logits` of three classes."""
+    """Return a network from `images` to `logits` of three classes."""
     graph = helper.make_graph(
         nodes,
         "network",
@@ -56,7 +56,7 @@ def network(
 
 
 def masked(seed: int, mask: tiny.Array, mean: float = 0.5) -> bytes:
-    """Normalisation, a mask, and a linear layer of `tiny.weights(seed)`."""
+    """Return a network with a normalisation, a mask, and a linear layer of `tiny.weights(seed)`."""
     return network(
         [
             helper.make_node("Sub", ["images", "mean"], ["centred"], name="centre"),
@@ -124,7 +124,7 @@ def test_the_average_is_computed_once(average: str, softmaxes: int) -> None:
     assert len(names) == len(set(names)) == 3 + len(constants), "equal constants are held once"
 
 
-def test_what_members_do_alike_is_done_once_and_masks_stay() -> None:
+def test_shared_computations_run_once_and_masks_are_kept() -> None:
     mask = np.random.default_rng(0).random(tiny.SHAPE) < 0.5
     images, ensemble = tiny.images(4), ensemble_of(3)
     members = [masked(1, mask), masked(2, ~mask), masked(3, mask)]
@@ -133,15 +133,15 @@ def test_what_members_do_alike_is_done_once_and_masks_stay() -> None:
     count = Counter(node.op_type for node in model.graph.node)
     assert count["Sub"] == 1 + 1, "one of the normalisation, one of the mutual information"
     assert count["Where"] == count["MatMul"] == 3
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    masks = {name: value for name, value in found.items() if value.dtype == np.bool_}
+    initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    masks = {name: value for name, value in initializers.items() if value.dtype == np.bool_}
     assert set(masks) == {"m0/layer.mask", "m1/layer.mask", "m2/layer.mask"}
     for name, right in zip(sorted(masks), (mask, ~mask, mask), strict=True):
         np.testing.assert_array_equal(masks[name], right)
     read = [node.input[0] for node in model.graph.node if node.op_type == "Where"]
     assert read == ["m0/layer.mask", "m1/layer.mask", "m2/layer.mask"], "a mask that equals another's is read all the same"
-    assert {"m0/mean", "m0/zero"} <= set(found)
-    assert not {"m1/mean", "m2/mean", "m1/zero", "m2/zero"} & set(found)
+    assert {"m0/mean", "m0/zero"} <= set(initializers)
+    assert not {"m1/mean", "m2/mean", "m1/zero", "m2/zero"} & set(initializers)
     logits = [((images - 0.5) * m).reshape(4, -1) @ tiny.weights(s).astype(np.float64) for s, m in ((1, mask), (2, ~mask), (3, mask))]
     np.testing.assert_allclose(run(fused, images)["member_probabilities"], tiny.softmax(np.stack(logits, 1)), atol=1e-6)
 
@@ -152,7 +152,7 @@ def test_another_normalisation_is_not_shared() -> None:
     assert Counter(node.op_type for node in model.graph.node)["Sub"] == 2 + 1
 
 
-def test_the_same_attributes_are_needed_to_be_the_same_node() -> None:
+def test_nodes_with_different_attributes_are_not_shared() -> None:
     def scaled(axis: int) -> bytes:
         return network(
             [
@@ -170,7 +170,7 @@ def test_the_same_attributes_are_needed_to_be_the_same_node() -> None:
         np.testing.assert_allclose(got[:, index], tiny.softmax(tiny.logits(1, soft)), atol=1e-6)
 
 
-def test_random_nodes_and_branches_are_not_taken_for_the_same() -> None:
+def test_random_nodes_and_branches_are_not_shared() -> None:
     def noisy() -> bytes:
         branch = [
             helper.make_graph(
@@ -199,7 +199,7 @@ def test_random_nodes_and_branches_are_not_taken_for_the_same() -> None:
 
 
 def half(seed: int) -> bytes:
-    """Computes in float16 between float32 and float32."""
+    """Return a network that computes in float16 between float32 input and output."""
     return network(
         [
             helper.make_node("Cast", ["images"], ["halves"], to=TensorProto.FLOAT16),
@@ -212,7 +212,7 @@ def half(seed: int) -> bytes:
 
 
 def quantised(seed: int) -> bytes:
-    """Symmetric 8-bit images and weights."""
+    """Return a network with symmetric 8-bit images and weights."""
     scale = np.float32(np.abs(tiny.weights(seed)).max() / 127)
     return network(
         [
@@ -244,7 +244,7 @@ def test_members_of_any_precision_are_fused_and_share_their_casts() -> None:
         np.testing.assert_allclose(got[:, index], tiny.softmax(tiny.logits(seed, images)), atol=0.05)
 
 
-def test_the_file_keeps_the_contract_and_the_same_members_give_the_same_bytes() -> None:
+def test_the_interface_is_kept_and_the_same_members_give_the_same_bytes() -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
     content = fused_onnx(members, ensemble)
     assert content == fused_onnx(list(members), ensemble)
@@ -270,7 +270,7 @@ def test_the_file_keeps_the_contract_and_the_same_members_give_the_same_bytes() 
     }
 
 
-def test_two_versions_of_one_model_have_names_of_their_own() -> None:
+def test_two_versions_of_one_model_have_different_prefixes() -> None:
     ensemble = Ensemble("e", (Member("a", 1), Member("a", 2), Member("b")))
     model = onnx.load_model_from_string(fused_onnx([tiny.linear_onnx(seed) for seed in range(3)], ensemble))
     assert [tensor.name for tensor in model.graph.initializer][:3] == ["a@1/weights", "a@2/weights", "b/weights"]
@@ -278,7 +278,7 @@ def test_two_versions_of_one_model_have_names_of_their_own() -> None:
 
 @pytest.fixture(scope="module")
 def resnets() -> list[bytes]:
-    """Two defective ResNet-18s, exported."""
+    """Export two defective ResNet-18s."""
     return [resnet18().SerializeToString(), resnet18(pattern="channel", width=4).SerializeToString()]
 
 
@@ -298,16 +298,16 @@ def test_real_networks_keep_their_masks_and_share_their_normalisation(resnets: l
             np.testing.assert_array_equal(numpy_helper.to_array(kept[f"{name}/{tensor.name}"]), numpy_helper.to_array(tensor))
     readers = [node for node in model.graph.node if "images" in node.input]
     assert len(readers) == 1, "the first thing that is done to the images is done once"
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    assert json.loads(told["defensemble.class_names"]) == list("0123456789")
-    assert told["defensemble.average"] == "probabilities"
-    votes = json.loads(told["defensemble.members"])
-    assert [(vote["member"], vote["version"], vote["weight"]) for vote in votes] == [("left", 1, 1.0), ("right", 1, 2.0)]
-    assert [vote["spec"]["pattern"] for vote in votes] == ["neuron", "channel"]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["defensemble.class_names"]) == list("0123456789")
+    assert metadata["defensemble.average"] == "probabilities"
+    members = json.loads(metadata["defensemble.members"])
+    assert [(vote["member"], vote["version"], vote["weight"]) for vote in members] == [("left", 1, 1.0), ("right", 1, 2.0)]
+    assert [vote["spec"]["pattern"] for vote in members] == ["neuron", "channel"]
     own_digests = [
         {e.key: e.value for e in onnx.load_model_from_string(content).metadata_props}["defensemble.mask_digest"] for content in resnets
     ]
-    assert [vote["mask_digest"] for vote in votes] == own_digests
+    assert [vote["mask_digest"] for vote in members] == own_digests
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_real_networks_of_every_precision_keep_their_masks(resnets: list[bytes],
     assert max(measured["largest_difference"].values()) <= 1e-6
     model = onnx.load_model_from_string(fused)
     assert len([node for node in model.graph.node if "images" in node.input]) == 1
-    # Each member quantises for itself: what two of them read, ONNX Runtime computes in float for one.
+    # Each member has its own quantisers: ONNX Runtime computes in float for one of two readers.
     read = [name for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear") for name in node.input[1:] if name]
     assert all(name.startswith(("m0/", "m1/")) for name in read)
     for kind in ("QuantizeLinear", "DequantizeLinear"):
@@ -370,21 +370,21 @@ GOOD = tiny.linear_onnx(1)
     [
         (tiny.linear_onnx(1, shape=(1, 2, 8)), EnsembleError, "share | image size | 'm0' | (1, 4, 4) | 'm1' | (1, 2, 8)"),
         (tiny.linear_onnx(1, classes=4), EnsembleError, "share | number of classes | 'm0' | 3 | 'm1' | 4"),
-        (b"not an ONNX file", ExportError, "'m1' | no ONNX file | damaged"),
+        (b"not an ONNX file", ExportError, "'m1' | not an ONNX file | damaged"),
         (b"", ExportError, "'m1' | inputs | none | 'images'"),
         (average_onnx(ensemble_of(1), 3), ExportError, "'logits_0' (FLOAT, 2 axes) | 'images' (FLOAT, 4 axes"),
-        (network(FLAT, {"weights": tiny.weights(1)}, shape=(4, *tiny.SHAPE)), ExportError, "exactly 4 images"),
+        (network(FLAT, {"weights": tiny.weights(1)}, shape=(4, *tiny.SHAPE)), ExportError, "fixed batch of 4"),
         (network(FLAT, {"weights": tiny.weights(1)}, opset=17), ExportError, "version 17 | 'ai.onnx' | 20"),
         (network(FLAT, {}), ExportError, "'m1' | onnx's checker | 'weights'"),
-        (with_external_data(GOOD), ExportError, "'weights' | outside"),
+        (with_external_data(GOOD), ExportError, "'weights' | another file"),
     ],
 )
-def test_what_cannot_be_fused(other: bytes, error: type[Exception], text: str) -> None:
+def test_unsuitable_members_are_rejected(other: bytes, error: type[Exception], text: str) -> None:
     with raises(error, text):
         fused_onnx([GOOD, other], ensemble_of(2))
 
 
-def test_members_of_other_classes_or_another_number_are_refused() -> None:
+def test_members_of_other_classes_or_number_are_rejected() -> None:
     members = [named(GOOD, class_names='["a", "b", "c"]'), named(GOOD, class_names='["a", "b", "d"]')]
     with raises(EnsembleError, "class names | 'm0' | 'm1' | 'c' | 'd' | class 2"):
         fused_onnx(members, ensemble_of(2))
@@ -392,7 +392,7 @@ def test_members_of_other_classes_or_another_number_are_refused() -> None:
         fused_onnx([GOOD, GOOD], ensemble_of(3))
 
 
-def test_a_file_that_protobuf_could_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble_export.graphs.fusion.LARGEST_FILE", 1000)
-    with pytest.raises(EnsembleError, match=r"m0, m1 take 0\.0 GB together, one ONNX file at most 0\.0: fuse fewer"):
+def test_a_file_above_the_protobuf_limit_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble_export.graphs.fusion.MAX_FILE_BYTES", 1000)
+    with pytest.raises(EnsembleError, match=r"m0, m1 take 0\.0 GB together, and an ONNX file at most 0\.0 GB: fuse fewer"):
         fused_onnx([GOOD, GOOD], ensemble_of(2))

@@ -1,4 +1,4 @@
-"""A real graph in int8: the structure that TensorRT asks for, what is kept, ranges against numpy, and every refusal."""
+"""The quantisation of real graphs to int8: the structure for TensorRT, what is kept, ranges compared with numpy, and every rejection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportError
 from defensemble_export.graphs.fp16 import fp16_from_onnx
-from defensemble_export.graphs.int8 import _range_of_least_error, int8_from_onnx, masked_region
+from defensemble_export.graphs.int8 import _least_error_range, int8_from_onnx, masked_region
 from tests.support import tiny
 from tests.support.converted import Array, check_contract, digits, logits, network
 from tests.support.facts import raises
@@ -34,14 +34,14 @@ def quantised(model: onnx.ModelProto, images: Array) -> onnx.ModelProto:
     return int8_from_onnx(model, images)
 
 
-def test_the_contract_is_kept_and_the_graph_that_was_given_too(model: onnx.ModelProto, images: Array) -> None:
+def test_the_interface_is_kept_and_the_input_is_not_changed(model: onnx.ModelProto, images: Array) -> None:
     before = model.SerializeToString(deterministic=True)
     check_contract(int8_from_onnx(model, images), model)
     assert model.SerializeToString(deterministic=True) == before
 
 
 @pytest.mark.parametrize("pattern", ["channel", "shared"])
-def test_masks_of_every_pattern_in_float_and_quantised(images: Array, pattern: str) -> None:
+def test_masks_of_every_pattern_are_kept_in_float_and_int8(images: Array, pattern: str) -> None:
     model = network(pattern=pattern, width=4)
     check_contract(int8_from_onnx(model, images), model)
     check_contract(int8_from_onnx(model, images, float_nodes=[]), model)
@@ -86,7 +86,7 @@ def test_every_pair_is_symmetric_and_weights_are_per_channel(quantised: onnx.Mod
     assert len(weights) == 9, "eight of the convolutions behind the masked region, and the classifier"
 
 
-def test_what_is_quantised_and_what_stays_in_float(model: onnx.ModelProto, quantised: onnx.ModelProto, images: Array) -> None:
+def test_only_the_masked_region_stays_float32(model: onnx.ModelProto, quantised: onnx.ModelProto, images: Array) -> None:
     maker = {name: node for node in quantised.graph.node for name in node.output}
     kept = masked_region(model)
     weight = {node.name: node.input[1] for node in model.graph.node if node.op_type == "Conv"}
@@ -103,7 +103,7 @@ def test_what_is_quantised_and_what_stays_in_float(model: onnx.ModelProto, quant
     assert sum(node.op_type == "DequantizeLinear" and len(node.attribute) > 0 for node in everything.graph.node) == 21
 
 
-def test_weights_are_within_half_a_step_of_those_in_float32(model: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
+def test_weights_are_within_half_a_step_of_float32(model: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
     before = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     after = {tensor.name: numpy_helper.to_array(tensor) for tensor in quantised.graph.initializer}
     names = [name.removesuffix("_quantized") for name in after if name.endswith("_quantized")]
@@ -114,7 +114,7 @@ def test_weights_are_within_half_a_step_of_those_in_float32(model: onnx.ModelPro
         assert (np.abs(after[f"{name}_quantized"] * step - before[name]) <= step * 0.5001).all()
 
 
-def test_answers_are_near_and_the_batch_is_free(model: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
+def test_outputs_are_close_to_float32_and_the_batch_is_free(model: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
     images = digits("test", 200)
     expected, got = logits(model, images), logits(quantised, images)
     assert got.dtype == np.float32
@@ -145,23 +145,23 @@ GOOD = tiny.images(4, shape=(1, 16, 16))
         (GOOD[:1], "same | 1"),
     ],
 )
-def test_images_that_nothing_can_be_learnt_from_are_refused(model: onnx.ModelProto, calibration: Array, text: str) -> None:
+def test_unsuitable_calibration_images_are_rejected(model: onnx.ModelProto, calibration: Array, text: str) -> None:
     with raises(ExportError, f"calibration | {text}"):
         int8_from_onnx(model, calibration)
 
 
-def test_a_node_that_is_not_there_is_named(model: onnx.ModelProto) -> None:
+def test_an_unknown_float_node_is_named(model: onnx.ModelProto) -> None:
     with raises(ExportError, "nowhere | Conv | Gemm"):
         int8_from_onnx(model, GOOD, float_nodes=["nowhere"])
 
 
-def test_nothing_left_to_quantise_is_said(model: onnx.ModelProto) -> None:
+def test_a_graph_with_nothing_to_quantise_is_rejected(model: onnx.ModelProto) -> None:
     everything = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
     with pytest.raises(ExportError, match="quantise"):
         int8_from_onnx(model, GOOD, float_nodes=everything)
 
 
-def test_a_graph_that_answers_no_number_is_told_where(model: onnx.ModelProto) -> None:
+def test_a_tensor_that_is_not_finite_is_named(model: onnx.ModelProto) -> None:
     broken = onnx.ModelProto()
     broken.CopyFrom(model)
     (tensor,) = [tensor for tensor in broken.graph.initializer if tensor.name == "normalize.std"]
@@ -171,7 +171,7 @@ def test_a_graph_that_answers_no_number_is_told_where(model: onnx.ModelProto) ->
 
 
 def convolution(batch: int | str, *, dead: bool = False) -> onnx.ModelProto:
-    """One convolution on the images themselves, without names of nodes, and its mask behind a BatchNormalization."""
+    """Return a graph of one convolution of the images, without node names, and its mask behind a BatchNormalization."""
     weight = np.random.default_rng(0).normal(size=(3, 1, 4, 4)).astype(np.float32)
     ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
     weight[1] = 0
@@ -207,15 +207,15 @@ def test_a_mask_behind_batch_normalisation_is_found() -> None:
 
 
 @pytest.mark.parametrize("batch", ["batch", 3])
-def test_a_graph_that_quantises_its_input_at_any_or_a_fixed_batch(batch: int | str) -> None:
+def test_a_graph_with_a_free_or_fixed_batch_is_quantised(batch: int | str) -> None:
     model, images = convolution(batch), tiny.images(8)
     quantised = int8_from_onnx(model, images, float_nodes=[])
-    given = images[:3]
-    assert np.abs(logits(quantised, given) - logits(model, given)).max() < 0.05 * np.abs(logits(model, given)).max()
+    sample = images[:3]
+    assert np.abs(logits(quantised, sample) - logits(model, sample)).max() < 0.05 * np.abs(logits(model, sample)).max()
 
 
 def held_by(kind: str, value: Array) -> tuple[list[onnx.NodeProto], dict[str, Array]]:
-    """Nodes that make `matrix` of constants, and these."""
+    """Return nodes that compute `matrix` from constants, and the constants."""
     if kind == "Constant":
         return [helper.make_node("Constant", [], ["matrix"], value=numpy_helper.from_array(value))], {}
     if kind == "Identity":
@@ -231,7 +231,7 @@ def held_by(kind: str, value: Array) -> tuple[list[onnx.NodeProto], dict[str, Ar
 
 
 def with_matrix(nodes: list[onnx.NodeProto], held: dict[str, Array]) -> onnx.ModelProto:
-    """`convolution`, whose matrix `nodes` make."""
+    """Return `convolution`, whose matrix `nodes` compute."""
     model = convolution("batch")
     kept = [*nodes, *model.graph.node]
     model.graph.ClearField("node")
@@ -242,7 +242,7 @@ def with_matrix(nodes: list[onnx.NodeProto], held: dict[str, Array]) -> onnx.Mod
 
 
 @pytest.mark.parametrize("kind", ["Constant", "Identity", "Reshape", "Cast", "Split"])
-def test_a_weight_that_is_computed_from_constants_is_int8(kind: str) -> None:
+def test_a_weight_computed_from_constants_is_int8(kind: str) -> None:
     images, value = tiny.images(8), np.eye(3, dtype=np.float32)
     model = with_matrix(*held_by(kind, value))
     quantised, expected = int8_from_onnx(model, images, float_nodes=[]), int8_from_onnx(convolution("batch"), images, float_nodes=[])
@@ -251,7 +251,7 @@ def test_a_weight_that_is_computed_from_constants_is_int8(kind: str) -> None:
     assert len(quantised.graph.node) == len(expected.graph.node)
 
 
-def test_operators_of_other_domains_stay_as_they_are() -> None:
+def test_operators_of_other_domains_do_not_change() -> None:
     model, images = convolution("batch"), tiny.images(8)
     model.graph.node[0].domain = "com.microsoft.nchwc"
     with raises(ExportError, "Conv_0 | Conv or Gemm"):
@@ -259,7 +259,7 @@ def test_operators_of_other_domains_stay_as_they_are() -> None:
     assert masked_region(model) == []
 
 
-def test_a_weight_that_is_computed_from_the_images_stays_in_float() -> None:
+def test_a_weight_computed_from_the_images_stays_float32() -> None:
     images = tiny.images(8)
     nodes = [
         helper.make_node("ReduceMax", ["images"], ["largest"], keepdims=0),
@@ -273,22 +273,22 @@ def test_a_weight_that_is_computed_from_the_images_stays_in_float() -> None:
     assert np.abs(logits(quantised, images) - logits(model, images)).max() < 0.05 * np.abs(logits(model, images)).max()
 
 
-def test_a_graph_in_float16_is_refused(model: onnx.ModelProto) -> None:
+def test_a_float16_graph_is_rejected(model: onnx.ModelProto) -> None:
     with raises(ExportError, "quantise | Conv or Gemm | float32"):
         int8_from_onnx(fp16_from_onnx(model), GOOD)
 
 
-def test_images_are_shown_some_at_a_time_where_their_values_take_much_room(
+def test_batches_are_small_if_their_values_are_large(
     model: onnx.ModelProto, images: Array, quantised: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("defensemble_export.graphs.int8._MEMORY", 1)  # one at a time
+    monkeypatch.setattr("defensemble_export.graphs.int8._MAX_BATCH_BYTES", 1)  # one at a time
     before = {one.name: numpy_helper.to_array(one) for one in quantised.graph.initializer}
     after = {one.name: numpy_helper.to_array(one) for one in int8_from_onnx(model, images).graph.initializer}
     assert before.keys() == after.keys()
     assert all(np.allclose(before[name], after[name], rtol=0.02) for name in before if name.endswith("_scale"))
 
 
-def test_a_graph_of_two_inputs_is_refused(model: onnx.ModelProto) -> None:
+def test_a_graph_with_two_inputs_is_rejected(model: onnx.ModelProto) -> None:
     two = onnx.ModelProto()
     two.CopyFrom(model)
     two.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
@@ -296,18 +296,18 @@ def test_a_graph_of_two_inputs_is_refused(model: onnx.ModelProto) -> None:
         int8_from_onnx(two, GOOD)
 
 
-def test_tensors_that_are_always_zero_are_quantised_too() -> None:
+def test_tensors_that_are_always_zero_are_quantised() -> None:
     model = convolution("batch", dead=True)
     quantised = int8_from_onnx(model, tiny.images(8), float_nodes=[])
     assert not logits(quantised, tiny.images(2)).any()
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3), st.sampled_from(["normal", "exponential", "uniform"]))
-def test_the_range_is_the_best_of_many_by_numpy_s_reckoning(seed: int, scale: float, kind: str) -> None:
+def test_the_range_has_the_least_error_in_numpy(seed: int, scale: float, kind: str) -> None:
     generator = np.random.default_rng(seed)
     values = np.abs(getattr(generator, kind)(size=500)) * scale
     largest = float(values.max())
-    chosen = _range_of_least_error(np.histogram(values, 4096, (0, largest))[0], largest)
+    chosen = _least_error_range(np.histogram(values, 4096, (0, largest))[0], largest)
     assert 0 < chosen <= largest
 
     def error(limit: float) -> float:
@@ -315,5 +315,5 @@ def test_the_range_is_the_best_of_many_by_numpy_s_reckoning(seed: int, scale: fl
         return float(((np.clip(np.rint(values / step), -127, 127) * step - values) ** 2).mean())
 
     others = min(error(largest * share) for share in np.linspace(0.05, 1, 60))
-    # The histogram knows a value to a 4096th of the largest, of which a step is at most 32.
+    # The histogram resolves a 4096th of the largest value; a step is at most 32 of these.
     assert error(chosen) <= others * 1.1 + 1e-12 * scale**2

@@ -1,4 +1,4 @@
-"""Masks take the least room that BOOL initialisers can: one byte a value, the smallest shape that broadcasts, each once."""
+"""Masks have the smallest size of BOOL initialisers: one byte per value, the smallest shape that broadcasts, each stored once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.int8 import int8_from_onnx
 from tests.support.converted import digits, logits, masks_of, network
 
-# Of a mask's shape (channels, height, width), those that each pattern shares.
+# The axes of a mask (channels, height, width) that each pattern shares.
 SHARED_AXES = {"neuron": (), "channel": (1, 2), "shared": (0,)}
-OVERHEAD = 50  # bytes a mask: its name, dims and type
+OVERHEAD = 50  # bytes per mask: its name, dims and type
 
 
 @pytest.mark.parametrize("pattern", list(SHARED_AXES))
-def test_a_mask_is_a_byte_a_value_in_its_smallest_shape_once(pattern: str) -> None:
+def test_a_mask_is_stored_once_in_its_smallest_shape_with_one_byte_per_value(pattern: str) -> None:
     model = network() if pattern == "neuron" else network(pattern=pattern, width=4)
     for form in (model, fp16_from_onnx(model), int8_from_onnx(model, digits("train", 16))):
         masks = [tensor for tensor in form.graph.initializer if tensor.data_type == TensorProto.BOOL]
@@ -39,8 +39,8 @@ def test_a_mask_is_a_byte_a_value_in_its_smallest_shape_once(pattern: str) -> No
         assert mask_bytes(form) <= room <= mask_bytes(form) + OVERHEAD * len(masks)
 
 
-def test_what_packing_is_compared_with_is_the_same_network() -> None:
-    model = network(width=3)  # numbers of neurons that are no multiples of eight among them
+def test_the_packed_masks_benchmark_compares_the_same_network() -> None:
+    model = network(width=3)  # some numbers of neurons are not multiples of eight
     packed = with_packed_masks(model)
     assert masks_of(packed) == {}
     assert mask_bytes(packed) == 0 < mask_bytes(model)

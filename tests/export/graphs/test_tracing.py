@@ -1,4 +1,4 @@
-"""Every architecture to ONNX, for each pattern, and a network of a user's own; all six served by one Triton.
+"""Exports of every architecture, for each pattern, and of a custom network; one Triton serves all six.
 
 Seconds of a core for an export with its verification: ResNet-18 2.5, ResNet-50 4.5, DenseNet-121 13, SENet-18 3, VGG-19 2.7, WRN-32-4 3.5.
 One architecture a pattern runs by default, the rest of the grid is slow.
@@ -34,7 +34,7 @@ from tests.support.users_network import UsersNetwork
 
 PATTERNS = ("neuron", "channel", "shared")
 
-# Narrow, and each with something that another lacks: a stem for ImageNet, sizes that pooling rounds up, drops, wider blocks.
+# Narrow networks, each with a different feature: a stem for ImageNet, sizes that pooling rounds up, drops, wider blocks.
 SPECS: dict[str, dict[str, Any]] = {
     "resnet18": {"width": 4, "stem": "imagenet", "drop": Drop("drop_block", keep=0.5)},
     "resnet50": {"width": 4, "stem": "imagenet"},
@@ -43,7 +43,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "vgg19": {"width": 4, "input_shape": (1, 9, 12)},
     "wrn32_4": {"width": 8, "channel_multiplier": 2},
 }
-# What is exported by default, one architecture a pattern; ResNet-18's masks of neurons are in members/test_from_checkpoint.py.
+# The fast cases, one architecture per pattern; ResNet-18's masks of neurons are in members/test_from_checkpoint.py.
 DEFAULT_PATTERN = {"senet18": "shared", "vgg19": "channel"}
 
 
@@ -53,17 +53,17 @@ def spec_of(arch: str, pattern: str, **changes: Any) -> ModelSpec:
 
 
 def untrained(path: Path, spec: ModelSpec) -> Path:
-    """A checkpoint of a network whose BatchNorm has the statistics of some images: it is then not the identity, and answers differ."""
+    """Save a checkpoint whose BatchNorm has the statistics of some images, so it is not the identity and outputs differ."""
     torch.manual_seed(0)
     module = build(spec).train()
     norms = [layer for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = None  # those of this batch, not a tenth of them
+        norm.momentum = None  # take the statistics of this batch, not a tenth of them
     with torch.no_grad():
-        module(torch.rand(16, *spec.input_shape) * torch.linspace(0, 1, 16).reshape(-1, 1, 1, 1))  # noise alone looks all the same
+        module(torch.rand(16, *spec.input_shape) * torch.linspace(0, 1, 16).reshape(-1, 1, 1, 1))  # images of pure noise are all alike
     for norm in norms:
-        # A channel with hardly any variance, as masks and few images make it, would make rounding errors hundreds of times larger; without
-        # this, float32 and float64 differ by 1e-5 of the logits in ResNet-50.
+        # A channel with almost no variance, which masks and few images cause, would make rounding errors hundreds of times larger. Without
+        # this, the logits of ResNet-50 in float32 and float64 differ by 1e-5.
         variance = norm.get_buffer("running_var")
         variance.clamp_(min=1.5 * variance.mean().item())
     save_checkpoint(path, module.eval(), spec, record_of(spec))
@@ -90,19 +90,19 @@ def test_masks_are_bool_initialisers_bit_for_bit(tmp_path: Path, arch: str, patt
     model = onnx.load(onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx", max_batch_size=4, images=images))
     masks = defect_masks(load_checkpoint(checkpoint)[0])
     assert len(masks) >= len([path for block in PLACEMENTS[arch].values() for path in block])  # a wider block may add a projection
-    found = masks_in(model)
-    assert {name: (mask.shape, mask.tobytes()) for name, mask in found.items()} == {
+    exported_masks = masks_in(model)
+    assert {name: (mask.shape, mask.tobytes()) for name, mask in exported_masks.items()} == {
         name: (mask.shape, mask.tobytes()) for name, mask in masks.items()
     }
-    # Each mask is used once, and nothing is drawn at random: drops are no part of a graph.
+    # Each mask is used once, and nothing is random: drops are not part of a graph.
     assert sorted(node.input[0] for node in model.graph.node if node.op_type == "Where") == sorted(masks)
     assert not {node.op_type for node in model.graph.node} & {"Dropout", "RandomUniform", "RandomUniformLike", "Bernoulli"}
-    assert mask_digest(found) == {entry.key: entry.value for entry in model.metadata_props}["defensemble.mask_digest"]
+    assert mask_digest(exported_masks) == {entry.key: entry.value for entry in model.metadata_props}["defensemble.mask_digest"]
     assert problems_of_graph(model) == [], "TensorRT's parser is documented to read it"
 
 
 @pytest.mark.parametrize("pattern", ["neuron", *(pytest.param(pattern, marks=pytest.mark.slow) for pattern in ("channel", "shared"))])
-def test_a_network_of_the_users_own(tmp_path: Path, pattern: str) -> None:
+def test_a_custom_network_is_exported(tmp_path: Path, pattern: str) -> None:
     torch.manual_seed(0)
     shape = (3, 21, 16)
     layers = ["features", "features.0", "features.1", "norm"]
@@ -123,7 +123,7 @@ def test_a_network_of_the_users_own(tmp_path: Path, pattern: str) -> None:
 
 @pytest.mark.usefixtures("no_shared_memory_left")
 @pytest.mark.slow
-def test_all_six_are_served(tmp_path: Path) -> None:
+def test_all_six_architectures_are_served(tmp_path: Path) -> None:
     from defensemble import Client
     from defensemble_server import ServeOptions, serve
 
@@ -144,5 +144,5 @@ def test_all_six_are_served(tmp_path: Path) -> None:
                 with torch.inference_mode():
                     expected = module(torch.from_numpy(images)).softmax(dim=1).numpy()
                 np.testing.assert_allclose(client.predict(images, model=arch).probabilities, expected, atol=1e-4)
-                assert np.ptp(expected, axis=0).max() > 5e-3  # the network tells images apart
+                assert np.ptp(expected, axis=0).max() > 5e-3  # the network distinguishes images
     assert tiny.leftovers(repository) == []

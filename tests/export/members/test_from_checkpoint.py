@@ -1,4 +1,4 @@
-"""Real checkpoints to ONNX: masks bit for bit, the contract, and what the verification catches."""
+"""Exports of real checkpoints: masks bit for bit, the interface, and what the verification detects."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def digits_spec(**other: object) -> ModelSpec:
 
 
 def untrained(path: Path, spec: ModelSpec) -> Path:
-    """A checkpoint of a network whose BatchNorm has seen some images, so that folding it is not the identity."""
+    """Save a checkpoint whose BatchNorm has the statistics of some images, so that folding it is not the identity."""
     torch.manual_seed(0)
     module = build(spec)
     module.train()
@@ -93,12 +93,14 @@ def test_masks_are_bool_initialisers_bit_for_bit(tmp_path: Path, size: str, patt
     masks = defect_masks(module)
     assert len(masks) == 10
     model = onnx.load(path)
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
-    assert set(found) == set(masks)
+    exported_masks = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL
+    }
+    assert set(exported_masks) == set(masks)
     for name, mask in masks.items():
-        assert found[name].shape == mask.shape
-        assert found[name].tobytes() == mask.tobytes()
-    assert mask_digest(found) == {entry.key: entry.value for entry in model.metadata_props}["defensemble.mask_digest"]
+        assert exported_masks[name].shape == mask.shape
+        assert exported_masks[name].tobytes() == mask.tobytes()
+    assert mask_digest(exported_masks) == {entry.key: entry.value for entry in model.metadata_props}["defensemble.mask_digest"]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return checkpoint, onnx_from_checkpoint(checkpoint, folder / "net.onnx")
 
 
-def test_the_file_keeps_the_contract(exported: tuple[Path, Path]) -> None:
+def test_the_file_has_the_interface_of_a_member(exported: tuple[Path, Path]) -> None:
     checkpoint, path = exported
     model = onnx.load(path)
     assert model.ir_version == 10
@@ -124,13 +126,13 @@ def test_the_file_keeps_the_contract(exported: tuple[Path, Path]) -> None:
     assert json.loads(metadata["defensemble.record"])["data"] == "digits"
 
 
-def test_the_file_names_nothing_of_the_machine_that_wrote_it(exported: tuple[Path, Path]) -> None:
+def test_the_file_contains_nothing_about_the_machine(exported: tuple[Path, Path]) -> None:
     content = exported[1].read_bytes()
     assert str(ROOT).encode() not in content
     assert b"site-packages" not in content
 
 
-def test_any_batch_and_real_images(exported: tuple[Path, Path]) -> None:
+def test_any_batch_of_real_images_matches_torch(exported: tuple[Path, Path]) -> None:
     checkpoint, path = exported
     images = load_dataset("digits", 16).test.images()[:37]
     module, _, _ = load_checkpoint(checkpoint)
@@ -142,21 +144,23 @@ def test_any_batch_and_real_images(exported: tuple[Path, Path]) -> None:
         assert np.abs(got - expected[:batch]).max() < 1e-5 * max(1, np.abs(expected).max())
 
 
-def test_masks_that_are_equal_by_chance_keep_their_names(tmp_path: Path) -> None:
-    # Two channels: most of the ten masks are equal to another one.
+def test_equal_masks_keep_their_names(tmp_path: Path) -> None:
+    # With two channels, most of the ten masks are equal to another one.
     spec = digits_spec(width=2, pattern="channel", mask_seed=1)
     checkpoint = untrained(tmp_path / "net.safetensors", spec)
     masks = defect_masks(load_checkpoint(checkpoint)[0])
     assert len({mask.tobytes() for mask in masks.values()}) < len(masks)
     model = onnx.load(onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx"))
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL}
-    assert {name: mask.tobytes() for name, mask in found.items()} == {name: mask.tobytes() for name, mask in masks.items()}
+    exported_masks = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.BOOL
+    }
+    assert {name: mask.tobytes() for name, mask in exported_masks.items()} == {name: mask.tobytes() for name, mask in masks.items()}
     assert sorted(node.input[0] for node in model.graph.node if node.op_type == "Where") == sorted(masks)
 
 
-def test_a_mask_that_is_not_in_the_graph_under_its_name_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_missing_under_its_name_fails_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = untrained(tmp_path / "net.safetensors", digits_spec(width=2, pattern="channel", mask_seed=1))
-    # As torch's optimiser leaves it: equal masks merged. The graph computes the same, so that no image tells.
+    # Merge equal masks, as torch's optimiser does. The graph computes the same, so no image shows it.
     monkeypatch.setattr("defensemble_export.graphs.tracing._name_masks", lambda model, masks: None)
     with pytest.raises(VerificationError, match="BOOL initialiser"):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
@@ -177,7 +181,7 @@ def test_a_member_is_read_back(exported: tuple[Path, Path]) -> None:
         member_from_onnx(foreign, "foreign")
 
 
-def test_a_network_of_one_s_own_becomes_a_member_with_its_masks(tmp_path: Path) -> None:
+def test_a_custom_network_becomes_a_member_with_its_masks(tmp_path: Path) -> None:
     def make() -> nn.Module:
         return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 64, 4))
 
@@ -188,22 +192,22 @@ def test_a_network_of_one_s_own_becomes_a_member_with_its_masks(tmp_path: Path) 
     member = member_from_onnx(path, "mine")
     masks = defect_masks(module)
     assert (member.input_shape, member.class_names, member.mask_digest) == ((1, 8, 8), names, mask_digest(masks))
-    held = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer if one.data_type == TensorProto.BOOL}
-    assert list(held) == list(masks)
-    assert all(np.array_equal(held[name], mask) for name, mask in masks.items())
+    constants = {one.name: numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer if one.data_type == TensorProto.BOOL}
+    assert list(constants) == list(masks)
+    assert all(np.array_equal(constants[name], mask) for name, mask in masks.items())
     (logits,) = onnxruntime.InferenceSession(path).run(["logits"], {"images": images})
     with torch.inference_mode():
         assert np.allclose(logits, module(torch.from_numpy(images)).numpy(), atol=1e-5)
 
 
-def test_data_that_are_not_there_are_named_with_both_ways(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_named_with_both_fixes(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
     save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="folder"))
     with raises(RepositoryError, "test images of 'folder' | --dataset | --images"):
         onnx_from_checkpoint(checkpoint, tmp_path / "net.onnx")
 
 
-def test_data_of_other_classes_are_refused(tmp_path: Path) -> None:
+def test_a_dataset_with_other_classes_is_rejected(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
     save_checkpoint(checkpoint, build(digits_spec()), digits_spec(), record_of(digits_spec(), data="digits"))
     with raises(RepositoryError, "0, 1, 2 | class 0, class 1 | --dataset"):
@@ -249,7 +253,7 @@ def _flip_a_mask(model: onnx.ModelProto) -> None:
         (_flip_a_mask, "logits differ"),
     ],
 )
-def test_the_verification_catches(exported: tuple[Path, Path], change: Callable[[onnx.ModelProto], None], text: str) -> None:
+def test_the_verification_detects_changes(exported: tuple[Path, Path], change: Callable[[onnx.ModelProto], None], text: str) -> None:
     checkpoint, path = exported
     module, _, _ = load_checkpoint(checkpoint)
     images = load_dataset("digits", 16).test.images()
@@ -267,7 +271,7 @@ def test_a_failed_verification_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
-def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: Path, exported: tuple[Path, Path]) -> None:
+def test_invalid_requests_fail_before_slow_work_and_change_nothing(tmp_path: Path, exported: tuple[Path, Path]) -> None:
     checkpoint, _ = exported
     repository = tmp_path / "repository"
     truncated = tmp_path / "truncated.safetensors"
@@ -283,14 +287,14 @@ def test_refusals_come_before_the_slow_work_and_leave_the_repository(tmp_path: P
         assert not repository.exists()
 
 
-def test_without_a_name_a_member_is_named_after_its_file_and_an_empty_name_is_refused(tmp_path: Path) -> None:
+def test_a_member_is_named_after_its_file_and_an_empty_name_is_rejected(tmp_path: Path) -> None:
     checkpoint = tmp_path / "net.safetensors"
     assert CheckpointSource(checkpoint).member_name == CheckpointSource(checkpoint, None).member_name == "net"
     with raises(RepositoryError, "name | 1 to 100 | ''"):
         export_networks([CheckpointSource(checkpoint, "")], tmp_path / "repository")
 
 
-def test_a_spec_of_the_wrong_shape_is_no_surprise(tmp_path: Path) -> None:
+def test_a_damaged_spec_is_reported(tmp_path: Path) -> None:
     spec = dataclasses.replace(digits_spec(), input_shape=(1, 24, 24))
     with pytest.raises(RepositoryError, match=r"verification .*\(N, 1, 24, 24\) .* got \(4, 1, 16, 16\)"):
         onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx", images=tiny.images(4, shape=(1, 16, 16)))
@@ -315,7 +319,7 @@ GOOD = tiny.images(4, shape=(1, 16, 16))
         (".", {}, "folder"),
     ],
 )
-def test_what_an_export_cannot_take_is_refused_before_the_slow_work(
+def test_invalid_arguments_fail_before_slow_work(
     tmp_path: Path, exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, place: str, options: dict[str, object], text: str
 ) -> None:
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("it was exported first"))
@@ -324,7 +328,7 @@ def test_what_an_export_cannot_take_is_refused_before_the_slow_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_takes_no_file_is_named_as_the_user_named_it(tmp_path: Path, exported: tuple[Path, Path]) -> None:
+def test_an_invalid_output_path_is_named_as_the_user_wrote_it(tmp_path: Path, exported: tuple[Path, Path]) -> None:
     place = tmp_path / ("x" * 250)
     with pytest.raises(OSError, match="too long") as caught:
         onnx_from_checkpoint(exported[0], place)

@@ -1,4 +1,4 @@
-"""How images are brought to size, from an export to each configuration that is served, and through every edit of an ensemble."""
+"""The preprocessing, from an export to every configuration and through every edit of an ensemble."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from defensemble_export import (
     write_profile,
 )
 from defensemble_export.editing import read_snapshot
-from defensemble_export.editing.membership import added, removed
+from defensemble_export.editing.membership import add_members, remove_members
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot
 from defensemble_images import Preprocessing
 from defensemble_repository.ensemble import Ensemble, Member
@@ -51,12 +51,12 @@ def export(repository: Path, rules: Mapping[str, Preprocessing | None], ensemble
     return repository
 
 
-def stated(repository: Path, model: str) -> str | None:
+def read_preprocessing(repository: Path, model: str) -> str | None:
     return parameter(read_config(repository / model), "preprocessing")
 
 
-def state(repository: Path, model: str, text: str | None) -> None:
-    """Write the parameter by hand, or remove it."""
+def write_preprocessing(repository: Path, model: str, text: str | None) -> None:
+    """Edit the parameter by hand, or remove it."""
     path = repository / model / "config.pbtxt"
     config = config_from_pbtxt(path.read_text(), model)
     config.parameters["preprocessing"].string_value = text or ""
@@ -74,7 +74,7 @@ def both_and_a_fix(error: BaseException, *members: str) -> bool:
 
 
 @given(st.lists(st.sampled_from([None, CROP.to_json(), SPACED, SQUASH.to_json()]), max_size=6))
-def test_models_agree_unless_two_rules_are_stated(texts: list[str | None]) -> None:
+def test_models_agree_unless_two_rules_differ(texts: list[str | None]) -> None:
     models = {f"m{index}": text for index, text in enumerate(texts)}
     rules = {Preprocessing.from_json(text, "") for text in texts if text is not None}
     if len(rules) > 1:
@@ -86,52 +86,52 @@ def test_models_agree_unless_two_rules_are_stated(texts: list[str | None]) -> No
 
 
 @pytest.mark.parametrize("rule", [CROP, SQUASH, None])
-def test_members_ensemble_and_fused_graph_carry_it(tmp_path: Path, rule: Preprocessing | None) -> None:
+def test_members_ensemble_and_fused_graph_contain_the_preprocessing(tmp_path: Path, rule: Preprocessing | None) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": rule})
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(2))
     text = None if rule is None else rule.to_json()
-    assert [stated(repository, model) for model in ("alpha", "beta", "ensemble", "fused")] == [None, text, text, text]
+    assert [read_preprocessing(repository, model) for model in ("alpha", "beta", "ensemble", "fused")] == [None, text, text, text]
     notes = {entry.key: entry.value for entry in onnx.load(repository / "fused/1/model.onnx").metadata_props}
     assert notes.get("defensemble.preprocessing") == text
     assert check_repository(RepositoryView(repository), EMBEDDED) == []
 
 
-def test_older_members_and_ensembles_get_it_with_the_next_export(tmp_path: Path) -> None:
+def test_older_members_and_ensembles_get_the_preprocessing_with_the_next_export(tmp_path: Path) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": None})
     write_profile(repository, "cpu")
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(2))
     export(repository, {"beta": SQUASH})
-    assert [stated(repository, model) for model in ("alpha", "beta", "ensemble")] == [None, SQUASH.to_json(), SQUASH.to_json()]
+    assert [read_preprocessing(repository, model) for model in ("alpha", "beta", "ensemble")] == [None, SQUASH.to_json(), SQUASH.to_json()]
     profile = config_from_pbtxt((repository / "beta/configs/cpu.pbtxt").read_text(), "beta")
     assert parameter(profile, "preprocessing") == SQUASH.to_json()
-    write_profile(repository, "cpu")  # an edit by hand would be refused
+    write_profile(repository, "cpu")  # a hand edit would be rejected
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(2), replace=True)
-    assert stated(repository, "fused") == SQUASH.to_json()
+    assert read_preprocessing(repository, "fused") == SQUASH.to_json()
     export(repository, {"beta": None})
-    assert stated(repository, "beta") == SQUASH.to_json(), "a new version that states none fits, and changes nothing"
+    assert read_preprocessing(repository, "beta") == SQUASH.to_json(), "a new version that states none fits, and changes nothing"
 
 
-def test_edits_keep_the_ensemble_equal_to_its_members(tmp_path: Path) -> None:
+def test_edits_keep_the_preprocessing_of_the_ensemble_equal_to_its_members(tmp_path: Path) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP}, ensemble=None)
     write(plan_creation(repository, Ensemble("ensemble", (Member("alpha"),))))
     before = read_snapshot(RepositoryView(repository), "ensemble")
-    assert stated(repository, "ensemble") is None
-    write(plan_ensemble(repository, added(read_ensemble(repository, "ensemble"), [Member("beta")])))
+    assert read_preprocessing(repository, "ensemble") is None
+    write(plan_ensemble(repository, add_members(read_ensemble(repository, "ensemble"), [Member("beta")])))
     after = read_snapshot(RepositoryView(repository), "ensemble")
-    assert stated(repository, "ensemble") == CROP.to_json()
-    write(plan_ensemble(repository, removed(read_ensemble(repository, "ensemble"), ["beta"])))
-    assert stated(repository, "ensemble") is None
-    state(repository, "beta", SPACED)
+    assert read_preprocessing(repository, "ensemble") == CROP.to_json()
+    write(plan_ensemble(repository, remove_members(read_ensemble(repository, "ensemble"), ["beta"])))
+    assert read_preprocessing(repository, "ensemble") is None
+    write_preprocessing(repository, "beta", SPACED)
     write(plan_snapshot(repository, "ensemble", after))
-    assert stated(repository, "ensemble") == SPACED, "what the member states now, not what it stated then"
+    assert read_preprocessing(repository, "ensemble") == SPACED, "what the member states now, not what it stated then"
     write(plan_snapshot(repository, "ensemble", before))
-    assert stated(repository, "ensemble") is None
-    state(repository, "ensemble", SQUASH.to_json())
+    assert read_preprocessing(repository, "ensemble") is None
+    write_preprocessing(repository, "ensemble", SQUASH.to_json())
     write(plan_ensemble(repository, read_ensemble(repository, "ensemble")))
-    assert stated(repository, "ensemble") is None, "a reload makes it what the members state"
+    assert read_preprocessing(repository, "ensemble") is None, "a reload makes it what the members state"
 
 
-def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> None:
+def test_members_with_different_preprocessing_are_rejected_everywhere(tmp_path: Path) -> None:
     repository = export(tmp_path / "repository", {"alpha": CROP, "beta": CROP, "gamma": None})
     export(repository, {"delta": SQUASH}, ensemble=None)
     before = tiny.content(repository)
@@ -139,9 +139,9 @@ def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> N
     with pytest.raises(EnsembleError) as create:
         plan_creation(repository, Ensemble("other", (Member("gamma"), Member("alpha"), Member("delta"))))
     with pytest.raises(EnsembleError) as add:
-        plan_ensemble(repository, added(votes, [Member("delta")]))
+        plan_ensemble(repository, add_members(votes, [Member("delta")]))
     with pytest.raises(EnsembleError) as exported:
-        export(repository, {"delta": None})  # states none itself, but its model does
+        export(repository, {"delta": None})  # has no preprocessing itself, but its model has
     with pytest.raises(EnsembleError) as joined:
         export(repository, {"epsilon": SQUASH})
     assert both_and_a_fix(create.value, "alpha", "delta")
@@ -162,35 +162,35 @@ def test_members_that_differ_are_refused_wherever_they_meet(tmp_path: Path) -> N
     assert "'alpha@2'" in str(version.value)
     assert tiny.content(repository) == before
 
-    state(repository, "delta", CROP.to_json())  # the fix that is named
-    write(plan_ensemble(repository, added(votes, [Member("delta")])))
-    assert stated(repository, "ensemble") == CROP.to_json()
+    write_preprocessing(repository, "delta", CROP.to_json())  # the suggested fix
+    write(plan_ensemble(repository, add_members(votes, [Member("delta")])))
+    assert read_preprocessing(repository, "ensemble") == CROP.to_json()
 
 
 @pytest.mark.parametrize(("model", "text"), [("ensemble", SQUASH.to_json()), ("alpha", SQUASH.to_json()), ("beta", None)])
-def test_a_hand_edit_that_contradicts_is_a_remark_of_check_and_serve(tmp_path: Path, model: str, text: str | None) -> None:
+def test_check_and_serve_warn_about_contradicting_preprocessing(tmp_path: Path, model: str, text: str | None) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP})
-    state(repository, model, text)
-    (found,) = check_ensemble(RepositoryView(repository), "ensemble")
-    assert (found.model, found.is_error, found.file) == ("ensemble", False, repository / "ensemble/config.pbtxt")
-    assert found.line is not None
-    assert "preprocessing" in found.text
-    assert '"squash"' in found.text or "none" in found.text
-    assert check_repository(RepositoryView(repository), EMBEDDED) == [found]
+    write_preprocessing(repository, model, text)
+    (finding,) = check_ensemble(RepositoryView(repository), "ensemble")
+    assert (finding.model, finding.is_error, finding.file) == ("ensemble", False, repository / "ensemble/config.pbtxt")
+    assert finding.line is not None
+    assert "preprocessing" in finding.text
+    assert '"squash"' in finding.text or "none" in finding.text
+    assert check_repository(RepositoryView(repository), EMBEDDED) == [finding]
     served = read_repository(repository)
-    assert (served.remarks, served.problems) == ((str(found),), {})
+    assert (served.remarks, served.problems) == ((str(finding),), {})
 
 
 @pytest.mark.parametrize("text", UNREADABLE)
 @pytest.mark.parametrize("model", ["alpha", "ensemble", "fused"])
-def test_a_parameter_that_cannot_be_read_is_a_remark_of_check_and_serve(tmp_path: Path, model: str, text: str) -> None:
+def test_check_and_serve_warn_about_a_damaged_parameter(tmp_path: Path, model: str, text: str) -> None:
     repository = export(tmp_path / "repository", {"alpha": CROP, "beta": CROP})
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(2))
-    state(repository, model, text)
-    (found,) = check_repository(RepositoryView(repository), EMBEDDED)
-    assert (found.model, found.is_error, found.file) == (model, False, repository / model / "config.pbtxt")
-    assert (repr(text[:80]) in found.text, CROP.to_json() in found.text) == (True, True)
-    assert read_repository(repository).remarks == (str(found),)
+    write_preprocessing(repository, model, text)
+    (finding,) = check_repository(RepositoryView(repository), EMBEDDED)
+    assert (finding.model, finding.is_error, finding.file) == (model, False, repository / model / "config.pbtxt")
+    assert (repr(text[:80]) in finding.text, CROP.to_json() in finding.text) == (True, True)
+    assert read_repository(repository).remarks == (str(finding),)
     if model == "alpha":
         with pytest.raises(ConfigError, match="alpha"):
             plan_ensemble(repository, read_ensemble(repository, "ensemble"))
@@ -198,10 +198,10 @@ def test_a_parameter_that_cannot_be_read_is_a_remark_of_check_and_serve(tmp_path
             fuse_repository(repository, "ensemble", "again", images=tiny.images(2))
 
 
-def test_show_names_the_rule_within_80_columns(tmp_path: Path) -> None:
+def test_show_prints_the_preprocessing_within_80_columns(tmp_path: Path) -> None:
     repository = export(tmp_path / "repository", {"alpha": None, "beta": CROP})
     for text, values in ((CROP.to_json(), CROP.to_values()), (None, None), ("crop", None)):
-        state(repository, "ensemble", text)
+        write_preprocessing(repository, "ensemble", text)
         table = CliRunner().invoke(cli, ["ensemble", "show", "--repository", str(repository)]).stdout
         (line,) = [line for line in table.splitlines() if line.startswith("preprocessing: ")]
         assert line == f"preprocessing: {'unknown' if values is None else json.dumps(values)}"
@@ -212,14 +212,14 @@ def test_show_names_the_rule_within_80_columns(tmp_path: Path) -> None:
         assert len(one["problems"]) == (text == "crop")
 
 
-def test_a_foreign_file_states_it_where_asked(tmp_path: Path) -> None:
+def test_a_foreign_file_gets_the_requested_preprocessing(tmp_path: Path) -> None:
     file, repository = tmp_path / "net.onnx", tmp_path / "repository"
     onnx.save(foreign_models.classifier(), file)
     written = OnnxSource(file, "a", output="scores", resize="squash").write_onnx(tmp_path / "member.onnx", max_batch_size=2)
     member = member_from_onnx(written, "a")
-    assert (member.preprocessing, OnnxSource(file, "a", resize="squash").outline().preprocessing) == (SQUASH, SQUASH)
+    assert (member.preprocessing, OnnxSource(file, "a", resize="squash").describe_member().preprocessing) == (SQUASH, SQUASH)
     write_files(repository, repository_plan(repository, [member]))
-    assert stated(repository, "ensemble") == SQUASH.to_json()
+    assert read_preprocessing(repository, "ensemble") == SQUASH.to_json()
     with pytest.raises(EnsembleError) as error:
         export_networks([OnnxSource(file, "b", resize="crop")], repository, replace=True)
     assert both_and_a_fix(error.value, "a", "b")
@@ -231,7 +231,7 @@ def test_a_foreign_file_states_it_where_asked(tmp_path: Path) -> None:
         OnnxSource(file, "a", resize="stretch")
 
 
-def test_a_rule_of_a_later_version_is_refused_in_a_file(tmp_path: Path) -> None:
+def test_an_unknown_rule_in_a_file_is_rejected(tmp_path: Path) -> None:
     model = onnx.load_model_from_string(tiny.linear_onnx(1))
     later = json.dumps({**CROP.to_values(), "version": 99})
     onnx.helper.set_model_props(model, {"defensemble.class_names": json.dumps(tiny.CLASSES), "defensemble.preprocessing": later})

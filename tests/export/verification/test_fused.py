@@ -1,4 +1,4 @@
-"""What the comparison of a fused graph with the ensemble of its members notices: each output, every batch size, real and random images."""
+"""The comparison of a fused graph with its ensemble detects differences in each output, batch size and kind of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.facts import raises
 
 
 @pytest.mark.parametrize("output", sorted(OUTPUTS))
-def test_an_output_that_differs_is_found(output: str) -> None:
+def test_a_different_output_is_detected(output: str) -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
     model = onnx.load_model_from_string(fused_onnx(members, ensemble))
     for node in model.graph.node:
@@ -28,7 +28,7 @@ def test_an_output_that_differs_is_found(output: str) -> None:
         verify_fused(model.SerializeToString(), members, ensemble, None, max_batch_size=2)
 
 
-def test_a_fault_in_the_largest_batch_of_real_images_is_found() -> None:
+def test_a_difference_in_the_largest_batch_is_detected() -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
     black = np.zeros((3, *tiny.SHAPE), np.float32)
     faulty = onnx.load_model_from_string(fused_onnx(members, ensemble))
@@ -53,12 +53,12 @@ def test_a_fault_in_the_largest_batch_of_real_images_is_found() -> None:
         verify_fused(content, members, ensemble, black, max_batch_size=7)
 
 
-def test_another_graph_is_not_taken_for_a_fused_one() -> None:
+def test_a_graph_that_is_not_fused_is_rejected() -> None:
     members, ensemble = [tiny.linear_onnx(1), tiny.linear_onnx(2)], ensemble_of(2)
-    with pytest.raises(VerificationError, match=r"\['images', 'logits'\]"):
+    with pytest.raises(VerificationError, match=r"\['images'\] to \['logits'\]"):
         verify_fused(members[0], members, ensemble, None, max_batch_size=2)
     with pytest.raises(
-        VerificationError, match=r"member_probabilities: the fused graph answers shape \(1, 1, 3\), the ensemble answers \(1, 2, 3\)"
+        VerificationError, match=r"member_probabilities: the fused graph returns the shape \(1, 1, 3\), the ensemble returns \(1, 2, 3\)"
     ):
         verify_fused(fused_onnx(members[:1], ensemble_of(1)), members, ensemble, None, max_batch_size=2)
 
@@ -73,12 +73,12 @@ def test_another_graph_is_not_taken_for_a_fused_one() -> None:
         (np.full((2, *tiny.SHAPE), np.nan, np.float32), "NaN"),
     ],
 )
-def test_images_that_are_none(images: tiny.Array, text: str) -> None:
+def test_invalid_images_are_rejected(images: tiny.Array, text: str) -> None:
     with raises(ExportError, text):
         verify_fused(fused_onnx([GOOD], ensemble_of(1)), [GOOD], ensemble_of(1), images, max_batch_size=2)
 
 
-def test_what_was_measured_is_json() -> None:
+def test_the_measurements_are_json() -> None:
     measured = verify_fused(fused_onnx([GOOD], ensemble_of(1)), [GOOD], ensemble_of(1), tiny.images(2), max_batch_size=1)
     assert json.loads(json.dumps(measured, allow_nan=False)) == measured
     assert measured["batches"] == [1, 2]

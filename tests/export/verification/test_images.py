@@ -1,4 +1,4 @@
-"""An export without `--dataset`: the images that a checkpoint was trained on are found by their digest, or it is said what is used."""
+"""An export without a dataset folder finds the images of the checkpoint by their digest, or reports what it uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from defensemble.cli import cli
 from defensemble_export import DatasetMismatchWarning, ExportError
-from defensemble_export.verification.images import dataset_of, images_for_verification
+from defensemble_export.verification.images import dataset_from_record, images_for_verification
 from defensemble_training import (
     Dataset,
     ModelSpec,
@@ -33,7 +33,7 @@ from tests.support.written import write_split
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """Class folders in `tmp_path/data`, decoded into a cache of their own."""
+    """Write class folders in `tmp_path/data` and decode them into a separate cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("DEFENSEMBLE_DATA_DIR", raising=False)
     write_split(tmp_path / "data")
@@ -42,13 +42,13 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
 
 @pytest.fixture
 def record(data: Dataset) -> TrainingRecord:
-    """That of a network which was trained on `data`."""
+    """Return the record of a network that was trained on `data`."""
     said = {"data": "folder", "data_digest": data.digest, "data_source": data.source}
-    return TrainingRecord.untrained(data.class_names, **said, command="train --dataset /was/here")
+    return TrainingRecord.untrained(data.class_names, **said, command="train --data folder --data-dir /was/here")
 
 
 def export(record: TrainingRecord, data: Dataset, tmp_path: Path, *, old: bool = False) -> Result:
-    """Export a checkpoint with this record; `old`: of the format without a digest of its content."""
+    """Export a checkpoint with this record; `old`: in the format without a digest of its content."""
     spec = ModelSpec("resnet18", 0.5, (0, 1), width=1, mean=data.mean, std=data.std, num_classes=3, input_shape=data.input_shape)
     path = tmp_path / "net.safetensors"
     save_checkpoint(path, build(spec), spec, record)
@@ -63,19 +63,19 @@ def export(record: TrainingRecord, data: Dataset, tmp_path: Path, *, old: bool =
         return CliRunner().invoke(cli, words)
 
 
-def test_the_images_are_found_where_they_are_decoded(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+def test_images_are_found_in_the_decoded_cache(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "data")
-    found = dataset_of(record, data.input_shape, None)
-    for one, other in ((found.train, data.train), (found.test, data.test)):
+    loaded = dataset_from_record(record, data.input_shape, None)
+    for one, other in ((loaded.train, data.train), (loaded.test, data.test)):
         np.testing.assert_array_equal(one.pixels, other.pixels)
         np.testing.assert_array_equal(one.labels, other.labels)
-    assert (found.class_names, found.mean, found.std, found.digest) == (data.class_names, data.mean, data.std, data.digest)
-    source = images_for_verification(found).source
+    assert (loaded.class_names, loaded.mean, loaded.std, loaded.digest) == (data.class_names, data.mean, data.std, data.digest)
+    source = images_for_verification(loaded).source
     assert_facts(source, f"{len(data.test)} test images | folder")
     assert [fact for fact in (data.source, "cache", data.digest) if fact not in source] == []
 
 
-def test_only_the_same_content_is_found(record: TrainingRecord, data: Dataset) -> None:
+def test_the_cache_is_used_only_for_the_same_content(record: TrainingRecord, data: Dataset) -> None:
     assert find_cached_dataset("folder", data.digest, data.class_names) is not None
     assert find_cached_dataset("folder", "0" * 16, data.class_names) is None
     assert find_cached_dataset("folder", data.digest, ("a", "b", "c")) is None
@@ -83,47 +83,47 @@ def test_only_the_same_content_is_found(record: TrainingRecord, data: Dataset) -
     assert find_cached_dataset("digits", data.digest, data.class_names) is None
 
 
-def test_a_folder_that_is_named_wins_and_other_images_are_told(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+def test_a_named_folder_is_used_and_other_data_cause_a_warning(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     write_split(tmp_path / "other", n_train=15)
     with pytest.warns(DatasetMismatchWarning, match=data.digest):
-        assert len(dataset_of(record, data.input_shape, tmp_path / "other").train) == 15
-    assert dataset_of(record, data.input_shape, tmp_path / "data").source == data.source
+        assert len(dataset_from_record(record, data.input_shape, tmp_path / "other").train) == 15
+    assert dataset_from_record(record, data.input_shape, tmp_path / "data").source == data.source
 
 
-def test_images_that_the_training_left_out_are_left_out_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+def test_images_skipped_in_training_are_skipped_again(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     shutil.copytree(tmp_path / "data", folder)
     (folder / "train/ant/broken.png").write_bytes(b"damaged")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dataset_of(record, data.input_shape, folder).digest == data.digest
+        assert dataset_from_record(record, data.input_shape, folder).digest == data.digest
 
 
 @pytest.mark.parametrize("damaged", [b"", b"damaged", b"\xff\xfe"])
 @pytest.mark.parametrize("name", ["meta.json", "test.npy", "test_labels.npy"])
-def test_where_nothing_is_found_the_command_of_the_training_is_named(
+def test_a_missing_dataset_names_the_training_command(
     record: TrainingRecord, data: Dataset, tmp_path: Path, name: str, damaged: bytes
 ) -> None:
     (entry,) = (tmp_path / "cache/defensemble/datasets").iterdir()
     (entry / name).write_bytes(damaged)
-    with pytest.raises(ExportError, match="train --dataset /was/here"):
-        dataset_of(record, data.input_shape, None)
+    with pytest.raises(ExportError, match="train --data folder --data-dir /was/here"):
+        dataset_from_record(record, data.input_shape, None)
 
 
-@pytest.mark.parametrize("options", [["--data", "folder", "--data-dir", "{}"], ["--dataset", "{}"], ["--dataset", "mine={}"]])
-def test_the_folder_of_the_training_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path, options: list[str]) -> None:
+@pytest.mark.parametrize("option", ["--data-dir {}", "--dataset {}", "--dataset folder={}"])
+def test_the_folder_in_the_training_command_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path, option: str) -> None:
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "data/test/ant/damaged.png").write_bytes(b"")
-    command = shlex.join(["train", *(option.format(tmp_path / "data") for option in options), "net.safetensors"])
-    found = dataset_of(replace(record, command=command), data.input_shape, None)
-    assert (found.digest, len(found.test)) == (data.digest, len(data.test))
+    command = shlex.join(["train", *option.format(tmp_path / "data").split(), "net.safetensors"])
+    loaded = dataset_from_record(replace(record, command=command), data.input_shape, None)
+    assert (loaded.digest, len(loaded.test)) == (data.digest, len(data.test))
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(ExportError, match="--dataset"):
-        dataset_of(replace(record, command="train '"), data.input_shape, None)
+        dataset_from_record(replace(record, command="train '"), data.input_shape, None)
 
 
 @pytest.mark.slow
-def test_an_export_says_which_images_were_compared(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
+def test_an_export_reports_which_images_were_compared(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "data")
     done = export(record, data, tmp_path)
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""docs/how-to/export.md tells the tolerances that the code has."""
+"""docs/how-to/export.md shows the tolerances of the code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.checkout import ROOT
 PAGE = ROOT / "docs/how-to/export.md"
 
 
-def test_the_table_on_the_page_is_that_of_the_code() -> None:
+def test_docs_show_the_tolerances_of_the_code() -> None:
     lines = PAGE.read_text().splitlines()
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith(tuple(f"| {p} |" for p in TOLERANCES))
@@ -17,7 +17,7 @@ def test_the_table_on_the_page_is_that_of_the_code() -> None:
 
 
 def told(tolerance: Tolerance) -> tuple[str, str]:
-    """The cells of a precision: what must hold, and the goals."""
+    """Return the cells of a precision: the limits and the goals."""
     must, goal = [], []
     if tolerance.logits is not None:
         must.append(f"every logit within {tolerance.logits:g} of max(1, largest logit)")

@@ -133,9 +133,9 @@ def test_killed_run_resumes_bit_for_bit_and_sigint_prints_the_command(tmp_path: 
         wait_for_state(ended / "a.run", 5)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 1
+        assert process.returncode == 130
     assert "Traceback" not in errors
-    (line,) = [line for line in errors.splitlines() if line.startswith("go on with: ")]
+    (line,) = [line for line in errors.splitlines() if line.startswith("continue with: ")]
     assert "interrupted" in errors
     assert "train --width 2 --epochs 12" in line
     assert "--resume" in line
@@ -182,7 +182,7 @@ def test_second_process_in_a_run_folder_is_rejected_and_the_first_continues(tmp_
         assert_facts(errors, "a.run | --run")
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "interrupted" in errors
     assert load_state(tmp_path / "a.run") is not None
 

@@ -114,7 +114,7 @@ def print_state(state: EnsembleState) -> None:
 
 
 def _member_table(state: EnsembleState) -> Table:
-    average = f"averages {state.votes.average}" if state.votes is not None else "is not wired as an export wires it"
+    average = f"averages {state.ensemble.average}" if state.ensemble is not None else "is not wired as an export wires it"
     shape = "x".join(map(str, state.input_shape))
     title = f"{escape(state.name)}: {average}; images {shape}, {state.num_classes} classes, up to {state.max_batch_size} images per call"
     table = Table(title=title, title_justify="left")
@@ -150,8 +150,8 @@ def values_from_state(state: EnsembleState) -> dict[str, Any]:
     """Return the JSON values of an ensemble."""
     return {
         "schema": "defensemble.ensemble/1",
-        "average": None if state.votes is None else state.votes.average,
-        **{name: value for name, value in vars(state).items() if name != "votes"},
+        "average": None if state.ensemble is None else state.ensemble.average,
+        **{name: value for name, value in vars(state).items() if name != "ensemble"},
         "members": [{**asdict(member.info), "served": member.served} for member in state.members],
     }
 

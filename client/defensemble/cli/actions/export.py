@@ -151,10 +151,10 @@ def _export(
     fuse: str | None = None,
 ) -> list[str]:
     """Export and verify networks with a progress bar; return the paths written."""
-    from defensemble_export import Form, export_networks
+    from defensemble_export import ExportOptions, export_networks
 
     draw = {"calibration_count": settings.calibration_count, "calibration_seed": settings.calibration_seed}
-    form = Form(settings.precision, calibration, **{key: value for key, value in draw.items() if value is not None})
+    export_options = ExportOptions(settings.precision, calibration, **{key: value for key, value in draw.items() if value is not None})
     console = Console(stderr=True)
     with progress_bar(console) as progress:
         task = progress.add_task("exporting", total=len(networks))
@@ -172,7 +172,7 @@ def _export(
             weights=settings.weights,
             max_batch_size=settings.max_batch_size,
             replace=settings.replace,
-            form=form,
+            options=export_options,
             images=images,
             data_dir=settings.data_dir,
             fuse=fuse,

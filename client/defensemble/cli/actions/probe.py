@@ -17,7 +17,7 @@ from ..._client.client import Client
 from ..._client.model_info import ModelInfo
 from ..._exceptions import InputError, ModelNotFoundError
 from ..._image_files import ReadOptions, recorded_preprocessing
-from ...probes.base import served
+from ...probes.base import target_from_model
 from ...probes.data import load_probe_data
 from ...probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
 from ...results.intervals import Rate
@@ -97,7 +97,7 @@ def probe_noise_and_report(
     with progress_bar(console) as progress:
         task = progress.add_task("noise", total=total)
         result = probe_noise(
-            {info.name: served(client, info.name) for info in infos},
+            {info.name: target_from_model(client, info.name) for info in infos},
             chosen.data.images,
             chosen.data.labels,
             sigmas,

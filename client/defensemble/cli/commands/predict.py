@@ -62,7 +62,7 @@ def command(
     Examples:
       defensemble predict http://localhost:8000 three.png seven.png
       defensemble predict grpc://localhost:8001 images.npy --top 3 --json
-      defensemble predict http://localhost:8000 --labelled photos/test --resize crop
+      defensemble predict http://localhost:8000 --labelled photos/test
     """
     if not files and labelled is None:
         raise click.UsageError("images are missing: pass FILE... or --labelled FOLDER")

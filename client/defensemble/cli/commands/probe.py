@@ -85,8 +85,8 @@ def noise(
     \b
     Examples:
       defensemble probe noise http://localhost:8000 --dataset digits
-      defensemble probe noise http://localhost:8000 --dataset photos/test --resize crop
-      defensemble probe noise http://localhost:8000 --dataset test.npz --sigmas 8,16,32 --limit 100
+      defensemble probe noise http://localhost:8000 --dataset photos/test
+      defensemble probe noise http://localhost:8000 --dataset test.npz --limit 100
     """
     from ... import Client
     from ..._image_files import ReadOptions

@@ -165,8 +165,8 @@ def command(**options: Any) -> None:
     \b
     Examples:
       defensemble train keep0.3.safetensors
-      defensemble train --dataset photos --size 64 photos.safetensors   # photos/CLASS/IMAGE
-      defensemble train --dataset cifar10 --preset paper --keep 0.1 --resume keep0.1.safetensors
+      defensemble train --dataset photos --size 64 a.safetensors  # CLASS/IMAGE
+      defensemble train --dataset cifar10 --preset paper paper.safetensors
     """
     from ..actions.train import run
 
