@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -95,6 +96,16 @@ def test_every_command_of_a_page_exists(name: str, tmp_path: Path, monkeypatch: 
     for words in calls:
         make_named_files(words)
         context_of(*words)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_that_a_python_block_imports_exists(name: str) -> None:
+    for block in read_blocks(page_of(name)):
+        statements = ast.walk(ast.parse(block.text)) if block.language == "python" else ()
+        for statement in statements:
+            if isinstance(statement, ast.ImportFrom) and str(statement.module).startswith("defensemble"):
+                module = importlib.import_module(str(statement.module))
+                assert [alias.name for alias in statement.names if not hasattr(module, alias.name)] == []
 
 
 def make_named_files(words: list[str]) -> None:
