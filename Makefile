@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # GPU=1 asks for the GPU kind, GPU=0 for the CPU kind; without it the kind that is installed stays.
 KIND := $(if $(GPU),$(if $(filter 0,$(GPU)),cpu,gpu),$(if $(wildcard $(VENV)/.installed-gpu),gpu,cpu))
 STAMP := $(VENV)/.installed$(if $(filter gpu,$(KIND)),-gpu)
+DOCS_STAMP := $(VENV)/.docs-installed
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPP := server_config/onnxruntime_backend
@@ -16,7 +17,7 @@ CHOSEN := $(if $(PART),-m slow --part $(PART),$(if $(SLOW),-m 'slow or not slow'
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install check test lint types demo serve bench zoo clean
+.PHONY: help install check test lint types docs demo serve bench zoo clean
 
 # A line that begins with `##` describes a target with a variable.
 help: ## List the targets
@@ -68,6 +69,14 @@ lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++
 types: $(STAMP) ## Check types: mypy, strict
 	$(BIN)/mypy
 
+docs: $(DOCS_STAMP) ## Build the documentation into site/; warnings and broken links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "built site/index.html; to search it: python3 -m http.server --directory site"
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $(DOCS_STAMP)
+
 demo: $(STAMP) ## Train, export, serve, call and probe a small ensemble in a minute (ARGS=--keep-serving leaves the server running)
 	$(BIN)/defensemble demo $(ARGS)
 
@@ -81,4 +90,4 @@ zoo: $(STAMP) ## Train the unfinished networks of the zoo on CIFAR-10: hours on 
 	$(BIN)/python benchmarks/zoo_training.py $(ARGS)
 
 clean: ## Remove the output of the other targets: .venv, caches, runs
-	rm -rf $(VENV) .ci-venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs
+	rm -rf $(VENV) .ci-venvs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs site

@@ -1,10 +1,11 @@
-"""Makes the pictures of docs/: masks, first-layer activations, a learning curve."""
+"""Make the pictures of docs/: robustness, masks, first-layer activations, a learning curve."""
 
 from __future__ import annotations
 
 import io
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ HERE = Path(__file__).parent
 KEEPS = (0.1, 0.3, 0.5)
 LAYERS = (("stem.defect", (64, 32, 32), "stem"), ("block2.0.defect1", (128, 16, 16), "block 2"))  # of ResNet-18 at 3x32x32
 INK = ListedColormap(["#e4e4e4", "#17365c"])
+BLUES = colormaps["Blues"]
 ACTIVATIONS = colormaps["viridis"].with_extremes(bad="#e4e4e4")
 DIGIT = 3  # of the test images, whose first answers are 1 3 3 8
+ROBUSTNESS = HERE.parent / "results/zoo_cifar10.json"
+KINDS_OF_IMAGES = {"clean": "clean images", "fgsm": "FGSM, 8/255", "pgd": "PGD-7, 8/255"}
 LARGEST_FILE = 150_000
 DPI = 100
 
@@ -116,6 +120,32 @@ def first_layer(network: nn.Module, image: Grid) -> tuple[Grid, Grid | None]:
     return functional.relu(answered)[0].numpy(), defect_masks(network).get("stem.defect.mask")
 
 
+def robustness_picture(result: Mapping[str, Any]) -> Figure:
+    """Draw the accuracy of the standard network, of each defective one and of their average, clean and attacked, with 95 % intervals."""
+    members = result["average"]["of"]
+    rows = {"standard network": result["networks"]["standard"]["rates"]}
+    rows |= {f"defective, {name}": result["networks"][name]["rates"] for name in sorted(members)}
+    rows["ensemble of the five"] = result["average"]["rates"]
+    colours = ["#9a9a9a", *(BLUES(0.25 + 0.09 * index) for index in range(len(members))), "#17365c"]
+    figure = Figure(figsize=(9, 3.8), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    width = 0.8 / len(rows)
+    for index, ((name, rates), colour) in enumerate(zip(rows.items(), colours, strict=True)):
+        accuracies = [rates[kind]["accuracy"] for kind in KINDS_OF_IMAGES]
+        places = np.arange(len(accuracies)) + (index - (len(rows) - 1) / 2) * width
+        heights = [100 * one["value"] for one in accuracies]
+        errors = [[100 * (one["value"] - one["low"]) for one in accuracies], [100 * (one["high"] - one["value"]) for one in accuracies]]
+        bars = axes.bar(places, heights, width, label=name, color=colour, yerr=errors, error_kw={"elinewidth": 1, "ecolor": "#444444"})
+        if name in ("standard network", "ensemble of the five"):
+            axes.bar_label(bars, fmt="%.0f", fontsize=9, padding=2, weight="bold")
+    axes.set_xticks(range(len(KINDS_OF_IMAGES)), list(KINDS_OF_IMAGES.values()))
+    axes.set(ylim=(0, 100), ylabel="accuracy, %", title=f"CIFAR-10, {result['n']:,} test images, attacks transferred from another network")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="upper right")
+    return figure
+
+
 def trained(dataset: Dataset, keep: float, run: RunFolder | None = None) -> nn.Module:
     """A small network, trained as `defensemble train --choose best` trains it."""
     spec = ModelSpec("resnet18", keep, (0, 1, 2), width=8, mean=dataset.mean, std=dataset.std, input_shape=dataset.input_shape)
@@ -139,6 +169,7 @@ def main(out: Path) -> None:
     r"""Make the pictures that the pages in docs/ show.
 
     \b
+    robustness.png      accuracy of the zoo on CIFAR-10, clean and attacked, from docs/results/zoo_cifar10.json
     masks.png           masks of two layers of ResNet-18 for each pattern, at keep 0.1, 0.3 and 0.5
     activations.png     first-layer activations of networks trained on digits, with and without masks, for one test digit
     learning_curve.png  the learning curve that the run of keep 0.3 left in its folder
@@ -152,6 +183,7 @@ def main(out: Path) -> None:
         curve = (run.path / "learning_curve.png").read_bytes()
     networks = [("standard", standard), ("keep 0.3", some), ("keep 0.1", few)]
     pictures = {
+        "robustness.png": png_of(robustness_picture(json.loads(ROBUSTNESS.read_text()))),
         "masks.png": png_of(masks_picture()),
         "activations.png": png_of(activations_picture(dataset.test.images()[DIGIT], networks)),
         "learning_curve.png": curve,

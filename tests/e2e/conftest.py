@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.pages import Ports, free_ports, stop_what_is_left
+from tests.support.pages import Ports, free_ports, stop_server_on
 
 
 @pytest.fixture
@@ -14,4 +14,4 @@ def ports() -> Iterator[Ports]:
     """Three free ones; what a page has left running there is stopped."""
     chosen = free_ports()
     yield chosen
-    stop_what_is_left(chosen)
+    stop_server_on(chosen)

@@ -140,7 +140,7 @@ def test_a_face_holds_only_errors_and_what_has_a_user_outside(face: str) -> None
     used = {one.name for other in set(PACKAGES) - {package} for one in imports_of(other)}
     for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
         used |= {one.name for one in _imports(ast.parse(path.read_text()), path.name, (), "module")}
-    documents = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    documents = "".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
     module = importlib.import_module(face)
     unused = []
     for name in names_of_face(face):
@@ -305,7 +305,7 @@ def test_make_help_lists_the_targets_and_how_tests_are_chosen() -> None:
     lines = [re.fullmatch(r"  make (\w+)((?: \S+)?)  +(\S.*)", line) for line in done.stdout.splitlines()]
     assert None not in lines, "every line names a target and describes it"
     targets = [line[1] for line in lines if line is not None and not line[2]]
-    assert targets == "help install check test lint types demo serve bench zoo clean".split()
+    assert targets == "help install check test lint types docs demo serve bench zoo clean".split()
     with_variables = [line[1] + line[2] for line in lines if line is not None and line[2]]
     variables = ("ARGS=tests/images", "ARGS=FILE.py::TEST", "SLOW=1", "PART=2/6", "WORKERS=3")
     assert with_variables == [f"test {variable}" for variable in variables]

@@ -110,13 +110,13 @@ sys.exit(main(sys.argv[2:]))
 
 
 class Resolution:
-    """pip resolving the wheel with its extras `all` and `dev` for one version of Python, in a process of its own."""
+    """pip resolving the wheel with its extras `all`, `dev` and `docs` for one version of Python, in a process of its own."""
 
     def __init__(self, version: str, wheel: Path, folder: Path) -> None:
         self.report = folder / f"{version}.json"
         # fast-deps: where an index serves no metadata, read it out of the wheel by range requests and not by downloading 3 GB.
         options = ["--dry-run", "--quiet", "--use-feature=fast-deps", "--only-binary=:all:", "--target", str(folder / "none")]
-        files = ["--report", str(self.report), "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[all,dev]"]
+        files = ["--report", str(self.report), "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[all,dev,docs]"]
         command = [sys.executable, "-c", PIP_FOR_VERSION, version, "install", *options, "--python-version", version, *files]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 

@@ -166,7 +166,7 @@ def test_the_command_of_the_documents_makes_a_key_of_mode_600(tmp_path: Path) ->
         pytest.skip("no openssl to make a key with")
     command = "(umask 077; openssl rand -hex 24 > admin.key)"
 
-    for document in ("README.md", "docker-compose.yml", "docs/export.md"):
+    for document in ("README.md", "docker-compose.yml", "docs/how-to/docker.md"):
         assert command in (ROOT / document).read_text(), document
     subprocess.run(["sh", "-c", f"umask 022; {command}"], cwd=tmp_path, check=True)
     assert stat.S_IMODE((tmp_path / "admin.key").stat().st_mode) == 0o600

@@ -35,8 +35,9 @@ class Tolerance:
     goal_accuracy_points: float | None = None
 
 
-# docs/export.md shows this table, and a test compares them. fp32 computes in float32 everywhere, so classes may differ only if the two best
-# logits are closer than the tolerance. An int8 agreement below 0.9 means a failed calibration: trained networks reached 0.947 and more.
+# docs/how-to/export.md shows this table, and a test compares them. fp32 computes in float32 everywhere, so classes may differ only if the
+# two best logits are closer than the tolerance. An int8 agreement below 0.9 means a failed calibration: trained networks reached 0.947 and
+# more.
 TOLERANCES = {
     "fp32": Tolerance(agreement=1.0, logits=1e-5),
     "fp16": Tolerance(agreement=0.999, probabilities=1e-2),

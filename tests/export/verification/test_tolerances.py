@@ -1,11 +1,11 @@
-"""docs/export.md shows the tolerances of the code."""
+"""docs/how-to/export.md shows the tolerances of the code."""
 
 from __future__ import annotations
 
 from defensemble_export.verification.tolerances import TOLERANCES, Tolerance
 from tests.support.checkout import ROOT
 
-PAGE = ROOT / "docs" / "export.md"
+PAGE = ROOT / "docs/how-to/export.md"
 
 
 def test_docs_show_the_tolerances_of_the_code() -> None:

@@ -1,4 +1,4 @@
-"""docs/networks.md: its tables against the networks, its blocks run."""
+"""docs/reference/networks.md: its tables against the networks, its blocks run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.checkout import ROOT
 from tests.support.facts import raises
 from tests.support.placements import PLACEMENTS, SETTINGS
 
-PAGE = (ROOT / "docs/networks.md").read_text()
+PAGE = (ROOT / "docs/reference/networks.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -73,7 +73,7 @@ def test_table_of_baselines() -> None:
 def test_code_blocks_run(block: str) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(block, "docs/networks.md", "exec"), {"__name__": "networks_page"})
+        exec(compile(block, "docs/reference/networks.md", "exec"), {"__name__": "networks_page"})
     if "defective" in block:
         assert printed.getvalue().splitlines() == [
             "entry.1.defect.mask (16, 28, 28)",
