@@ -137,7 +137,7 @@ def test_train_predict_and_probe_read_every_kind_of_file_alike(tmp_path: Path, m
             assert output["accuracy"]["n"] == n
             assert output["accuracy"]["value"] == pytest.approx(record.accuracy)
             assert [row["label"] for row in output["predictions"]] == expected
-        for number, source in enumerate((data / "test", f"folder={data}")):
+        for number, source in enumerate((str(data / "test"), f"folder={data}")):
             out = tmp_path / f"noise{number}.json"
             run("probe", "noise", server.grpc_url, "--dataset", source, "--sigmas", "1", "--out", out)
             for target in json.loads(out.read_text())["targets"]:

@@ -174,7 +174,7 @@ def test_a_server_that_does_not_answer_is_an_error(place: Path) -> None:
     for scheme in ("grpc", "http"):
         url = f"{scheme}://127.0.0.1:{free_port()}"
         error = refused(["weight", "ensemble", "a=2", "--url", url, "--timeout", "3", *HERE], 1)
-        assert_facts(error, f"{url} | index")
+        assert_facts(error, f"{url} | connection refused")
     assert url in refused(["weight", "ensemble", "a=2", "--replica", f"{url}=repository", "--timeout", "3"], 1)
     assert content(place) == before
 

@@ -199,7 +199,7 @@ def test_predict_stops_at_the_deadline(tmp_path: Path, scheme: str) -> None:
         assert time.monotonic() - started < 10
     assert url in error
     # A silent listener is a slow server, not a missing one.
-    assert ("no answer in time" if scheme == "http" else "DEADLINE_EXCEEDED") in error
+    assert "timed out" in error
 
 
 def test_predict_reports_a_server_that_is_not_ready(tmp_path: Path) -> None:

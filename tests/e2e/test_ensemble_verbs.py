@@ -179,8 +179,8 @@ def test_servers_load_edits_of_files_only_on_reload(world: World) -> None:
     output = ensemble("weight", "ensemble", "a=2", "--files-only").stdout
     assert "files" in output
     assert "--files-only" in output.partition("undo it:")[2]
-    assert_facts(ensemble("diff", "--exit-code", status=1).stdout, f"'ensemble' | {url} | older | config.pbtxt | reload")
-    assert "older" in ensemble("show").stdout
+    assert_facts(ensemble("diff", "--exit-code", status=1).stdout, f"'ensemble' | {url} | outdated | config.pbtxt | reload")
+    assert "outdated" in ensemble("show").stdout
     assert "folder" in ensemble("reload").stdout
     assert ensemble("diff", "--exit-code").stdout == ""
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})

@@ -216,7 +216,7 @@ def set_parameter(folder: Path, key: str, value: str) -> None:
         ),
         ("member_digests", "[]", "member_digests | 'fused' | JSON list | 2"),
         ("member_digests", "all", "member_digests | 'fused' | JSON list | 2 | 'all'"),
-        ("weights", "[1]", "weights | 'fused' | 2 numbers | above 0"),
+        ("weights", "[1]", "weights | 'fused' | 2 finite numbers | above 0"),
         ("weights", "all", "weights | 'fused' | JSON list | 'all'"),
         ("average", "votes", "average | 'fused' | probabilities, logits | 'votes'"),
         ("members", "alpha", "members | 'fused' | JSON list | \"NAME@VERSION\" | 'alpha'"),

@@ -172,7 +172,7 @@ def test_the_container_accepts_features_that_the_embedded_runtime_lacks(judged: 
 def test_unchecked_files_are_not_reported_as_verified(tmp_path: Path, name: str) -> None:
     tiny.write_repository(tmp_path / "repository", {"alpha": 1, "beta": 2}, ensemble="both")
     command = ["ensemble", "check", "both", "--runtime", "docker", "--repository", str(tmp_path / "repository")]
-    claim = "computes what it declares"
+    claim = "compute what the configurations state"
     assert claim in CliRunner().invoke(cli, command).stdout
     EDITS[name](tmp_path / "repository" / "alpha")
     result = CliRunner().invoke(cli, command)

@@ -25,19 +25,19 @@ WORDS = {
     r"surely": "reliably",
     r"for want of|in the place of|in place of somebody|as it stands|by and by": "without, instead of",
 }
-ALLOWED = {
-    # "left alone" and "standalone" would be right; so are these:
-    "docs/glossary.md": r"not a \"vote\"",
-}
+# Keys of results, values in files of users, a method of Python's files, and a wrong value in a test.
+ALLOWED = (
+    r"int8_beside_fp32|average_beside_best_member|\"votes\": len|\"random images alone\"|head\.tell\(\)|\"average\", \"votes\", .*'votes'\""
+)
 SELF = "tests/project/test_plain_language.py"
 SUFFIXES = (".py", ".md", ".cc", ".h", ".yml", ".yaml", ".toml", "Makefile")
 
 
-def findings(text: str, allowed: str | None = None) -> list[str]:
+def findings(text: str) -> list[str]:
     """Each use of a word with its line number and what to write instead."""
     found = []
     for number, line in enumerate(text.splitlines(), 1):
-        rest = re.sub(allowed, "", line) if allowed else line
+        rest = re.sub(ALLOWED, "", line)
         for word, instead in WORDS.items():
             for match in re.finditer(rf"(?<![A-Za-z])(?:{word})(?![A-Za-z])", rest, re.IGNORECASE):
                 found.append(f"{number}: '{match.group()}' ({instead}): {line.strip()[:120]}")
@@ -47,7 +47,7 @@ def findings(text: str, allowed: str | None = None) -> list[str]:
 def test_no_file_uses_the_old_dialect() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     texts = {file: (ROOT / file).read_text() for file in files if file.endswith(SUFFIXES) and file != SELF and (ROOT / file).is_file()}
-    found = [f"{file}:{one}" for file, text in texts.items() for one in findings(text, ALLOWED.get(file))]
+    found = [f"{file}:{one}" for file, text in texts.items() for one in findings(text)]
     assert not found, f"{len(found)} uses:\n" + "\n".join(found[:50])
 
 

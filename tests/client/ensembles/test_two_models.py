@@ -245,12 +245,8 @@ def test_recovers_an_interrupted_edit_of_the_old_form(tmp_path: Path, when: str,
     assert editor.check("ensemble") == []
 
 
-def test_reload_all_on_the_command_line(tmp_path: Path) -> None:
+def test_reload_without_a_name_reloads_all(tmp_path: Path) -> None:
     folder = write_old_repository(tmp_path / "repository")
-    reload = ["ensemble", "reload", "--repository", str(folder), "--files-only"]
-    applied = CliRunner().invoke(cli, [*reload, "ensemble", "--all"])
-    assert applied.exit_code == 2
-    assert "--all" in applied.output
-    applied = CliRunner().invoke(cli, [*reload, "--all"])
+    applied = CliRunner().invoke(cli, ["ensemble", "reload", "--repository", str(folder), "--files-only"])
     assert applied.exit_code == 0, applied.output
     assert [len(read_averaging(folder, name)) for name in NAMES] == [1, 1, 1]
