@@ -20,7 +20,7 @@ def _verbosity_options() -> list[click.Parameter]:
         cloup.Option(["-v", "--verbose"], is_flag=True, help="Print debug messages, and the causes of errors."),
         cloup.Option(["-q", "--quiet"], is_flag=True, help="Print results and errors only: no progress, no notes."),
         cloup.Option(
-            ["--log-level"], type=click.Choice(LOG_LEVELS), metavar="LEVEL", help=f"Least level to print: {', '.join(LOG_LEVELS)}."
+            ["--log-level"], type=click.Choice(LOG_LEVELS), metavar="LEVEL", help=f"Lowest level to print: {', '.join(LOG_LEVELS)}."
         ),
     ]
 

@@ -32,8 +32,8 @@ def _edit(options: dict[str, Any], action: Callable[[Ensembles, dict[str, Any]],
 def command() -> None:
     r"""Show the ensembles of a model repository, and edit them while they serve.
 
-    An edit is checked before anything changes. Servers take it up under full load without a failed request. If a step fails, the old state
-    is restored; `rollback` undoes an edit later. Without --url, an edit goes to the servers that `defensemble serve` runs here on the
+    An edit is checked before anything changes. Servers switch to it under full load without a failed request. If a step fails, the old
+    state is restored; `rollback` undoes an edit later. Without --url, an edit goes to the servers that `defensemble serve` runs here on the
     folder; if none runs, only the files change.
 
     \b
@@ -145,7 +145,7 @@ def create(name: str, members: tuple[str, ...], weights: dict[str, float], avera
     _edit(options, lambda ensembles, edit: ensembles.create(name, members, weights=weights, average=average, **edit))
 
 
-@command.command("add", short_help="Add members to an ensemble, or replace one by another.")
+@command.command("add", short_help="Add members to an ensemble, or replace one.")
 @click.argument("name")
 @click.argument("members", nargs=-1, required=True, metavar=_MEMBERS)
 @cloup.option_group(
@@ -267,7 +267,7 @@ def apply(file: Path, **options: Any) -> None:
 )
 @target_options
 def diff(file: Path | None, exit_code: bool, as_json: bool, **targets: Any) -> None:
-    r"""Show what `apply FILE.yaml` would change; without a file, where servers serve something else than the files on disk.
+    r"""Show what `apply FILE.yaml` would change; without a file, where servers serve something other than the files on disk.
 
     \b
     Examples:
@@ -292,7 +292,7 @@ def reload(name: str | None, **options: Any) -> None:
     \b
     Examples:
       defensemble ensemble reload
-      defensemble ensemble reload ensemble -m "two instances of keep0.1"
+      defensemble ensemble reload ensemble -m "weights edited by hand"
     """
     _edit(options, lambda ensembles, edit: ensembles.reload(name, **edit))
 
@@ -324,9 +324,9 @@ def history(name: str | None, repository: Path, last: int, as_json: bool) -> Non
 )
 @edit_options
 def rollback(name: str | None, count: int | None, to: str | None, **options: Any) -> None:
-    r"""Undo the last edits of the ensemble NAME, or of the ensemble that was edited last, as one edit. All files are restored byte by byte.
+    r"""Undo the last edits of the ensemble NAME, or of the ensemble that was edited last, as one edit.
 
-    Two rollbacks one after the other undo two edits.
+    Files are restored byte for byte, except for the parameter `preprocessing`. Two rollbacks one after the other undo two edits.
 
     \b
     Examples:

@@ -44,7 +44,8 @@ def command() -> None:
 def list_(repository: Path, as_json: bool) -> None:
     r"""List for each network and profile whether it is written, out of date, edited, or what is missing.
 
-    "out of date" means that writing the profile again would change it: config.pbtxt was edited since then, or has a new version.
+    "out of date" means that writing the profile again would change it: config.pbtxt was edited since then, or the
+    network has a new version.
 
     \b
     Examples:

@@ -158,14 +158,14 @@ _output_options = cloup.option_group(
 def command(**options: Any) -> None:
     r"""Train a CNN, and save its weights, defect masks, architecture and training record as a checkpoint.
 
-    The test images choose nothing: the last epoch's weights are saved or, with --choose best, those with the best accuracy on held-out
+    Test images never influence what is saved: the last epoch's weights or, with --choose best, those with the best accuracy on held-out
     images. You can interrupt or kill a run at any time: --resume continues it, with the same result, bit for bit on a CPU. The folder
     OUTPUT.run gets the log (log.jsonl) and the learning curve (learning_curve.png). Next: `defensemble export OUTPUT.safetensors`.
 
     \b
     Examples:
       defensemble train keep0.3.safetensors
-      defensemble train --dataset photos --size 64 a.safetensors  # CLASS/IMAGE
+      defensemble train --dataset photos --size 64 a.safetensors  # photos/CLASS/IMAGE
       defensemble train --dataset cifar10 --preset paper paper.safetensors
     """
     from ..actions.train import run
