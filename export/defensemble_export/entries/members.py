@@ -113,7 +113,7 @@ def repository_plan(
         ExportError: `max_batch_size` is out of range, or differs from an existing configuration.
 
     Example:
-        >>> write_plan(repository, repository_plan(repository, [member], weights={"keep0.3": 2.0}))
+        >>> write_files(repository, repository_plan(repository, [member], weights={"keep0.3": 2.0}))
     """
     names, weights = [member.name for member in members], weights or {}
     batches = check_request(repository, names, ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace)

@@ -180,7 +180,7 @@ def dead_servers(repository: Path | None = None) -> list[DeadServer]:
             folder = str(run[0].facts.get("repository"))
             if folder not in newest or newest[folder][0].time < run[0].time:
                 newest[folder] = (run[0], run)
-    found = []
+    dead = []
     for folder, (start, run) in sorted(newest.items()):
         if repository is not None and folder != str(repository.resolve()):
             continue
@@ -195,8 +195,8 @@ def dead_servers(repository: Path | None = None) -> list[DeadServer]:
         else:
             cause, lines = "its guard process was killed, or this machine was restarted", ()
         port, log = int(start.facts.get("grpc_port", 0)), str(start.facts.get("log", ""))
-        found.append(DeadServer(folder, port, last.time, cause, log, lines))
-    return found
+        dead.append(DeadServer(folder, port, last.time, cause, log, lines))
+    return dead
 
 
 def forget_old_events(in_use: set[int]) -> None:

@@ -153,13 +153,13 @@ def find_states(grpc_port: int | None = None, repository: Path | None = None) ->
     """
     damaged: list[str] = []
     states = read_states(on_damaged=lambda path, why: damaged.append(f"{why}: remove it"))
-    found = [
+    states = [
         state
         for state in states
         if grpc_port in (None, state.grpc_port) and (repository is None or Path(state.repository) == repository.resolve())
     ]
-    if found:
-        return found
+    if states:
+        return states
     if grpc_port is None and repository is None:
         raise StateError("; ".join(["no server is running on this machine; start one with `defensemble serve`", *damaged]))
     of = f" of {repository}" if repository is not None else ""

@@ -248,14 +248,14 @@ def _build_engines(settings: ExportSettings, models: list[str], images: NDArray[
 
     from .engines import building_progress, print_how_to_serve
 
-    with building_progress() as (on_message, on_progress):
+    with building_progress() as (on_progress, on_phase):
         build_engines(
             settings.repository,
             models=models,
             images=images,
             data_dir=settings.data_dir,
-            on_message=on_message,
             on_progress=on_progress,
+            on_phase=on_phase,
         )
     print_how_to_serve(settings.repository)
 
