@@ -166,7 +166,7 @@ class Stage:
         """Return a new editor of all repositories, whose warnings are recorded."""
         self.warnings = []
         replicas = [Replica(folder, (client,)) for folder, client in zip(self.folders, self.clients, strict=True)]
-        return Ensembles.over(replicas, on_warning=self.warnings.append, drain_s=5.0)
+        return Ensembles.over(replicas, on_warning=self.warnings.append, idle_timeout_s=5.0)
 
     def tidy(self) -> None:
         """Start an edit that is refused; before that, it recovers interrupted edits and removes their leftovers."""
@@ -253,7 +253,7 @@ class FreshStarts:
         return len(self._left)
 
 
-QUIET = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=0, restart=False)
+QUIET = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, idle_timeout_s=0, restart=False)
 
 
 @contextmanager

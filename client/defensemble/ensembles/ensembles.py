@@ -50,7 +50,7 @@ class Ensembles:
             folder each, see `Ensembles.over`.
         wait_s: How long to wait for another edit to finish.
         load_timeout_s: How long a server may take to load a model.
-        drain_s: How long to wait for a model to become idle before it is unloaded.
+        idle_timeout_s: How long to wait for a model to become idle before it is unloaded.
         on_progress: Receives each step.
         on_warning: Receives warnings, such as the recovery of an interrupted edit.
 
@@ -70,13 +70,13 @@ class Ensembles:
         *,
         wait_s: float = 60.0,
         load_timeout_s: float = 300.0,
-        drain_s: float = 10.0,
+        idle_timeout_s: float = 10.0,
         on_progress: Callable[[str], None] = lambda text: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         clients = () if client is None else (client,) if isinstance(client, Client) else tuple(client)
         targets = _targets([Replica(Path(repository), clients)], load_timeout_s, on_progress)
-        self._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, on_progress=on_progress, on_warning=on_warning)
+        self._runner = EditRunner(targets, wait_s=wait_s, idle_timeout_s=idle_timeout_s, on_progress=on_progress, on_warning=on_warning)
 
     @classmethod
     def over(
@@ -85,7 +85,7 @@ class Ensembles:
         *,
         wait_s: float = 60.0,
         load_timeout_s: float = 300.0,
-        drain_s: float = 10.0,
+        idle_timeout_s: float = 10.0,
         on_progress: Callable[[str], None] = lambda text: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> Ensembles:
@@ -95,7 +95,7 @@ class Ensembles:
             replicas: The folders and their servers.
             wait_s: How long to wait for another edit to finish.
             load_timeout_s: How long a server may take to load a model.
-            drain_s: How long to wait for a model to become idle before it is unloaded.
+            idle_timeout_s: How long to wait for a model to become idle before it is unloaded.
             on_progress: Receives each step.
             on_warning: Receives warnings, such as the recovery of an interrupted edit.
 
@@ -104,7 +104,7 @@ class Ensembles:
         """
         new = cls.__new__(cls)
         targets = _targets(replicas, load_timeout_s, on_progress)
-        new._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, on_progress=on_progress, on_warning=on_warning)
+        new._runner = EditRunner(targets, wait_s=wait_s, idle_timeout_s=idle_timeout_s, on_progress=on_progress, on_warning=on_warning)
         return new
 
     def __repr__(self) -> str:
@@ -312,11 +312,11 @@ class Ensembles:
         """
         return roll_back(self._runner, count, name=name, to=to, message=message, dry_run=dry_run)
 
-    def prune(self, *, keep: int = 10, dry_run: bool = False) -> list[Prunable]:
+    def prune(self, *, keep_edits: int = 10, dry_run: bool = False) -> list[Prunable]:
         """Delete former members and averaging models that no ensemble uses.
 
         Args:
-            keep: The number of edits of each ensemble that can still be rolled back; the models that they need are kept.
+            keep_edits: The number of edits of each ensemble that can still be rolled back; the models that they need are kept.
             dry_run: Whether to only list what would be deleted.
 
         Returns:
@@ -325,7 +325,7 @@ class Ensembles:
         Raises:
             ServiceError, defensemble_repository.errors.RepositoryError, OSError: Nothing was deleted.
         """
-        return prune(self._runner, keep=keep, dry_run=dry_run)
+        return prune(self._runner, keep_edits=keep_edits, dry_run=dry_run)
 
 
 def _names(members: Sequence[str]) -> tuple[str, ...]:
