@@ -78,7 +78,7 @@ class ExportedMember:
         object.__setattr__(self, "class_names", checked_class_names(self.class_names, f"the class names of '{self.name}'"))
 
 
-def repository_plan(
+def planned_files(
     repository: Path,
     members: Sequence[ExportedMember],
     *,
@@ -113,7 +113,7 @@ def repository_plan(
         ExportError: `max_batch_size` is out of range, or differs from an existing configuration.
 
     Example:
-        >>> write_files(repository, repository_plan(repository, [member], weights={"keep0.3": 2.0}))
+        >>> write_files(repository, planned_files(repository, [member], weights={"keep0.3": 2.0}))
     """
     names, weights = [member.name for member in members], weights or {}
     batches = check_request(repository, names, ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace)
@@ -136,7 +136,7 @@ def check_request(
     max_batch_size: int | None,
     replace: bool,
 ) -> dict[str, int]:
-    """Check the names and numbers of a `repository_plan` before any slow work; its arguments and errors are the same.
+    """Check the arguments of `planned_files` before any slow work; the arguments and errors are the same.
 
     Returns:
         The largest batch of each member.

@@ -144,7 +144,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
 
     Example:
         >>> member = member_from_onnx("vgg19.onnx", "vgg")
-        >>> write_files(repository, repository_plan(repository, [member]))
+        >>> write_files(repository, planned_files(repository, [member]))
     """
     content = Path(path).read_bytes()
     model = onnx.load_model_from_string(content)
