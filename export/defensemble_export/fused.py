@@ -359,7 +359,7 @@ def _check_same_interface(folder: Path, fused: ExportedMember) -> None:
     got = {name: dims.get(name) for name in expected}
     if got != expected:
         raise ExistsError(
-            f"{folder} has the inputs and outputs {got}, the new version has {expected}: choose another name for the fused graph"
+            f"{folder} has the inputs and outputs {got}, but the new version has {expected}: choose another name for the fused graph"
         )
     labels = folder / LABELS_FILE
     if labels.is_file() and class_names_from_labels(labels.read_bytes()) != fused.class_names:

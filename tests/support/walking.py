@@ -253,7 +253,7 @@ class FreshStarts:
         return len(self._left)
 
 
-QUIET = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, idle_timeout_s=0, restart=False)
+QUIET = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=0, restart=False)
 
 
 @contextmanager

@@ -226,25 +226,52 @@ class Ensembles:
         return self._runner.run(request, message=message, dry_run=dry_run)
 
     def remove(self, name: str, members: Sequence[str], *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Remove `members` (`MODEL` or `MODEL@VERSION`) from an ensemble; their files stay."""
+        """Remove members from an ensemble; their files stay.
+
+        Args:
+            name: The ensemble.
+            members: The members, as `MODEL` or `MODEL@VERSION`.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import RemoveMembers
 
         return self._runner.run(RemoveMembers(name, _names(members)), message=message, dry_run=dry_run)
 
     def delete(self, name: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Take an ensemble out of service and delete its folder; its members stay, and a rollback restores it."""
+        """Take an ensemble out of service and delete its folder; its members stay, and a rollback restores it.
+
+        Args:
+            name: The ensemble.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import DeleteEnsemble
 
         return self._runner.run(DeleteEnsemble(name), message=message, dry_run=dry_run)
 
     def weight(self, name: str, weights: Mapping[str, float], *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Change the weights of members (`MODEL` or `MODEL@VERSION`); weights are finite, above 0, and relative to each other."""
+        """Change the weights of members.
+
+        Args:
+            name: The ensemble.
+            weights: The new weights by member (`MODEL` or `MODEL@VERSION`): finite, above 0, and relative to each other.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import SetWeights
 
         return self._runner.run(SetWeights(name, dict(weights)), message=message, dry_run=dry_run)
 
     def average(self, name: str, average: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Average `"probabilities"` or `"logits"`."""
+        """Change what an ensemble averages.
+
+        Args:
+            name: The ensemble.
+            average: `"probabilities"` or `"logits"`.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import SetAverage
 
         return self._runner.run(SetAverage(name, average), message=message, dry_run=dry_run)
@@ -253,6 +280,11 @@ class Ensembles:
         """Create the ensemble `wanted`, or change the existing one into it; replicas that differ are made equal.
 
         `defensemble_export.editing.read_declaration` reads an ensemble from YAML. Nothing happens if nothing differs.
+
+        Args:
+            wanted: The ensemble.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
         """
         from defensemble_export.editing import ApplyDeclaration
 
@@ -263,6 +295,11 @@ class Ensembles:
 
         An averaging model whose parameters were edited is generated again under its new name, two averaging models of an earlier version
         are replaced by one, and the servers load everything that changed, including members.
+
+        Args:
+            name: The ensemble; None for all.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
         """
         from defensemble_export.editing import Reload
 

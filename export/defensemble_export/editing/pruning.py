@@ -42,6 +42,9 @@ class Prunable:
         reason: The reason, in words.
         bytes: The size of its files.
         files: Its files, relative to the repository.
+
+    Example:
+        >>> [(entry.model, entry.version, entry.reason) for entry in find_prunable(Path("model_repository"), keep_edits=10)]
     """
 
     model: str

@@ -282,7 +282,7 @@ def _images_for_engine(engine: PlannedEngine, data_dir: Path | None) -> Array:
     real = images_from_record(onnx.load_model_from_string(read_regular(engine.graph)), engine.name, data_dir)
     if real is None:
         raise EngineError(
-            f"{engine.graph} has no training record, so there is no dataset to compare its plan on: "
+            f"{engine.graph} has no training record, so the dataset to compare its plan on is unknown: "
             "pass images (--images FILE.npy), or skip the comparison (--no-compare)"
         )
     return real.images

@@ -90,7 +90,12 @@ def problem_of_plan(
 def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batch_size: int, image_shape: Sequence[int] = ()) -> str | None:
     """Return why `<folder>/<version>/model.plan` must not be served on `machine`; None if it can be served.
 
-    `max_batch_size` and `image_shape` are as in `problem_of_plan`.
+    Args:
+        folder: Folder of the model.
+        version: The version.
+        machine: TensorRT and GPUs of the server.
+        max_batch_size: See `problem_of_plan`.
+        image_shape: See `problem_of_plan`.
 
     Raises:
         OSError: A file cannot be read.

@@ -30,6 +30,10 @@ class ServerEvent:
             (verified answers again) or `ended`.
         guard: Process ID of the server's guard.
         facts: Details, which depend on the kind.
+
+    Example:
+        >>> for event in server.events():
+        ...     print(event.when, event.text)
     """
 
     time: float
@@ -91,6 +95,9 @@ class ServerStatus:
         last_fault: The latest event that interrupted the service.
         not_served: The models that the latest start could not serve, and why.
         events: Its events, oldest first.
+
+    Example:
+        >>> [(status.text, status.restarts) for status in map(server_status, find_states())]
     """
 
     state: ServerState
@@ -123,7 +130,11 @@ class ServerStatus:
 
 @dataclass(frozen=True)
 class DeadServer:
-    """A server that ended unexpectedly and was not restarted."""
+    """A server that ended unexpectedly and was not restarted.
+
+    Example:
+        >>> [(server.repository, server.text, server.log) for server in dead_servers()]
+    """
 
     repository: str
     grpc_port: int

@@ -18,7 +18,7 @@ from defensemble_export.engines.builder import OnPhase, engine_from_onnx, reques
 from defensemble_export.engines.target import Target, check_target, find_target
 from defensemble_export.engines.timing_cache import default_timing_cache
 from defensemble_repository.errors import RepositoryError
-from defensemble_repository.plan_manifest import Manifest, Profile, read_manifest
+from defensemble_repository.plan_manifest import Manifest, OptimizationProfile, read_manifest
 from tests.support import tiny
 from tests.support.facts import assert_facts, raises
 from tests.support.fake_tensorrt import GPU, MARK, VERSION, FakeTensorRT, ParserError, Severity, install_gpu, install_tensorrt
@@ -125,7 +125,7 @@ def test_a_plan_and_its_manifest_are_written(fake: FakeTensorRT, graph: Path, tm
     assert (manifest.tensorrt, manifest.gpu, manifest.compute_capability, manifest.driver) == (VERSION, *GPU)
     assert manifest.onnx_sha256 == hashlib.sha256(graph.read_bytes()).hexdigest()
     assert manifest.plan_sha256 == hashlib.sha256(plan.read_bytes()).hexdigest()
-    assert manifest.profile == Profile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
+    assert manifest.profile == OptimizationProfile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
     assert (manifest.precision, manifest.builder_level, manifest.workspace_bytes) == ("fp16", 5, 1000)
     assert (manifest.version_compatible, manifest.hardware_compatible) == (True, True)
     assert progress == [("Building Engine", "", 0, 2), ("Building Engine", "", 1, 2), ("Building Engine", "", 2, 2)]
@@ -260,7 +260,7 @@ def test_an_unsupported_graph_is_rejected_before_tensorrt_is_used(content: bytes
 
 def test_a_graph_with_a_fixed_batch_gets_a_profile_of_that_batch() -> None:
     request = request_from_onnx(other_graph([8, 3, 4, 4]), "here", max_batch_size=8, opt_batch=4)
-    assert request.profile == Profile((8, 3, 4, 4), (8, 3, 4, 4), (8, 3, 4, 4))
+    assert request.profile == OptimizationProfile((8, 3, 4, 4), (8, 3, 4, 4), (8, 3, 4, 4))
 
 
 CONTAINER = "docker compose --profile gpu run --rm engines | nvcr.io/nvidia/tensorrt:26.07-py3 | make install GPU=1"

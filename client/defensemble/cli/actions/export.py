@@ -109,7 +109,9 @@ def _check_datasets(checkpoints: Sequence[Path], dataset: str | None) -> None:
     for path in checkpoints:
         trained_on = read_metadata(path).record.data
         if trained_on != dataset:
-            raise InputError(f"{path} was trained on {trained_on!r}, --dataset names {dataset!r}: name the dataset that it was trained on")
+            raise InputError(
+                f"{path} was trained on {trained_on!r}, but --dataset names {dataset!r}: name the dataset that it was trained on"
+            )
 
 
 def _images(path: Path | None) -> NDArray[np.float32] | None:
