@@ -276,19 +276,19 @@ class Ensembles:
 
         return self._runner.run(SetAverage(name, average), message=message, dry_run=dry_run)
 
-    def apply(self, wanted: Ensemble, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Create the ensemble `wanted`, or change the existing one into it; replicas that differ are made equal.
+    def apply(self, ensemble: Ensemble, *, message: str | None = None, dry_run: bool = False) -> Applied:
+        """Create an ensemble, or change the existing one of that name into it; replicas that differ are made equal.
 
         `defensemble_export.editing.read_declaration` reads an ensemble from YAML. Nothing happens if nothing differs.
 
         Args:
-            wanted: The ensemble.
+            ensemble: The ensemble.
             message: A message for the history.
             dry_run: Whether to only check and plan the edit.
         """
         from defensemble_export.editing import ApplyDeclaration
 
-        return self._runner.run(ApplyDeclaration(wanted), message=message, dry_run=dry_run)
+        return self._runner.run(ApplyDeclaration(ensemble), message=message, dry_run=dry_run)
 
     def reload(self, name: str | None = None, *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
         """Apply hand edits of the configurations of one ensemble, or of all.

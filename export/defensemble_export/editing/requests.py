@@ -202,23 +202,26 @@ class SetAverage(_Change):
 
 @dataclass(frozen=True)
 class ApplyDeclaration(EditRequest):
-    """Create the ensemble `wanted`, or change the existing one into it.
+    """Create an ensemble, or change the existing one of that name into it.
+
+    Attributes:
+        ensemble: The ensemble.
 
     Example:
         >>> ApplyDeclaration(read_declaration(Path("ensemble.yaml")))
     """
 
     name: str = field(init=False)
-    wanted: Ensemble
+    ensemble: Ensemble
     action = "apply"
     may_differ = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.wanted.name)
+        object.__setattr__(self, "name", self.ensemble.name)
 
     def plan(self, repository: Path) -> EditPlan:
         """See `EditRequest.plan`."""
-        return plan_ensemble(repository, self.wanted)
+        return plan_ensemble(repository, self.ensemble)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class ServerEvent:
             not_served = f"; NOT served: {', '.join(problems)}" if problems else ""
             return f"restarted, correct answers again after {facts.get('outage_s')} s (process {facts.get('pid')}){not_served}"
         if self.kind == "ended":
-            return "stopped" if facts.get("ordered") else f"ended for good with status {facts.get('status')}"
+            return "stopped" if facts.get("ordered") else f"ended with status {facts.get('status')}, not restarted"
         wait_s = facts.get("restart_in_s")
         return f"{self.cause}; " + ("not restarted" if wait_s is None else "restarting" if wait_s == 0 else f"restarting in {wait_s} s")
 

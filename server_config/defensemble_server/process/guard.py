@@ -68,7 +68,7 @@ class Guard:
 
     @property
     def running(self) -> bool:
-        """Whether the guard is running; it ends when the server has ended for good."""
+        """Whether the guard is running; it ends when the server has ended without a restart."""
         return self._process.poll() is None
 
     @property
@@ -95,7 +95,7 @@ class Guard:
             self._orders.close()
 
     def wait(self, on_event: Callable[[], None] = lambda: None) -> int:
-        """Wait until the server has ended for good, and return its exit status.
+        """Wait until the server has ended without a restart, and return its exit status.
 
         `on_event` is called after the guard has recorded an event.
         """

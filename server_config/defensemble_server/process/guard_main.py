@@ -50,7 +50,7 @@ _STOP_MESSAGES = ("Signal (2) received.", "Signal (15) received.")
 
 
 def main() -> int:
-    """Run the server until it ends for good or is asked to stop, and return the exit status."""
+    """Run the server until it ends without a restart or is asked to stop, and return the exit status."""
     guard = _Guard()
     try:
         guard.run()
@@ -178,7 +178,7 @@ class _Guard:
         self._watched = [0, self._wake]
         self._ready: dict[str, Any] | None = None  # the settings that the parent sent with `ready`
         self._started = 0.0
-        self._ended: int | None = None  # the exit status, once the server has ended for good
+        self._ended: int | None = None  # the exit status, once the server has ended without a restart
         self._ordered = False  # whether it ended because it was asked to
         self._child: _Child | None = None
         self._check: _Check | None = None
@@ -193,7 +193,7 @@ class _Guard:
         _write(1, f"started {server.pid}")
 
     def run(self) -> None:
-        """Run until the server has ended for good, or the guard is asked to stop."""
+        """Run until the server has ended without a restart, or the guard is asked to stop."""
         while self._ended is None and not self._stopping:
             ready, _, _ = select.select(self._watched, [], [], self._wait_s())
             if self._wake in ready:

@@ -121,7 +121,7 @@ def probe_noise_and_report(
         if (warning := _warning_of_few_images(result)) is not None:
             console.print(warning, highlight=False, markup=False)
     # After the table: the user sees the measurement even if the disk is full by now.
-    earlier = write_result(out, report, keep=True)
+    earlier = write_result(out, report, keep_earlier=True)
     suffix = "" if earlier is None else f" (the earlier result is kept as {earlier})"
     if as_json:
         print_progress(f"wrote {out}{suffix}")
