@@ -25,10 +25,10 @@ def address_from_host(host: str) -> str:
         PortError: The host name cannot be resolved.
     """
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise PortError(f"host {host!r} cannot be resolved: {error}. Use an address of this machine, such as 127.0.0.1 or ::1") from error
-    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+    return str(min(entries, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
 def is_loopback(host: str) -> bool:

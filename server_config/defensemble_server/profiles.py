@@ -15,20 +15,20 @@ from defensemble_repository.view import file_digest
 from .errors import NotServableError, PlanError
 from .plans.compatibility import problem_of_version
 from .plans.machine import Machine, read_machine
-from .repository import Model, Repository, listed, read_model
+from .repository import Model, Repository, format_problems, read_model
 from .runtime.find import CONTAINER, Runtime
 
 
-def profiles_of(repository: Path) -> dict[str, list[str]]:
-    """Return the profiles in `repository` by name, with the models that have each."""
-    found: dict[str, list[str]] = {}
+def models_by_profile(repository: Path) -> dict[str, list[str]]:
+    """Return the models that have each profile in `repository`, by profile."""
+    models: dict[str, list[str]] = {}
     for path in sorted(repository.glob(f"*/{PROFILES_FOLDER}/*.pbtxt")):
-        found.setdefault(path.stem, []).append(path.parent.parent.name)
-    return dict(sorted(found.items()))
+        models.setdefault(path.stem, []).append(path.parent.parent.name)
+    return dict(sorted(models.items()))
 
 
 def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progress: Callable[[str], None] = lambda text: None) -> None:
-    """Check by the files of a repository that a profile can be served.
+    """Check from the files of a repository whether a profile can be served.
 
     Args:
         repository: The model repository.
@@ -39,16 +39,16 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progres
     Raises:
         NotServableError: No model has the profile, a network lacks it, it needs a GPU, or a file that it serves is missing.
     """
-    having = profiles_of(repository)
+    having = models_by_profile(repository)
     if only_cpus and profile in PROFILES and profile != "cpu":
         raise NotServableError(_only_cpus(profile))
     if profile not in having:
-        there = ", ".join(having) or "none"
+        existing = ", ".join(having) or "none"
         others = f"`defensemble profile write NAME --repository {shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
         fix = _write(repository, profile) if profile in PROFILES else others
-        raise NotServableError(f"no model in {repository} has the profile '{profile}' (profiles: {there}): {fix}")
+        raise NotServableError(f"no model in {repository} has the profile '{profile}' (profiles: {existing}): {fix}")
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
-    asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
+    asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.needs_gpu]
     if only_cpus and asking:
         raise NotServableError(_only_cpus(profile, f" ({', '.join(asking)})"))
     lacking = [name for name, (plain, _) in models.items() if name not in having[profile] and _is_network(plain)]
@@ -64,7 +64,7 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progres
         if name in having[profile] and (problem := _missing(repository, profile, chosen))
     }
     if problems:
-        raise NotServableError(f"the profile '{profile}' cannot be served:\n{listed(problems)}")
+        raise NotServableError(f"the profile '{profile}' cannot be served:\n{format_problems(problems)}")
     for name, (plain, chosen) in models.items():
         other = [what for what in _CONTRACT if getattr(plain.config, what) != getattr(chosen.config, what)]
         if profile in PROFILES and other:
@@ -82,7 +82,7 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, on_progres
         NotServableError: With `strict`, a model cannot be served.
         PlanError: The TensorRT version of a container cannot be determined.
     """
-    asking = {name: model for name, model in content.models.items() if model.wants_gpu}
+    asking = {name: model for name, model in content.models.items() if model.needs_gpu}
     if not asking or runtime.name == "embedded":
         return content
     engine = runtime.environment.get("DOCKER_HOST", "")
@@ -92,7 +92,7 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, on_progres
     machine = _machine(runtime, any(model.backend == PLAN_BACKEND for model in asking.values()), on_progress)
     problems = {name: problem for name, model in asking.items() if (problem := _unservable_reason(content.path, model, machine, runtime))}
     if strict and problems:
-        raise NotServableError(f"this profile cannot be served:\n{listed(problems)}")
+        raise NotServableError(f"this profile cannot be served:\n{format_problems(problems)}")
     return content.without(problems)
 
 

@@ -287,7 +287,7 @@ def _start(
         )
     except BaseException as error:
         # There are no callers to drain. A container would outlive a killed `docker run`.
-        guard.stop(at_once=not docker)
+        guard.stop(kill=not docker)
         if isinstance(error, StartError) and guard.crash_signal is not None:
             raise CrashError(f"Triton crashed during startup ({guard.crash_signal.name}){last_lines(log)}") from error
         raise

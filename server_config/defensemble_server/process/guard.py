@@ -107,13 +107,16 @@ class Guard:
         # A killed guard reports nothing; Triton ends with it.
         return self._status if self._status is not None else own or 1
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """Drain and stop the server, or kill it (`at_once`), and wait until all its processes have ended. Can be called again.
+    def stop(self, *, kill: bool = False) -> None:
+        """Drain and stop the server, and wait until all its processes have ended. Can be called again.
+
+        Args:
+            kill: Kill the server instead of draining it.
 
         Raises:
             KeyboardInterrupt: An interrupt during the drain; the server was killed, and all its processes have ended.
         """
-        if at_once and self.running:
+        if kill and self.running:
             self._process.send_signal(signal.SIGINT)
         if self._orders.closed:
             if self.running:

@@ -160,7 +160,7 @@ class _Child:
 
 class _Guard:
     def __init__(self) -> None:
-        self._stopping = self._at_once = False
+        self._stopping = self._skip_drain = False
         self._wake, writer = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(writer, False)
@@ -211,7 +211,7 @@ class _Guard:
         if server is not None and server.poll() is None:
             server.send_signal(self._stop_signal)
             deadline = time.monotonic() + self._grace_s
-            while server.poll() is None and time.monotonic() < deadline and not self._at_once:
+            while server.poll() is None and time.monotonic() < deadline and not self._skip_drain:
                 time.sleep(0.005)
             if server.poll() is None:
                 server.kill()
@@ -228,7 +228,7 @@ class _Guard:
 
     def _order(self, number: int, _: object) -> None:
         self._stopping = True
-        self._at_once = self._at_once or number == signal.SIGINT
+        self._skip_drain = self._skip_drain or number == signal.SIGINT
 
     def _handle_order(self, line: str) -> None:
         if line == "detach":

@@ -60,8 +60,10 @@ def _verify(request: dict[str, Any]) -> dict[str, Any]:
     from ..readiness import await_ready
 
     options = ServeOptions(**request["options"])
-    found = read_content(Path(request["repository"]), options)
-    content = Repository(found.path, {name: model for name, model in found.models.items() if name in request["models"]}, found.problems)
+    repository = read_content(Path(request["repository"]), options)
+    content = Repository(
+        repository.path, {name: model for name, model in repository.models.items() if name in request["models"]}, repository.problems
+    )
     assert options.admin_key is not None
     log, timeout_s = Path(request["log"]), float(request["start_timeout_s"])
     _, problems = await_ready(request["pid"], content, options, options.admin_key, log, timeout_s, guard_pid=os.getppid())

@@ -158,7 +158,7 @@ _output_options = cloup.option_group(
 def command(**options: Any) -> None:
     r"""Train a CNN, and save its weights, defect masks, architecture and training record as a checkpoint.
 
-    The test images choose nothing: the last epoch's weights are saved or, with --choose best, those with the best accuracy on held-out
+    Test images select nothing: the weights of the last epoch are saved or, with --choose best, those with the best accuracy on held-out
     images. You can interrupt or kill a run at any time: --resume continues it, with the same result, bit for bit on a CPU. The folder
     OUTPUT.run gets the log (log.jsonl) and the learning curve (learning_curve.png). Next: `defensemble export OUTPUT.safetensors`.
 
