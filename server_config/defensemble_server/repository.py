@@ -168,7 +168,11 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
 
 
 def read_model(folder: Path, profile: str | None) -> Model:
-    """Read a model's configuration, that of `profile` if the model has it.
+    """Read a model with its configuration.
+
+    Args:
+        folder: Folder of the model.
+        profile: Use this profile if the model has it; None: `config.pbtxt`.
 
     Raises:
         NotServableError: The configuration is missing or cannot be read.

@@ -187,7 +187,10 @@ def start_server(
     on_progress: Callable[[str], None] = lambda text: None,
     start_timeout_s: float = 300.0,
 ) -> Server:
-    """Start a server as `serve` does; the caller must call `Server.stop` or `Server.detach`."""
+    """Start a server as `serve` does; the caller must call `Server.stop` or `Server.detach`.
+
+    The arguments and errors are those of `serve`.
+    """
     if not 0 < start_timeout_s < math.inf:
         raise ServerError(f"start_timeout_s must be a finite number above 0, got {start_timeout_s}")
     options = options or ServeOptions()

@@ -127,8 +127,8 @@ class _Child:
 
     def __init__(self, command: list[str], request: dict[str, Any], *, log: Any, timeout_s: float) -> None:
         self.deadline = time.monotonic() + timeout_s
-        self.plans = request["do"] == "plan"
-        self._does = "reads the repository" if self.plans else "checks the answers"
+        self.prepares = request["do"] == "plan"
+        self._does = "reads the repository" if self.prepares else "checks the answers"
         self._answer = os.fdopen(os.memfd_create("answer"), "rb")
         with os.fdopen(os.memfd_create("request"), "wb+") as standard_input:
             standard_input.write(json.dumps(request).encode())
@@ -264,10 +264,10 @@ class _Guard:
             self._died(self._server)
         elif self._restart_at is not None and now >= self._restart_at:
             self._restart_at = None
-            self._plan()
+            self._prepare()
         elif self._child is not None and (answer := self._child.answer()) is not None:
             child, self._child = self._child, None
-            self._restart(answer) if child.plans else self._verified(answer)
+            self._restart(answer) if child.prepares else self._verified(answer)
         elif self._checks:
             self._check_that_it_answers(now)
 
@@ -330,7 +330,7 @@ class _Guard:
         else:
             self._restart_at = time.monotonic() + wait_s
 
-    def _plan(self) -> None:
+    def _prepare(self) -> None:
         assert self._ready is not None
         rotate(self._log)
         try:
@@ -338,13 +338,13 @@ class _Guard:
         except OSError as error:
             self._record_outage("not_restarted", 1, error=str(error))
 
-    def _restart(self, plan: dict[str, Any]) -> None:
-        if "error" in plan:
-            self._record_outage("not_restarted", 1, error=plan["error"])
+    def _restart(self, start: dict[str, Any]) -> None:
+        if "error" in start:
+            self._record_outage("not_restarted", 1, error=start["error"])
             return
         try:
-            self._server = self._spawn(plan["command"], plan["environment"])
-            self._child = self._run({"do": "verify", "models": plan["models"], "pid": self._server.pid, "log": self._log})
+            self._server = self._spawn(start["command"], start["environment"])
+            self._child = self._run({"do": "verify", "models": start["models"], "pid": self._server.pid, "log": self._log})
         except OSError as error:
             self._abandon_start(str(error))
             return

@@ -1,4 +1,4 @@
-"""The short-lived processes of a guard that restarts its server: one plans the start, one verifies the answers.
+"""The short-lived processes of a guard that restarts its server: one prepares the start, one verifies the answers.
 
 Each reads JSON from standard input, including the admin key, and writes JSON to standard output.
 """
@@ -38,14 +38,14 @@ def main() -> None:
     os.dup2(2, 1)  # other output must not get into the answer
     request = json.loads(sys.stdin.buffer.read())
     try:
-        answer = _plan(request) if request["do"] == "plan" else _verify(request)
+        answer = _prepare(request) if request["do"] == "plan" else _verify(request)
     except (ServerError, RepositoryError, OSError) as error:
         answer = {"error": str(error)}
     with os.fdopen(answer_to, "w") as file:
         json.dump(answer, file)
 
 
-def _plan(request: dict[str, Any]) -> dict[str, Any]:
+def _prepare(request: dict[str, Any]) -> dict[str, Any]:
     """Return the command of the new start."""
     options = ServeOptions(**request["options"])
     ports = claim_ports(options.host, options.ports, guard_pid=os.getppid())

@@ -113,7 +113,12 @@ class Recipe:
         return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of a step. Steps count from 0 over the whole run."""
+        """Return the learning rate of a step.
+
+        Args:
+            step: Number of the step, from 0 over the whole run.
+            steps_per_epoch: Steps per epoch.
+        """
         if self.schedule == "one-cycle":
             return self.learning_rate * one_cycle(step, self.epochs * steps_per_epoch)
         return self.learning_rate * 0.1 ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones)
