@@ -14,7 +14,7 @@ from typing import Any
 import urllib3
 
 from benchmarks.common.processes import process_start_s, pss_bytes
-from defensemble_export import ExportedMember, repository_plan, write_files
+from defensemble_export import ExportedMember, planned_files, write_files
 from defensemble_server import ServeOptions, Server, serve
 
 ENSEMBLE = "ensemble"
@@ -37,8 +37,8 @@ class Start:
 
 
 def write_ensemble_repository(repository: Path, members: Sequence[ExportedMember], **options: Any) -> Path:
-    """Write members and an ensemble of them, named `ENSEMBLE`, to a repository. `options` are passed to `repository_plan`."""
-    write_files(repository, repository_plan(repository, members, ensemble=ENSEMBLE, **options))
+    """Write members and an ensemble of them, named `ENSEMBLE`, to a repository. `options` are passed to `planned_files`."""
+    write_files(repository, planned_files(repository, members, ensemble=ENSEMBLE, **options))
     return repository
 
 

@@ -22,7 +22,7 @@ from benchmarks.editing.asking import LoopingCallers
 from benchmarks.editing.plan import Change, State, WeightedMember, apply_change
 from defensemble import Client
 from defensemble.ensembles import Applied, Ensembles
-from defensemble_export import ExportedMember, repository_plan, write_files
+from defensemble_export import ExportedMember, planned_files, write_files
 
 PROTOCOLS = ("grpc", "http")
 _READINGS = 5
@@ -123,7 +123,7 @@ def run_under_load(
     repository = write_ensemble_repository(folder / "repository", members)
     with start_server(repository) as (server, _), Client(server.http_url, admin_key=server.state.admin_key) as client:
         # Exported after the start, so that the server has not loaded them yet.
-        write_files(repository, repository_plan(repository, later, ensemble=None, replace=True))
+        write_files(repository, planned_files(repository, later, ensemble=None, replace=True))
         ensembles = Ensembles(repository, client)
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         by_protocol: Mapping[str, list[int]] = {protocol: [] for protocol in PROTOCOLS}

@@ -20,7 +20,7 @@ from benchmarks.common.servers import start_server, write_ensemble_repository
 from benchmarks.common.timing import Predict, Timing, time_form
 from benchmarks.fused.in_process import BATCHES, equal_weight_ensemble, fuse_members
 from defensemble import Client
-from defensemble_export import ExportedMember, fused_member, fused_plan, write_files
+from defensemble_export import ExportedMember, fused_member, planned_fused_files, write_files
 from defensemble_server import Server
 
 CALLERS = (1, 8)
@@ -65,7 +65,7 @@ def measure_served(
     fused = folder / FUSED
     ensemble = equal_weight_ensemble(members)
     graph = fused_member(FUSED, ensemble, members, images[:MAX_BATCH], max_batch_size=MAX_BATCH)
-    write_files(fused, fused_plan(fused, graph, ensemble, max_batch_size=MAX_BATCH))
+    write_files(fused, planned_fused_files(fused, graph, ensemble, max_batch_size=MAX_BATCH))
     result: dict[str, Any] = {"members": len(members), "settings": [], "memory": {}}
     with ExitStack() as stack:
         servers: dict[str, Server] = {name: stack.enter_context(start_server(folder / name))[0] for name in (PIPELINE, FUSED)}

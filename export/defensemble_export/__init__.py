@@ -10,7 +10,7 @@ from .checks.ensemble import check_ensemble as check_ensemble, check_repository 
 from .engines.build_all import build_engines as build_engines, planned_engines as planned_engines
 from .engines.build_steps import EngineOptions as EngineOptions
 from .engines.target import check_target as check_target, find_target as find_target
-from .entries.members import ExportedMember as ExportedMember, repository_plan as repository_plan
+from .entries.members import ExportedMember as ExportedMember, planned_files as planned_files
 from .errors import (
     DatasetMismatchWarning as DatasetMismatchWarning,
     DeclarationError as DeclarationError,
@@ -22,7 +22,7 @@ from .errors import (
     VerificationError as VerificationError,
 )
 from .export import CheckpointSource as CheckpointSource, export_checkpoints as export_checkpoints, export_networks as export_networks
-from .fused import fuse_repository as fuse_repository, fused_member as fused_member, fused_plan as fused_plan
+from .fused import fuse_repository as fuse_repository, fused_member as fused_member, planned_fused_files as planned_fused_files
 from .graphs.averaging import average_onnx as average_onnx
 from .graphs.fp16 import fp16_from_onnx as fp16_from_onnx
 from .graphs.fusion import fused_onnx as fused_onnx

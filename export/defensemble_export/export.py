@@ -17,10 +17,10 @@ from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_files
 from defensemble_repository.view import RepositoryView
 
-from .entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, check_members_fit, check_request, check_same_interface, repository_plan
+from .entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, check_members_fit, check_request, check_same_interface, planned_files
 from .errors import ExportError
 from .foreign.reader import check_is_checkpoint
-from .fused import check_fuse_request, fuse_planned_ensemble, fused_member, fused_plan
+from .fused import check_fuse_request, fuse_planned_ensemble, fused_member, planned_fused_files
 from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint
 from .members.from_onnx import OnnxSource
 from .members.write import ExportOptions
@@ -190,14 +190,14 @@ def export_networks(
         for stale in remove_stale_staging(repository):
             on_progress(f"removed {stale}, left by an export that was killed")
         if fused is not None and fused_ensemble is not None:
-            planned_files = fused_plan(repository, fused, fused_ensemble, max_batch_size=batches[names[0]], replace=replace)
+            files = planned_fused_files(repository, fused, fused_ensemble, max_batch_size=batches[names[0]], replace=replace)
         else:
-            planned_files = repository_plan(
+            files = planned_files(
                 repository, members, ensemble=ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace
             )
             if fuse is not None and ensemble is not None:
-                planned_files |= fuse_planned_ensemble(
-                    repository, ensemble, fuse, planned_files, images=real, max_batch_size=max_batch_size, replace=replace
+                files |= fuse_planned_ensemble(
+                    repository, ensemble, fuse, files, images=real, max_batch_size=max_batch_size, replace=replace
                 )
-        write_files(repository, planned_files)
-    return list(planned_files)
+        write_files(repository, files)
+    return list(files)

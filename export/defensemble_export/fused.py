@@ -111,9 +111,9 @@ def fuse_repository(
             on_progress(f"removed {stale}, left by an export that was killed")
         if read_ensemble_members(repository, ensemble)[0] != pinned:
             raise ExportError(f"'{ensemble}' was edited while its members were fused; nothing was written. Run the same command again")
-        planned_files = fused_plan(repository, fused, pinned, max_batch_size=batch, replace=replace)
-        write_files(repository, planned_files)
-    return list(planned_files)
+        files = planned_fused_files(repository, fused, pinned, max_batch_size=batch, replace=replace)
+        write_files(repository, files)
+    return list(files)
 
 
 def fuse_planned_ensemble(
@@ -132,7 +132,7 @@ def fuse_planned_ensemble(
         repository: The model repository.
         ensemble: The ensemble to fuse, as it will be once `planned` is written.
         name: The model to write.
-        planned: The files of `repository_plan`.
+        planned: The files of `planned_files`.
         images: See `fuse_repository`.
         max_batch_size: See `fuse_repository`.
         replace: See `fuse_repository`.
@@ -141,7 +141,7 @@ def fuse_planned_ensemble(
     taken = [ensemble, *(member.model for member in pinned.members), *(path.split("/")[0] for path in planned)]
     batch = check_fuse_request(repository, name, taken, max_batch_size=max_batch_size, replace=replace) or ensemble_batch
     fused = fused_member(name, pinned, members, images, max_batch_size=batch)
-    return fused_plan(repository, fused, pinned, max_batch_size=batch, replace=replace)
+    return planned_fused_files(repository, fused, pinned, max_batch_size=batch, replace=replace)
 
 
 def check_fuse_request(repository: Path, name: str, taken: Sequence[str], *, max_batch_size: int | None, replace: bool) -> int | None:
@@ -258,7 +258,7 @@ def fused_member(
     return ExportedMember(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report, preprocessing)
 
 
-def fused_plan(
+def planned_fused_files(
     repository: Path, fused: ExportedMember, ensemble: Ensemble, *, max_batch_size: int, replace: bool = False
 ) -> dict[str, bytes]:
     """Compute the files that add a fused model to a repository, in the order in which to write them.
@@ -359,7 +359,7 @@ def _check_same_interface(folder: Path, fused: ExportedMember) -> None:
     got = {name: dims.get(name) for name in expected}
     if got != expected:
         raise ExistsError(
-            f"{folder} has the inputs and outputs {got}, the new version has {expected}: choose another name for the fused graph"
+            f"{folder} has the inputs and outputs {got}, but the new version has {expected}: choose another name for the fused graph"
         )
     labels = folder / LABELS_FILE
     if labels.is_file() and class_names_from_labels(labels.read_bytes()) != fused.class_names:

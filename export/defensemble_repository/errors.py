@@ -6,11 +6,11 @@
     ├── LockedError                             another program is changing the repository
     ├── ManifestError                           the manifest of a TensorRT plan is damaged, or has another schema
     └── ExportError                             defensemble_export.errors: an export or an edit cannot be written
-        ├── VerificationError                   an exported graph does not compute what its checkpoint computes
+        ├── VerificationError                   the outputs of an exported graph differ from those of its source
         ├── DeclarationError                    a YAML file does not declare an ensemble
         ├── HistoryError                        the history of edits is damaged, or has a newer schema
         ├── ProfileError                        a serving profile cannot be written or removed
-        ├── EngineError                         a TensorRT plan cannot be built, or does not answer as its graph does
+        ├── EngineError                         a TensorRT plan cannot be built, or its outputs differ from those of its graph
         └── ExistsError                         the repository already contains what an export would add
 
     DefensembleError (Exception)                defensemble: any error of the client

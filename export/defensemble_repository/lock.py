@@ -19,7 +19,7 @@ _POLL_S = 0.02
 
 @contextmanager
 def locked(repository: Path) -> Iterator[None]:
-    """Hold the lock of a repository while planning and writing a change, so that the plan matches the files it replaces.
+    """Hold the lock of a repository while planning and writing a change, so that the planned files match the files they replace.
 
     This waits without a limit. It locks the parent folder, and the repository itself, which other processes may see under another path
     (such as a mount).
@@ -29,7 +29,7 @@ def locked(repository: Path) -> Iterator[None]:
 
     Example:
         with locked(repository):
-            write_files(repository, plan)
+            write_files(repository, files)
     """
     with ExitStack() as stack:
         for folder in _folders_to_lock([repository]):

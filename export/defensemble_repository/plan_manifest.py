@@ -18,14 +18,16 @@ _Version = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\d+)+$")]
 _Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The optimisation profile of a plan: the smallest, the optimal and the largest shape (N, C, H, W) of its input `images`.
+class OptimizationProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The optimization profile of a plan (TensorRT's term, not a serving profile).
+
+    It states the smallest, the optimal and the largest shape (N, C, H, W) of the input `images`.
 
     Raises:
         ManifestError: A shape is not four sizes above 0, or the shapes differ in more than an ascending batch size.
 
     Example:
-        Profile(min=(1, 3, 32, 32), opt=(16, 3, 32, 32), max=(64, 3, 32, 32))
+        OptimizationProfile(min=(1, 3, 32, 32), opt=(16, 3, 32, 32), max=(64, 3, 32, 32))
     """
 
     min: Shape
@@ -35,12 +37,14 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for name, shape in (("min", self.min), ("opt", self.opt), ("max", self.max)):
             if len(shape) != 4 or not all(type(size) is int and size > 0 for size in shape):
-                raise ManifestError(f"shape {name} of the profile is {list(shape)}; expected four sizes (N, C, H, W) above 0")
+                raise ManifestError(f"shape {name} of the optimization profile is {list(shape)}; expected four sizes (N, C, H, W) above 0")
         if not self.min[1:] == self.opt[1:] == self.max[1:]:
-            raise ManifestError(f"shapes of the profile are {self.min}, {self.opt} and {self.max}; only the first size may differ")
+            raise ManifestError(
+                f"shapes of the optimization profile are {self.min}, {self.opt} and {self.max}; only the first size may differ"
+            )
         if not self.min[0] <= self.opt[0] <= self.max[0]:
             raise ManifestError(
-                f"batch sizes of the profile are {self.min[0]}, {self.opt[0]} and {self.max[0]}; expected min <= opt <= max"
+                f"batch sizes of the optimization profile are {self.min[0]}, {self.opt[0]} and {self.max[0]}; expected min <= opt <= max"
             )
 
 
@@ -60,7 +64,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     driver: str
     onnx_sha256: _Digest
     plan_sha256: _Digest
-    profile: Profile
+    profile: OptimizationProfile
     precision: str
     version_compatible: bool
     hardware_compatible: bool

@@ -43,7 +43,7 @@ def write_files(repository: Path, files: Mapping[str, bytes]) -> None:
 
     Example:
         with locked(repository):
-            write_files(repository, repository_plan(repository, members))
+            write_files(repository, planned_files(repository, members))
     """
     changed = ChangedFolders()
     with defer_sigint() as interrupts, ExitStack() as unmake:

@@ -25,10 +25,10 @@ def address_from_host(host: str) -> str:
         PortError: The host name cannot be resolved.
     """
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise PortError(f"host {host!r} cannot be resolved: {error}. Use an address of this machine, such as 127.0.0.1 or ::1") from error
-    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+    return str(min(entries, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
 
 def is_loopback(host: str) -> bool:
@@ -41,14 +41,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def claim_ports(host: str, wanted: Mapping[str, int], *, guard_pid: int | None = None) -> dict[str, int]:
+def claim_ports(host: str, requested: Mapping[str, int], *, guard_pid: int | None = None) -> dict[str, int]:
     """Return the ports to listen on, and check that they are free.
 
     The ports of our other servers count as taken, even while such a server restarts.
 
     Args:
         host: The address to listen on.
-        wanted: Port by front end (`http`, `grpc`, `metrics`); 0 chooses a free one.
+        requested: Port by front end (`http`, `grpc`, `metrics`); 0 chooses a free one.
         guard_pid: The guard process whose server may already use these ports.
 
     Raises:
@@ -60,20 +60,20 @@ def claim_ports(host: str, wanted: Mapping[str, int], *, guard_pid: int | None =
     held: list[socket.socket] = []
     ports = {}
     try:
-        for what, port in wanted.items():
+        for front_end, port in requested.items():
             if port in ours:
                 raise PortError(
-                    f"{what} port {port} is used by our server of {ours[port].repository}. Stop that server with "
+                    f"{front_end} port {port} is used by our server of {ours[port].repository}. Stop that server with "
                     f"`defensemble serve --stop --grpc-port {ours[port].grpc_port}`, or pass --free-ports"
                 )
             try:
                 held.append(_listener(host, port) if port else _free_listener(host, set(ours)))
             except OSError as error:
                 raise PortError(
-                    f"{what} port {port} on {host} cannot be used: {error.strerror or error}. Choose another with --{what}-port "
+                    f"{front_end} port {port} on {host} cannot be used: {error.strerror or error}. Choose another with --{front_end}-port "
                     "(0: any free port) or --free-ports, or stop the program that uses it"
                 ) from error
-            ports[what] = held[-1].getsockname()[1]
+            ports[front_end] = held[-1].getsockname()[1]
     finally:
         for probe in held:
             probe.close()

@@ -21,7 +21,11 @@ _LARGEST_KEY_FILE = 1 << 16
 
 
 def check_admin_key(key: str) -> str:
-    """Return `key` if Triton's command line and an HTTP header accept it; the error text never contains the key."""
+    """Return `key` if Triton's command line and an HTTP header accept it.
+
+    Raises:
+        ServerError: They do not. The text does not contain the key.
+    """
     try:
         return admin_key.check_admin_key(key)
     except RepositoryError as error:

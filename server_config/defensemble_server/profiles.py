@@ -15,20 +15,20 @@ from defensemble_repository.view import file_digest
 from .errors import NotServableError, PlanError
 from .plans.compatibility import problem_of_version
 from .plans.machine import Machine, read_machine
-from .repository import Model, Repository, listed, read_model
+from .repository import Model, Repository, format_problems, read_model
 from .runtime.find import CONTAINER, Runtime
 
 
-def profiles_of(repository: Path) -> dict[str, list[str]]:
-    """Return the profiles in `repository` by name, with the models that have each."""
-    found: dict[str, list[str]] = {}
+def models_by_profile(repository: Path) -> dict[str, list[str]]:
+    """Return the models that have each profile in `repository`, by profile."""
+    models: dict[str, list[str]] = {}
     for path in sorted(repository.glob(f"*/{PROFILES_FOLDER}/*.pbtxt")):
-        found.setdefault(path.stem, []).append(path.parent.parent.name)
-    return dict(sorted(found.items()))
+        models.setdefault(path.stem, []).append(path.parent.parent.name)
+    return dict(sorted(models.items()))
 
 
 def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progress: Callable[[str], None] = lambda text: None) -> None:
-    """Check by the files of a repository that a profile can be served.
+    """Check from the files of a repository whether a profile can be served.
 
     Args:
         repository: The model repository.
@@ -39,37 +39,37 @@ def check_profile(repository: Path, profile: str, *, only_cpus: bool, on_progres
     Raises:
         NotServableError: No model has the profile, a network lacks it, it needs a GPU, or a file that it serves is missing.
     """
-    having = profiles_of(repository)
+    models_with = models_by_profile(repository)
     if only_cpus and profile in PROFILES and profile != "cpu":
         raise NotServableError(_only_cpus(profile))
-    if profile not in having:
-        there = ", ".join(having) or "none"
+    if profile not in models_with:
+        existing = ", ".join(models_with) or "none"
         others = f"`defensemble profile write NAME --repository {shlex.quote(str(repository))}` writes {', '.join(PROFILES)}"
         fix = _write(repository, profile) if profile in PROFILES else others
-        raise NotServableError(f"no model in {repository} has the profile '{profile}' (profiles: {there}): {fix}")
+        raise NotServableError(f"no model in {repository} has the profile '{profile}' (profiles: {existing}): {fix}")
     models = {name: (plain, chosen) for name, plain, chosen in _read_both(repository, profile)}
-    asking = [name for name, (_, chosen) in models.items() if name in having[profile] and chosen.wants_gpu]
-    if only_cpus and asking:
-        raise NotServableError(_only_cpus(profile, f" ({', '.join(asking)})"))
-    lacking = [name for name, (plain, _) in models.items() if name not in having[profile] and _is_network(plain)]
-    if lacking and profile in PROFILES:
+    gpu_models = [name for name, (_, chosen) in models.items() if name in models_with[profile] and chosen.needs_gpu]
+    if only_cpus and gpu_models:
+        raise NotServableError(_only_cpus(profile, f" ({', '.join(gpu_models)})"))
+    without_profile = [name for name, (plain, _) in models.items() if name not in models_with[profile] and _is_network(plain)]
+    if without_profile and profile in PROFILES:
         raise NotServableError(
-            f"{', '.join(lacking)} lack the profile '{profile}' and would be served by {CONFIG_FILE}: {_write(repository, profile)}"
+            f"{', '.join(without_profile)} lack the profile '{profile}' and would be served by {CONFIG_FILE}: {_write(repository, profile)}"
         )
-    if lacking:
-        on_progress(f"{', '.join(lacking)}: no {PROFILES_FOLDER}/{profile}.pbtxt, so served by {CONFIG_FILE}")
+    if without_profile:
+        on_progress(f"{', '.join(without_profile)}: no {PROFILES_FOLDER}/{profile}.pbtxt, so served by {CONFIG_FILE}")
     problems = {
         name: problem
         for name, (_, chosen) in models.items()
-        if name in having[profile] and (problem := _missing(repository, profile, chosen))
+        if name in models_with[profile] and (problem := _missing(repository, profile, chosen))
     }
     if problems:
-        raise NotServableError(f"the profile '{profile}' cannot be served:\n{listed(problems)}")
+        raise NotServableError(f"the profile '{profile}' cannot be served:\n{format_problems(problems)}")
     for name, (plain, chosen) in models.items():
-        other = [what for what in _CONTRACT if getattr(plain.config, what) != getattr(chosen.config, what)]
-        if profile in PROFILES and other:
+        changed = [field for field in _SHARED_FIELDS if getattr(plain.config, field) != getattr(chosen.config, field)]
+        if profile in PROFILES and changed:
             on_progress(
-                f"{name}: {PROFILES_FOLDER}/{profile}.pbtxt and {CONFIG_FILE} differ in {', '.join(other)}: {_write(repository, profile)}"
+                f"{name}: {PROFILES_FOLDER}/{profile}.pbtxt and {CONFIG_FILE} differ in {', '.join(changed)}: {_write(repository, profile)}"
             )
 
 
@@ -82,17 +82,19 @@ def check_gpu(content: Repository, runtime: Runtime, *, strict: bool, on_progres
         NotServableError: With `strict`, a model cannot be served.
         PlanError: The TensorRT version of a container cannot be determined.
     """
-    asking = {name: model for name, model in content.models.items() if model.wants_gpu}
-    if not asking or runtime.name == "embedded":
+    gpu_models = {name: model for name, model in content.models.items() if model.needs_gpu}
+    if not gpu_models or runtime.name == "embedded":
         return content
     engine = runtime.environment.get("DOCKER_HOST", "")
     if runtime.name == "docker" and engine and not engine.startswith("unix:"):
         on_progress(f"cannot check the GPU and TensorRT of {engine} from here; see Triton's log")
         return content
-    machine = _machine(runtime, any(model.backend == PLAN_BACKEND for model in asking.values()), on_progress)
-    problems = {name: problem for name, model in asking.items() if (problem := _unservable_reason(content.path, model, machine, runtime))}
+    machine = _machine(runtime, any(model.backend == PLAN_BACKEND for model in gpu_models.values()), on_progress)
+    problems = {
+        name: problem for name, model in gpu_models.items() if (problem := _unservable_reason(content.path, model, machine, runtime))
+    }
     if strict and problems:
-        raise NotServableError(f"this profile cannot be served:\n{listed(problems)}")
+        raise NotServableError(f"this profile cannot be served:\n{format_problems(problems)}")
     return content.without(problems)
 
 
@@ -101,18 +103,18 @@ def engine_caches(content: Repository) -> list[str]:
     return sorted({str(PurePosixPath(path).parent) for model in content.models.values() if (path := _engine_cache(model))})
 
 
-_CONTRACT = ("input", "output", "max_batch_size", "version_policy")
+_SHARED_FIELDS = ("input", "output", "max_batch_size", "version_policy")
 
 
 def _read_both(repository: Path, profile: str) -> list[tuple[str, Model, Model]]:
     """Return each model by `config.pbtxt` and by the profile; `read_repository` reports those that cannot be read."""
-    found = []
+    pairs = []
     for folder in sorted(entry for entry in repository.iterdir() if entry.is_dir()):
         try:
-            found.append((folder.name, read_model(folder, None), read_model(folder, profile)))
+            pairs.append((folder.name, read_model(folder, None), read_model(folder, profile)))
         except (NotServableError, OSError):
             continue
-    return found
+    return pairs
 
 
 def _is_network(model: Model) -> bool:

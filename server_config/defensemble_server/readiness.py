@@ -32,7 +32,7 @@ from .process.guard import last_lines
 from .process.launch import read_content
 from .process.refusals import read_refusals
 from .process.state import connect_host, listens, process_start, url_host
-from .repository import Model, Repository, listed, without_version
+from .repository import Model, Repository, format_problems, without_version
 
 # Longest time for one call, within the time for the start.
 _CALL_TIMEOUT_S = 120.0
@@ -159,7 +159,8 @@ def _checked(probe: Probe, content: Repository, options: ServeOptions, refusals:
     failed = failed_models(probe, content, refusals)
     served = [name for name in content.models if name not in failed]
     if not served:
-        raise NotServableError(f"Triton could load none of the models in {content.path}:\n{listed({**content.problems, **failed})}")
+        problems = format_problems({**content.problems, **failed})
+        raise NotServableError(f"Triton could load none of the models in {content.path}:\n{problems}")
     edit_deadline = min(probe.deadline, time.monotonic() + _EDIT_TIMEOUT_S)
     while wrong := check_answers(probe, content, served):
         # An edit may have changed the files or the served models in the meantime: only an answer that stays wrong counts.
@@ -171,7 +172,7 @@ def _checked(probe: Probe, content: Repository, options: ServeOptions, refusals:
         content = edited
         time.sleep(0.1)
     if served and len(wrong) == len(served):
-        raise StartError(f"none of the models in {content.path} answers correctly:\n{listed(wrong)}")
+        raise StartError(f"none of the models in {content.path} answers correctly:\n{format_problems(wrong)}")
     for name in wrong:
         probe.unload(name)
     return [name for name in served if name not in wrong], {**content.problems, **failed, **wrong}

@@ -70,7 +70,7 @@ class Model:
         return dims if self.config.max_batch_size > 0 else dims[1:]
 
     @property
-    def wants_gpu(self) -> bool:
+    def needs_gpu(self) -> bool:
         """Whether it needs a GPU: for its instances, for TensorRT in ONNX Runtime, or as a TensorRT plan."""
         kinds = [group.kind for group in self.config.instance_group]
         accelerators = self.config.optimization.execution_accelerators.gpu_execution_accelerator
@@ -150,37 +150,41 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
         NotServableError: `path` is not a folder, has no model folder, or contains a dangling link.
     """
     if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise NotServableError(f"model repository {path} {what}; expected a folder written by `defensemble export`")
+        problem = "is a file" if path.exists() else "does not exist"
+        raise NotServableError(f"model repository {path} {problem}; expected a folder written by `defensemble export`")
     if not any(entry.is_dir() for entry in path.iterdir()):
         raise NotServableError(f"model repository {path} is empty: add models with `defensemble export CHECKPOINT... --repository {path}`")
-    found = Inspection(RepositoryView(path), target, profile=profile, plans=False)
-    links = found.files.dangling_links()
+    inspection = Inspection(RepositoryView(path), target, profile=profile, plans=False)
+    links = inspection.files.dangling_links()
     models = {}
-    for name in itertools.chain(*check_models(found)):
-        config = found.config(name)
+    for name in itertools.chain(*check_models(inspection)):
+        config = inspection.config(name)
         assert config is not None
-        models[name] = Model(name, config, tuple(found.versions(name)))
+        models[name] = Model(name, config, tuple(inspection.versions(name)))
     if links:  # Triton would not start
-        raise NotServableError("; ".join(str(one) for one in found.findings if one.model in links))
-    remarks = tuple(str(one) for one in found.findings if not one.is_error)
-    return Repository(path, models, {}, remarks).without(problems_from_findings(found.findings))
+        raise NotServableError("; ".join(str(finding) for finding in inspection.findings if finding.model in links))
+    remarks = tuple(str(finding) for finding in inspection.findings if not finding.is_error)
+    return Repository(path, models, {}, remarks).without(problems_from_findings(inspection.findings))
 
 
 def read_model(folder: Path, profile: str | None) -> Model:
-    """Read a model's configuration, that of `profile` if the model has it.
+    """Read a model with its configuration.
+
+    Args:
+        folder: Folder of the model.
+        profile: Use this profile if the model has it; None: `config.pbtxt`.
 
     Raises:
         NotServableError: The configuration is missing or cannot be read.
     """
-    found = Inspection(RepositoryView(folder.parent), profile=profile)
-    config = found.config(folder.name) if found.has(folder.name) else None
+    inspection = Inspection(RepositoryView(folder.parent), profile=profile)
+    config = inspection.config(folder.name) if inspection.has(folder.name) else None
     if config is None:
-        raise NotServableError("; ".join(map(str, found.findings)) or f"{folder} is not a model: it has no configuration")
-    return Model(folder.name, config, tuple(found.versions(folder.name)))
+        raise NotServableError("; ".join(map(str, inspection.findings)) or f"{folder} is not a model: it has no configuration")
+    return Model(folder.name, config, tuple(inspection.versions(folder.name)))
 
 
-def listed(problems: Mapping[str, str]) -> str:
+def format_problems(problems: Mapping[str, str]) -> str:
     """Format problems by model, one per line."""
     return "\n".join(f"  {name}: {text}" for name, text in problems.items())
 

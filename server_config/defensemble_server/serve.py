@@ -187,7 +187,10 @@ def start_server(
     on_progress: Callable[[str], None] = lambda text: None,
     start_timeout_s: float = 300.0,
 ) -> Server:
-    """Start a server as `serve` does; the caller must call `Server.stop` or `Server.detach`."""
+    """Start a server as `serve` does; the caller must call `Server.stop` or `Server.detach`.
+
+    The arguments and errors are those of `serve`.
+    """
     if not 0 < start_timeout_s < math.inf:
         raise ServerError(f"start_timeout_s must be a finite number above 0, got {start_timeout_s}")
     options = options or ServeOptions()
@@ -287,7 +290,7 @@ def _start(
         )
     except BaseException as error:
         # There are no callers to drain. A container would outlive a killed `docker run`.
-        guard.stop(at_once=not docker)
+        guard.stop(kill=not docker)
         if isinstance(error, StartError) and guard.crash_signal is not None:
             raise CrashError(f"Triton crashed during startup ({guard.crash_signal.name}){last_lines(log)}") from error
         raise

@@ -127,7 +127,7 @@ TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInst
     check(TRITONBACKEND_ModelInstanceKind(handle, &kind));
     if (kind == TRITONSERVER_INSTANCEGROUPKIND_GPU) {
       fail(TRITONSERVER_ERROR_UNSUPPORTED,
-           "model '" + model->name() + "': instance_group asks for a GPU, this backend runs only on CPUs: write kind: KIND_CPU");
+           "model '" + model->name() + "': instance_group asks for a GPU, but this backend runs only on CPUs: write kind: KIND_CPU");
     }
     give_state(handle, TRITONBACKEND_ModelInstanceSetState, std::make_unique<Instance>(*model, handle));
   });

@@ -105,7 +105,7 @@ void Model::describe_graph() {
   for (size_t i = 0; i < count; ++i) outputs_.push_back(describe(false, i));
   if (outputs_.size() > kMostOutputs) {
     fail(TRITONSERVER_ERROR_UNSUPPORTED,
-         "the graph has " + std::to_string(outputs_.size()) + " outputs, this backend serves at most " + std::to_string(kMostOutputs));
+         "the graph has " + std::to_string(outputs_.size()) + " outputs, but this backend serves at most " + std::to_string(kMostOutputs));
   }
 }
 
@@ -145,7 +145,7 @@ void Model::check_config(const Json& config) const {
   for (const auto& input : inputs) check_tensor(input, inputs_, "input");
   for (const auto& output : outputs) check_tensor(output, outputs_, "output");
   if (inputs.size() != inputs_.size()) {
-    throw_invalid_argument("config.pbtxt names " + std::to_string(inputs.size()) + " inputs, the graph has " +
+    throw_invalid_argument("config.pbtxt names " + std::to_string(inputs.size()) + " inputs, but the graph has " +
                            std::to_string(inputs_.size()) + ": " + text_from_names(inputs_) + "; name each of them once");
   }
   if (outputs.empty()) throw_invalid_argument("config.pbtxt names no outputs; the graph has " + text_from_names(outputs_));

@@ -20,7 +20,7 @@ class Model {
 
   const Runtime& runtime() const { return runtime_; }
   const std::string& name() const { return name_; }
-  // Shared by the model's instances: Run may be called from several threads at once, and the weights are in memory once.
+  // Shared by the model's instances: Run may be called from several threads concurrently, and the weights are in memory once.
   OrtSession* session() const { return session_.get(); }
   // Whether it is an averaging model, the last step of an ensemble.
   bool averages() const { return averages_; }

@@ -31,7 +31,7 @@ void Request::read_input(const TensorInfo& input) {
     if (rank == 0) throw_invalid_argument(text_from_input(input) + " has no batch dimension");
     if (!inputs_.empty() && read.shape[0] != rows_) {
       throw_invalid_argument(text_from_input(input) + " has a batch of " + std::to_string(read.shape[0]) +
-                             ", the inputs before it one of " + std::to_string(rows_));
+                             ", but the inputs before it have a batch of " + std::to_string(rows_));
     }
     rows_ = read.shape[0];
   }

@@ -130,7 +130,7 @@ def test_a_wrong_value_is_an_error(place: Path, words: list[str], facts: str) ->
         (["list", "--url", "grpc://a:1", *HERE], "--url"),
         (["history", "--wait", "1", *HERE], "--wait"),
         (["check", "--wait", "1", *HERE], "--wait"),
-        (["prune", "--keep", "-1", *HERE], "-1 is not in the range x>=0"),
+        (["prune", "--keep-edits", "-1", *HERE], "-1 is not in the range x>=0"),
         (["history", "--last", "-1", *HERE], "-1 is not in the range x>=0"),
         (["show", "--replica", "grpc://a:1"], "URL=FOLDER | 'grpc://a:1'"),
         (["show", "--timeout", "0", *HERE], "0.0 is not in the range x>=0.1"),

@@ -12,7 +12,7 @@ import urllib3
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import check_ensemble, check_repository, repository_plan, write_files
+from defensemble_export import check_ensemble, check_repository, planned_files, write_files
 from defensemble_repository.checks.repository import problems_from_findings
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.target import EMBEDDED
@@ -139,7 +139,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.member("four", 6, onnx=tiny.linear_onnx(6, classes=4), num_classes=4, class_names=("a", "b", "c", "d")),
         tiny.member("large", 7, onnx=tiny.linear_onnx(7, shape=(1, 5, 5)), input_shape=(1, 5, 5)),
     ]
-    write_files(folder, repository_plan(folder, others, ensemble=None, max_batch_size=8))
+    write_files(folder, planned_files(folder, others, ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "twice", 8)
     tiny.edit_config(folder, "few", max_batch_size=4)
     twice = config_from_pbtxt((folder / "twice/config.pbtxt").read_text(), "twice")

@@ -213,12 +213,12 @@ def test_a_hand_edit_is_checked_and_reloaded(world: World) -> None:
 def test_prune_lists_first_and_asks(world: World) -> None:
     ensemble("remove", "ensemble", "c")
     ensemble("weight", "ensemble", "a=2")
-    assert "c  " in ensemble("prune", "--keep", "0", "--dry-run").stdout
+    assert "c  " in ensemble("prune", "--keep-edits", "0", "--dry-run").stdout
     before = content(world.folder)
-    assert ensemble("prune", "--keep", "9").stdout == "nothing to prune\n"
-    assert_facts(refused("prune", "--keep", "0", status=2), "--yes | --dry-run")
+    assert ensemble("prune", "--keep-edits", "9").stdout == "nothing to prune\n"
+    assert_facts(refused("prune", "--keep-edits", "0", status=2), "--yes | --dry-run")
     assert content(world.folder) == before
-    output = ensemble("prune", "--keep", "1", "--yes").stdout
+    output = ensemble("prune", "--keep-edits", "1", "--yes").stdout
     assert re.search(r"^c  [0-9,]+ bytes: .*'ensemble'", output, re.MULTILINE)
     assert re.search(r"^deleted 2, [0-9,]+ bytes$", output, re.MULTILINE)
     assert not (world.folder / "c").exists()
@@ -274,7 +274,7 @@ def test_edits_work_in_a_process_of_their_own(world: World) -> None:
     output = succeed("ensemble", "weight", "ensemble", "a=2", "--repository", "repository", cwd=place)
     assert f"serving on {world.server.http_url}" in output
     world.check({"a@1": 2.0, "b@1": 1.0, "c@1": 1.0})
-    done = run("ensemble", "prune", "--keep", "0", "--repository", "repository", cwd=place)
+    done = run("ensemble", "prune", "--keep-edits", "0", "--repository", "repository", cwd=place)
     assert (done.returncode, "--yes" in done.stderr) == (2, True)
     succeed("ensemble", "rollback", "--repository", "repository", cwd=place)
     world.check(ABC)

@@ -12,7 +12,7 @@ import pytest
 import urllib3
 
 from defensemble import Client, GrpcTransport, HttpTransport, InputError, OutputRequest, Prediction, Transport
-from defensemble_export import fuse_repository, fused_member, fused_onnx, fused_plan, repository_plan, write_files
+from defensemble_export import fuse_repository, fused_member, fused_onnx, planned_files, planned_fused_files, write_files
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.pbtxt import pbtxt_from_config
 from defensemble_repository.reader import read_config
@@ -42,7 +42,7 @@ def fused_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of the same fused graph only."""
     folder = tmp_path_factory.mktemp("fused-only") / "repository"
     members = [tiny.member("alpha", 1), tiny.member("beta", 2)]
-    write_files(folder, fused_plan(folder, fused_member("fused", PAIR, members, None, max_batch_size=8), PAIR, max_batch_size=8))
+    write_files(folder, planned_fused_files(folder, fused_member("fused", PAIR, members, None, max_batch_size=8), PAIR, max_batch_size=8))
     with serve(folder, FREE) as server:
         assert (server.models, server.problems) == (["fused"], {})
         yield server
@@ -181,7 +181,7 @@ def test_the_next_version_of_a_fused_graph_loads_under_load(tmp_path: Path) -> N
         for caller in callers:
             caller.start()
         try:
-            write_files(folder, repository_plan(folder, [tiny.member("gamma", 3)], replace=True))
+            write_files(folder, planned_files(folder, [tiny.member("gamma", 3)], replace=True))
             fuse_repository(folder, "ensemble", "fused", replace=True)
             load(server, "fused")
             np.testing.assert_allclose(client.predict(batch).probabilities, expected[1], atol=1e-6)
@@ -236,7 +236,7 @@ def test_parameters_that_do_not_describe_the_graph_are_problems(tmp_path: Path, 
 def test_a_fused_graph_is_compared_with_its_own_members_only(tmp_path: Path) -> None:
     folder = tiny.write_repository(tmp_path / "repository", {"alpha": 7, "beta": 8}, ensemble=None)
     members = [tiny.member("alpha", 1), tiny.member("beta", 2)]
-    write_files(folder, fused_plan(folder, fused_member("fused", PAIR, members, None, max_batch_size=8), PAIR, max_batch_size=8))
+    write_files(folder, planned_fused_files(folder, fused_member("fused", PAIR, members, None, max_batch_size=8), PAIR, max_batch_size=8))
     with serve(folder, FREE) as server:
         assert server.problems == {}
     config = read_config(folder / "fused")
@@ -250,13 +250,13 @@ def test_a_graph_whose_answers_are_no_probabilities_is_a_problem(tmp_path: Path)
     folder = tmp_path / "repository"
     members = [tiny.member("alpha", 1), tiny.member("beta", 2, onnx=tiny.linear_onnx(2, scale=np.nan))]
     good = fused_member("fused", PAIR, [tiny.member("alpha", 1), tiny.member("beta", 2)], None, max_batch_size=8)
-    plan = fused_plan(folder, good, PAIR, max_batch_size=8)
+    plan = planned_fused_files(folder, good, PAIR, max_batch_size=8)
     plan["fused/1/model.onnx"] = fused_onnx([member.onnx for member in members], PAIR)
     write_files(folder, plan)
     config = read_config(folder / "fused")
     del config.parameters["sha256.1"]
     (folder / "fused/config.pbtxt").write_bytes(pbtxt_from_config(config))
-    write_files(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None))
+    write_files(folder, planned_files(folder, [tiny.member("gamma", 3)], ensemble=None))
     with serve(folder, FREE) as server:
         assert list(server.problems) == ["fused"]
         assert_facts(server.problems["fused"], "nan to nan | sum nan")

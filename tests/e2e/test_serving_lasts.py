@@ -59,7 +59,7 @@ def test_stop_ends_the_server_of_the_repository(repository: Path, tmp_path: Path
     other = tiny.write_repository(tmp_path / "other")
     state = detached(repository)
     error = error_message(run("serve", "--repository", "other", "--stop", cwd=tmp_path))
-    assert f"other runs; running: {state.grpc_port} ({repository})" in error
+    assert f"other is running; running: {state.grpc_port} ({repository})" in error
     assert state in read_states()
     assert str(repository) in succeed("serve", "--repository", "repository", "--stop", cwd=tmp_path)
     assert state not in read_states()
@@ -147,7 +147,7 @@ def test_a_crash_loop_ends_serve_and_prints_the_end_of_the_log(repository: Path)
     assert "Its last lines:" in errors
 
 
-@pytest.mark.parametrize(("options", "facts"), [((), "no ensemble is served"), (("--strict",), "not everything is served")])
+@pytest.mark.parametrize(("options", "facts"), [((), "no ensemble is served"), (("--strict",), "not served: beta, ensemble")])
 def test_a_start_without_the_ensemble_fails_and_leaves_nothing(repository: Path, options: tuple[str, ...], facts: str) -> None:
     without_digest(repository, "beta").write_bytes(b"this is no ONNX file")
     done = run("serve", "--repository", repository, "--free-ports", "--drain", "1", "--detach", *options, cwd=repository.parent)

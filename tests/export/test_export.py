@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
-from defensemble_export import repository_plan as real_plan, verify_onnx as real_verify
+from defensemble_export import planned_files as real_plan, verify_onnx as real_verify
 from defensemble_export.verification.network import Verification
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -62,7 +62,7 @@ def test_replace_extends_the_ensemble_and_prints_it(tmp_path: Path, monkeypatch:
         return real_plan(*arguments, **named)
 
     monkeypatch.setattr("defensemble_export.members.write.verify_onnx", verify)
-    monkeypatch.setattr("defensemble_export.export.repository_plan", plan)
+    monkeypatch.setattr("defensemble_export.export.planned_files", plan)
     again = run("export", a, b, "--repository", repository, "--replace")
     assert_facts(ensemble_line(again), "a@2 | weight 3 | b@1 | weight 1 | logits | 5")
     assert read_ensemble(repository, "ensemble") == Ensemble("ensemble", (Member("a", 2, 3.0), Member("b")), "logits")

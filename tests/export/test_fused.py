@@ -18,8 +18,8 @@ from defensemble_export import (
     fuse_repository,
     fused_member,
     fused_onnx,
-    fused_plan,
-    repository_plan,
+    planned_files,
+    planned_fused_files,
     write_files,
 )
 from defensemble_export.fused import fuse_planned_ensemble
@@ -87,7 +87,7 @@ def test_the_versions_that_the_ensemble_pins_are_fused(repository: Path) -> None
     tiny.write_second_version(repository, "alpha", 5)
     fuse_repository(repository, "ensemble", "old")
     assert (repository / "old/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(1), tiny.linear_onnx(2)], PAIR)
-    write_files(repository, repository_plan(repository, [member("alpha", 6)], replace=True))
+    write_files(repository, planned_files(repository, [member("alpha", 6)], replace=True))
     fuse_repository(repository, "ensemble", "new")
     pair = Ensemble("ensemble", (Member("alpha", 3), Member("beta", 1, 3.0)))
     assert (repository / "new/1/model.onnx").read_bytes() == fused_onnx([tiny.linear_onnx(6), tiny.linear_onnx(2)], pair)
@@ -107,7 +107,7 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(repository: Path) ->
     (repository / "fused/configs").mkdir()
     config.default_model_filename = "model.plan"
     (repository / "fused/configs/gpu-tensorrt.pbtxt").write_bytes(pbtxt_from_config(config))
-    write_files(repository, repository_plan(repository, [member("gamma", 3)], replace=True, average="logits"))
+    write_files(repository, planned_files(repository, [member("gamma", 3)], replace=True, average="logits"))
     first = (repository / "fused/1/model.onnx").read_bytes()
 
     written = fuse_repository(repository, "ensemble", "fused", replace=True)
@@ -132,7 +132,7 @@ def test_replace_adds_the_next_version_and_keeps_hand_edits(repository: Path) ->
 
 def test_planned_members_are_fused_before_they_are_written(tmp_path: Path) -> None:
     half = member("beta", 2, precision="fp16")
-    planned = repository_plan(tmp_path, [member("alpha", 1), half], weights={"beta": 3.0}, max_batch_size=4)
+    planned = planned_files(tmp_path, [member("alpha", 1), half], weights={"beta": 3.0}, max_batch_size=4)
     plan = fuse_planned_ensemble(tmp_path, "ensemble", "fused", planned, images=tiny.images(3))
     assert not list(tmp_path.iterdir()), "a plan writes nothing"
     config = config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "fused")
@@ -144,7 +144,7 @@ def test_planned_members_are_fused_before_they_are_written(tmp_path: Path) -> No
     fuse_repository(other, "ensemble", "fused")
     assert plan["fused/1/model.onnx"] == (other / "fused/1/model.onnx").read_bytes()
     # Next to members that are already in the repository.
-    later = repository_plan(tmp_path, [member("gamma", 3)], replace=True)
+    later = planned_files(tmp_path, [member("gamma", 3)], replace=True)
     plan = fuse_planned_ensemble(tmp_path, "ensemble", "fused", later, replace=True)
     assert json.loads(config_from_pbtxt(plan["fused/config.pbtxt"].decode(), "f").parameters["members"].string_value) == [
         "alpha@1",
@@ -173,7 +173,7 @@ def test_an_unknown_precision_is_rejected() -> None:
 def test_a_fused_graph_needs_no_ensemble_in_the_repository(tmp_path: Path) -> None:
     members = [member("alpha", 1), member("beta", 2)]
     fused = fused_member("fused", PAIR, members, None, max_batch_size=4)
-    write_files(tmp_path, fused_plan(tmp_path, fused, PAIR, max_batch_size=4))
+    write_files(tmp_path, planned_fused_files(tmp_path, fused, PAIR, max_batch_size=4))
     assert [path.name for path in tmp_path.iterdir()] == ["fused"]
     assert read_config(tmp_path / "fused").parameters["members"].string_value == '["alpha@1", "beta@1"]'
 
@@ -203,7 +203,7 @@ def test_members_that_do_not_fit_are_rejected(other: dict[str, object], text: st
 )
 @pytest.mark.parametrize("replace", [False, True])
 def test_taken_names_are_rejected(repository: Path, name: str, error: type[Exception], text: str, replace: bool) -> None:
-    write_files(repository, repository_plan(repository, [member("gamma", 3)], ensemble="second"))
+    write_files(repository, planned_files(repository, [member("gamma", 3)], ensemble="second"))
     before = content_of(repository)
     with raises(error, text):
         fuse_repository(repository, "ensemble", name, replace=replace)
@@ -273,18 +273,18 @@ def test_another_network_cannot_be_the_next_version(repository: Path) -> None:
         "fused", one, [member("x", 1, onnx=tiny.linear_onnx(1, (1, 2, 8)), input_shape=(1, 2, 8))], None, max_batch_size=8
     )
     with raises(ExistsError, "{'images': [1, 4, 4] | {'images': [1, 2, 8]"):
-        fused_plan(repository, smaller, one, max_batch_size=8, replace=True)
+        planned_fused_files(repository, smaller, one, max_batch_size=8, replace=True)
     renamed = fused_member("fused", one, [member("x", 1, class_names=("x", "y", "z"))], None, max_batch_size=8)
     with pytest.raises(ExistsError, match="class names"):
-        fused_plan(repository, renamed, one, max_batch_size=8, replace=True)
+        planned_fused_files(repository, renamed, one, max_batch_size=8, replace=True)
 
 
 def test_a_checkpoint_cannot_take_the_name_of_a_fused_graph(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused")
     with pytest.raises(ExistsError, match="another name"):
-        repository_plan(repository, [member("fused", 1)], ensemble=None, replace=True)
+        planned_files(repository, [member("fused", 1)], ensemble=None, replace=True)
     with raises(ExistsError, "not an ensemble | --ensemble"):
-        repository_plan(repository, [member("gamma", 1)], ensemble="fused", replace=True)
+        planned_files(repository, [member("gamma", 1)], ensemble="fused", replace=True)
 
 
 def test_an_ensemble_edited_during_the_fusion_is_detected(repository: Path) -> None:
@@ -293,7 +293,7 @@ def test_an_ensemble_edited_during_the_fusion_is_detected(repository: Path) -> N
     ).mkdir()  # a leftover of a killed export; `on_progress` is called with the lock held
 
     def edit(text: str) -> None:
-        write_files(repository, repository_plan(repository, [member("gamma", 3)], replace=True))
+        write_files(repository, planned_files(repository, [member("gamma", 3)], replace=True))
 
     with raises(RepositoryError, "'ensemble' | again"):
         fuse_repository(repository, "ensemble", "fused", on_progress=edit)
@@ -356,6 +356,6 @@ def test_an_edit_makes_the_graph_outdated_for_that_ensemble_only(several: Path, 
 def test_a_graph_without_an_ensemble_is_never_outdated(several: Path) -> None:
     two_members = Ensemble("fused", (Member("alpha"), Member("beta")))
     graph = fused_member("fused", two_members, [member("alpha", 1), member("beta", 2)], None, max_batch_size=8)
-    write_files(several, fused_plan(several, graph, two_members, max_batch_size=8, replace=True))
+    write_files(several, planned_fused_files(several, graph, two_members, max_batch_size=8, replace=True))
     Ensembles(several).weight("canary", {"beta": 2.0})
     assert outdated_graphs_in(several) == []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from defensemble_export import ExportError, OnnxSource
-from defensemble_export.entries.members import ExportedMember, repository_plan
+from defensemble_export.entries.members import ExportedMember, planned_files
 from defensemble_export.labels import checked_class_names, default_labels, labels_from_file
 from defensemble_repository.transaction import write_files
 from tests.support import tiny
@@ -88,10 +88,10 @@ def test_names_passed_in_python_are_checked_alike() -> None:
 
 
 def test_a_new_version_may_use_another_unicode_form(tmp_path: Path) -> None:
-    write_files(tmp_path, repository_plan(tmp_path, [member("a", (CAFE, "b", "c"))]))
+    write_files(tmp_path, planned_files(tmp_path, [member("a", (CAFE, "b", "c"))]))
     labels = tmp_path / "a/labels.txt"
     labels.write_text(labels.read_text().replace(CAFE, CAFE_DECOMPOSED))
-    plan = repository_plan(tmp_path, [member("a", (CAFE_DECOMPOSED, "b", "c"))], replace=True)
+    plan = planned_files(tmp_path, [member("a", (CAFE_DECOMPOSED, "b", "c"))], replace=True)
     assert "a/2/model.onnx" in plan
     with pytest.raises(ExportError, match="class names"):
-        repository_plan(tmp_path, [member("a", ("cafe", "b", "c"))], replace=True)
+        planned_files(tmp_path, [member("a", ("cafe", "b", "c"))], replace=True)

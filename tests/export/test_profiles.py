@@ -15,9 +15,9 @@ from defensemble_export import (
     EngineCacheOptions,
     ProfileError,
     fuse_repository,
+    planned_files,
     profile_states,
     remove_profile,
-    repository_plan,
     write_files,
     write_profile,
 )
@@ -173,7 +173,7 @@ def test_a_new_version_of_a_fused_graph_neither_is_nor_hides_a_hand_edit(reposit
         write_profile(repository, profile)
     if edited:
         edit(repository / "fused/configs/gpu.pbtxt", max_batch_size=3)
-    write_files(repository, repository_plan(repository, [tiny.member("gamma", 5), tiny.member("alpha", 7)], replace=True))
+    write_files(repository, planned_files(repository, [tiny.member("gamma", 5), tiny.member("alpha", 7)], replace=True))
     fuse_repository(repository, "ensemble", "fused", replace=True)
     assert states(repository, "gpu")["fused"] == ("edited by hand" if edited else "written")
     assert states(repository, "gpu-ort-tensorrt")["fused"] == "out of date", "its engines are the first version's"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from defensemble_export import repository_plan, write_files
+from defensemble_export import planned_files, write_files
 from defensemble_repository.transaction import remove_stale_staging
 from defensemble_server.repository import read_repository
 from tests.support import tiny
@@ -27,7 +27,7 @@ def test_a_kill_at_any_rename_leaves_a_servable_repository(tmp_path: Path, paren
     (old / "alpha/configs").mkdir()
     (old / "alpha/configs/gpu.pbtxt").write_bytes((old / "alpha/config.pbtxt").read_bytes())
     members = [member("alpha", 7), member("gamma", 8), member("beta", 9)]
-    (tmp_path / "plan").write_bytes(pickle.dumps(repository_plan(old, members, replace=True)))
+    (tmp_path / "plan").write_bytes(pickle.dumps(planned_files(old, members, replace=True)))
     plan = f"import pickle; from defensemble_export import write_files; plan = pickle.loads(Path({str(tmp_path / 'plan')!r}).read_bytes())"
     statuses = killed_at_each_rename(old, tmp_path, prepare=plan + parent, act="write_files(repository, plan)")
     # alpha: two configurations and version 2; gamma; beta: configuration and version 2; the averaging model; the ensemble.
@@ -48,7 +48,7 @@ def test_a_kill_at_any_rename_leaves_a_servable_repository(tmp_path: Path, paren
         assert len(stale) == (1 if status else 0)
         assert not stale or (stale[0].parent == repository.parent) == (not parent)
         assert os.listdir(repository.parent) == ["repository"]
-        write_files(repository, repository_plan(repository, members, replace=True))
+        write_files(repository, planned_files(repository, members, replace=True))
         assert read_repository(repository).problems == {}
         assert [name for name, _ in read_repository(repository).models["ensemble"].members] == ["alpha", "beta", "gamma"]
 

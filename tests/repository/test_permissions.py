@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from defensemble.ensembles import EditFailedError, Ensembles
-from defensemble_export import repository_plan, write_files, write_profile
+from defensemble_export import planned_files, write_files, write_profile
 from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_repository.lock import locked
 from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging
@@ -32,7 +32,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     ensembles.weight("ensemble", {"beta": 3.0})
     ensembles.rollback(name="ensemble")
     ensembles.check()
-    ensembles.prune(keep=0)
+    ensembles.prune(keep_edits=0)
     write_profile(repository, "gpu")
 
 
@@ -88,10 +88,10 @@ def test_an_owner_without_write_access_to_the_parent_can_edit_and_export(place: 
     with unprivileged():
         check_writable(repository)
         Ensembles(repository).weight("ensemble", {"beta": 3.0})
-        write_files(repository, repository_plan(repository, [tiny.member("gamma", 3)], ensemble=None))
+        write_files(repository, planned_files(repository, [tiny.member("gamma", 3)], ensemble=None))
         write_profile(repository, "gpu")
         Ensembles(repository).remove("ensemble", ["alpha"])
-        Ensembles(repository).prune(keep=0)
+        Ensembles(repository).prune(keep_edits=0)
         assert [member.model for member in Ensembles(repository).declared("ensemble").members] == ["beta"]
     place.chmod(0o755)
     assert os.listdir(place) == ["repository"]

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from defensemble_repository.errors import ManifestError
 from defensemble_repository.names import MANIFEST_FILE
-from defensemble_repository.plan_manifest import Manifest, Profile, manifest_from_bytes, read_manifest
+from defensemble_repository.plan_manifest import Manifest, OptimizationProfile, manifest_from_bytes, read_manifest
 from tests.support.facts import raises
 
 MANIFEST = Manifest(
@@ -22,7 +22,7 @@ MANIFEST = Manifest(
     driver="570.124.06",
     onnx_sha256="a" * 64,
     plan_sha256="b" * 64,
-    profile=Profile((1, 3, 32, 32), (16, 3, 32, 32), (64, 3, 32, 32)),
+    profile=OptimizationProfile((1, 3, 32, 32), (16, 3, 32, 32), (64, 3, 32, 32)),
     precision="fp16",
     version_compatible=False,
     hardware_compatible=True,
@@ -60,7 +60,7 @@ def test_every_manifest_is_read_back(
         tensorrt=version,
         gpu=gpu,
         onnx_sha256=digest,
-        profile=Profile(*((size, 1, 2, 3) for size in batch)),
+        profile=OptimizationProfile(*((size, 1, 2, 3) for size in batch)),
         workspace_bytes=workspace,
         version_compatible=version_compatible,
     )

@@ -60,7 +60,7 @@ def test_a_member_that_triton_refuses_is_the_reason_of_its_ensemble(repository: 
 
 def test_a_reason_that_is_only_in_tritons_log_is_reported(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As where a rule is missing: judged for a container, which may have this agent.
-    monkeypatch.setattr("defensemble_server.process.launch.target_of", lambda name: DOCKER)
+    monkeypatch.setattr("defensemble_server.process.launch.target_from_runtime", lambda name: DOCKER)
     tiny.write_repository(repository, {"gamma": 3}, ensemble=None)
     with (repository / "gamma/config.pbtxt").open("a") as file:
         file.write('model_repository_agents { agents { name: "checksum" } }\n')

@@ -19,7 +19,7 @@ from defensemble_export import write_profile
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.profile_digest import DIGEST_PARAMETER
 from defensemble_server import NotServableError, PlanError, ServeOptions, serve
-from defensemble_server.profiles import check_gpu, check_profile, engine_caches, profiles_of
+from defensemble_server.profiles import check_gpu, check_profile, engine_caches, models_by_profile
 from defensemble_server.repository import read_repository
 from defensemble_server.runtime.find import CONTAINER, Runtime
 from tests.server.plans.test_compatibility import H100, T4, VALUES
@@ -128,7 +128,7 @@ def test_a_network_that_came_later_is_not_served_otherwise_in_silence(repository
 def test_a_custom_profile_may_cover_some_models_and_the_others_are_reported(repository: Path) -> None:
     write_profile(repository, "cpu")
     (repository / "alpha/configs/cpu.pbtxt").rename(repository / "alpha/configs/mine.pbtxt")
-    assert profiles_of(repository) == {"mine": ["alpha"], "cpu": ["beta"]}
+    assert models_by_profile(repository) == {"mine": ["alpha"], "cpu": ["beta"]}
     messages: list[str] = []
     with serve(repository, replace(FREE, profile="mine"), on_progress=messages.append) as server:
         assert server.problems == {}
@@ -230,7 +230,7 @@ def test_plans_that_fit_the_image_and_the_gpu_are_served(repository: Path, tmp_p
         ("none", "this server has no GPU (there is no nvidia-smi on PATH, so no NVIDIA driver)"),
         ("damaged", "/model.plan.json is damaged"),
         ("no manifest", "the plan has no manifest (model.plan.json)"),
-        ("batch", "max_batch_size is 8, the plan takes at most 4 images"),
+        ("batch", "max_batch_size is 8, but the plan takes at most 4 images"),
     ],
 )
 def test_plans_that_do_not_fit(repository: Path, tmp_path: Path, case: str, facts: str) -> None:

@@ -207,7 +207,7 @@ def _run_edit(case: dict[str, Any], pipe_fd: int) -> None:
     ]
     replicas = [Replica(Path(folder), tuple(of)) for (folder, _), of in zip(case["targets"], clients, strict=True)]
     ensembles = Ensembles.over(
-        replicas, on_progress=progress.append, on_warning=warnings.append, wait_s=case.get("wait_s", 60.0), drain_s=5.0
+        replicas, on_progress=progress.append, on_warning=warnings.append, wait_s=case.get("wait_s", 60.0), idle_timeout_s=5.0
     )
     later = {int(at): _fault_function(case, fault) for at, fault in case.get("later", {}).items()}
     _steps = Steps(case["at"], case["kinds"], _fault_function(case, case["fault"]), pipe_fd, lasts=case.get("lasts", False), later=later)
@@ -221,7 +221,7 @@ def _run_edit(case: dict[str, Any], pipe_fd: int) -> None:
         _steps = None
         outcome |= {"error": type(error).__name__, "text": str(error)}
         if isinstance(error, EditFailedError):
-            outcome |= {"step": error.step, "why": error.why, "put_back": error.put_back}
+            outcome |= {"step": error.step, "why": error.reason, "put_back": error.restore_report}
     _steps = None
     os.write(pipe_fd, f"{json.dumps({'outcome': outcome})}\n".encode())
 

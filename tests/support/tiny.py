@@ -81,20 +81,20 @@ def write_repository(
     max_batch_size: int = 8,
 ) -> Path:
     """A repository of linear members (name to seed; by default `alpha` 1 and `beta` 2) and an ensemble of them."""
-    from defensemble_export import repository_plan, write_files
+    from defensemble_export import planned_files, write_files
 
     seeds = seeds or {"alpha": 1, "beta": 2}
     members = [member(name, seed) for name, seed in seeds.items()]
-    write_files(folder, repository_plan(folder, members, ensemble=ensemble, average=average, weights=weight, max_batch_size=max_batch_size))
+    write_files(folder, planned_files(folder, members, ensemble=ensemble, average=average, weights=weight, max_batch_size=max_batch_size))
     return folder
 
 
 def write_second_version(folder: Path, name: str, seed: int) -> None:
     """Export the next version of a member of `write_repository`; the ensemble keeps the one that it pins."""
-    from defensemble_export import ExportedMember, repository_plan, write_files
+    from defensemble_export import ExportedMember, planned_files, write_files
 
     new = ExportedMember(name, linear_onnx(seed), SHAPE, len(CLASSES), CLASSES, f"new-digest-of-{name}")
-    write_files(folder, repository_plan(folder, [new], ensemble=None, replace=True))
+    write_files(folder, planned_files(folder, [new], ensemble=None, replace=True))
 
 
 def content(folder: Path) -> dict[str, bytes | None]:

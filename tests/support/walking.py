@@ -166,7 +166,7 @@ class Stage:
         """Return a new editor of all repositories, whose warnings are recorded."""
         self.warnings = []
         replicas = [Replica(folder, (client,)) for folder, client in zip(self.folders, self.clients, strict=True)]
-        return Ensembles.over(replicas, on_warning=self.warnings.append, drain_s=5.0)
+        return Ensembles.over(replicas, on_warning=self.warnings.append, idle_timeout_s=5.0)
 
     def tidy(self) -> None:
         """Start an edit that is refused; before that, it recovers interrupted edits and removes their leftovers."""

@@ -27,10 +27,10 @@ Weights = Mapping[str, float]
 
 def write_world(folder: Path) -> Path:
     """Write `a`, `b` at two versions, `c` and `d`, and the ensemble `ensemble` of `a`, `b@1` and `c`, each with weight 1."""
-    from defensemble_export import repository_plan, write_files
+    from defensemble_export import planned_files, write_files
 
     tiny.write_repository(folder, {"a": 1, "b": 2, "c": 3})
-    write_files(folder, repository_plan(folder, [tiny.member("d", 4)], ensemble=None, max_batch_size=8))
+    write_files(folder, planned_files(folder, [tiny.member("d", 4)], ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "b", 22)
     return folder
 

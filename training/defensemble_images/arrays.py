@@ -45,7 +45,7 @@ class StoredArray:
     dtype: np.dtype[Any]  # never Python objects
     fortran_order: bool  # whether the first axis varies fastest in the file
     path: Path
-    member: str | None  # entry of the `.npz` file; None for a `.npy` file
+    entry: str | None  # entry of the `.npz` file; None for a `.npy` file
     offset: int  # bytes before the data
 
     @property
@@ -122,7 +122,7 @@ class StoredArray:
         shape = self.shape[::-1] if self.fortran_order else self.shape
         row = math.prod(shape[1:])
         step = max(1, _CHUNK_BYTES // max(1, row * self.dtype.itemsize))
-        with _translated_errors(self.path, self.where), _open_stream(self.path, self.member) as stream:
+        with _translated_errors(self.path, self.where), _open_stream(self.path, self.entry) as stream:
             _read_exactly(stream, self.offset)
             for start in range(0, shape[0], step):
                 count = min(step, shape[0] - start)
@@ -182,7 +182,7 @@ def npz_arrays(path: Path, required: Sequence[str], optional: Sequence[str] = ()
     return arrays
 
 
-def _read_header(stream: IO[bytes], where: str, path: Path, member: str | None, size: int) -> StoredArray:
+def _read_header(stream: IO[bytes], where: str, path: Path, entry: str | None, size: int) -> StoredArray:
     head = io.BytesIO(stream.read(_MAX_HEADER_BYTES))  # a longer header is damaged
     version = np.lib.format.read_magic(head)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
@@ -191,7 +191,7 @@ def _read_header(stream: IO[bytes], where: str, path: Path, member: str | None, 
     shape, fortran_order, dtype = read(head)
     if dtype.hasobject:
         raise ImagesError(f"{where} holds Python objects, which are not read (pickles can run programs). Save a numeric array.")
-    array = StoredArray(where, shape, dtype, fortran_order, path, member, head.tell())
+    array = StoredArray(where, shape, dtype, fortran_order, path, entry, head.tell())
     expected = array.offset + dtype.itemsize * math.prod(shape)
     if min(shape, default=0) < 0 or expected > size:
         raise ImagesError(f"{where} is truncated or damaged: it has {size:,} bytes, but its header states {expected:,}")
@@ -230,12 +230,12 @@ def _translated_errors(path: Path, where: str) -> Iterator[None]:
 
 
 @contextmanager
-def _open_stream(path: Path, member: str | None) -> Iterator[IO[bytes]]:
-    if member is None:
+def _open_stream(path: Path, entry: str | None) -> Iterator[IO[bytes]]:
+    if entry is None:
         with path.open("rb") as stream:
             yield stream
     else:
-        with ZipFile(path) as archive, archive.open(member) as stream:
+        with ZipFile(path) as archive, archive.open(entry) as stream:
             yield stream
 
 

@@ -70,7 +70,15 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Preprocessing:
-        """Read the result of `to_json`. See `from_values`."""
+        """Read the result of `to_json`.
+
+        Args:
+            text: The JSON text.
+            where: What holds it, for errors.
+
+        Raises:
+            ImagesError: See `from_values`.
+        """
         try:
             values: object = json.loads(text)
         except (ValueError, RecursionError):
@@ -78,7 +86,13 @@ class Preprocessing:
         return cls.from_values(values, where)
 
     def fit(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """Resize an image of mode L, RGB, RGBa or F to a size in pixels."""
+        """Resize an image.
+
+        Args:
+            image: An image of mode L, RGB, RGBa or F.
+            width: Width of the result in pixels.
+            height: Height of the result in pixels.
+        """
         from PIL import Image
 
         if image.size == (width, height):

@@ -160,7 +160,7 @@ def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
     """Return the images if the model accepts them: float32 (N, C, H, W) in [0, 1], 1 <= N <= the largest batch.
 
     Raises:
-        InputError: It does not.
+        InputError: The model does not accept the images.
     """
     shape = tuple(size if size > 0 else None for size in info.image_shape)
     problem = image_problem(images, shape=shape, consumer=f"model {info.name!r}")

@@ -128,13 +128,34 @@ class Transport(Protocol):
         """The server's URL, for messages."""
 
     def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
-        """Run a model. Numeric outputs are arrays of their own type; strings are object arrays of bytes."""
+        """Run a model.
+
+        Args:
+            model: Name of the model.
+            inputs: The inputs by name.
+            outputs: The outputs to request.
+            timeout_s: Timeout in seconds.
+            version: The version; None for the server's choice.
+
+        Returns:
+            The outputs by name. Numeric outputs are arrays of their own type; strings are object arrays of bytes.
+        """
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
-        """Return the metadata of a model. Every caller may read it."""
+        """Return the metadata of a model. Every caller may read it.
+
+        Args:
+            model: Name of the model.
+            timeout_s: Timeout in seconds.
+        """
 
     def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
         """Return the model's configuration as the JSON form of Triton's `ModelConfig` (field names as in `config.pbtxt`).
+
+        Args:
+            model: Name of the model.
+            timeout_s: Timeout in seconds.
+            version: The version; None for the server's choice.
 
         Raises:
             ForbiddenError: The server restricts configurations, and no admin key or a wrong one was sent.
@@ -156,6 +177,10 @@ class Transport(Protocol):
 
         After it rejected a model, the server may report success for a second attempt: check `repository_index` for what is loaded.
 
+        Args:
+            model: Name of the model.
+            timeout_s: Timeout in seconds.
+
         Raises:
             ForbiddenError: The server requires its admin key.
             RequestRefusedError: The server rejects the model, or its model control mode does not allow loading. The text quotes the server.
@@ -164,6 +189,10 @@ class Transport(Protocol):
 
     def unload_model(self, model: str, timeout_s: float) -> None:
         """Unload a model and the ensembles that need it, after running requests finish. Unloading an unloaded model is no error.
+
+        Args:
+            model: Name of the model.
+            timeout_s: Timeout in seconds.
 
         Raises:
             ForbiddenError: The server requires its admin key.

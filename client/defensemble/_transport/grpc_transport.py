@@ -117,7 +117,7 @@ class GrpcTransport(Transport):
         response = self._call(self._stub.ModelInfer, request, timeout_s, "run model", model)
         context = call_context(self._url, "run model", model)
         if len(response.raw_output_contents) != len(response.outputs):
-            reason = f"the response has {len(response.outputs)} outputs and the data of {len(response.raw_output_contents)}"
+            reason = f"the response has {len(response.outputs)} outputs, but data for {len(response.raw_output_contents)}"
             raise service_error(ServerFailedError, context, reason)
         return {
             output.name: array_from_wire(output.datatype, tuple(output.shape), content, context)

@@ -191,7 +191,7 @@ class _Connection:
         try:
             content = memoryview(bytearray(length))
         except MemoryError as error:
-            raise ProtocolError(f"a response of {length} bytes, for which there is not enough memory here") from error
+            raise ProtocolError(f"a response of {length} bytes, which does not fit into the free memory") from error
         content[:position] = self._buffer
         self._buffer = b""
         while position < length:

@@ -218,7 +218,7 @@ class HttpTransport(Transport):
             place = None if location is None else redact_key(location.decode("latin-1"), self._admin_key)
             raise error_from_redirect(response.status, place, context, f"{self._url}{target}")
         if response.status == 200 and _is_html(response):
-            reason = f"the response is a web page and not of the KServe protocol: {_error_text(response, self._admin_key)!r}"
+            reason = f"the response is a web page, not a KServe response: {_error_text(response, self._admin_key)!r}"
             raise service_error(ServerFailedError, context, reason, {ServerFailedError: _NOT_TRITON_HINT})
         return response
 
@@ -229,7 +229,7 @@ def _path(model: str, version: int | None = None) -> str:
 
 
 # The JSON part is the same in most requests and responses of a model. Caching it saves 25 us of a call of 460: encoding and decoding are
-# slow right after a call, when the processor's caches hold nothing of json.
+# slow right after a call, when the code of json is not in the processor's caches.
 @lru_cache(maxsize=256)
 def _encode_head(inputs: tuple[tuple[str, tuple[int, ...]], ...], outputs: tuple[OutputRequest, ...]) -> bytes:
     tensors = [

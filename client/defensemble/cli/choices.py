@@ -17,7 +17,7 @@ DROPS = ("spatial_dropout", "drop_block")
 # Training: defensemble_training.
 PRESETS = ("fast", "paper")
 SCHEDULES = ("one-cycle", "steps")
-KEPT_WEIGHTS = ("last", "best")
+WEIGHT_SELECTIONS = ("last", "best")
 DEVICES = ("auto", "cpu", "gpu")
 TRAINING_PRECISIONS = ("fp32", "bf16")
 ATTACKS = (

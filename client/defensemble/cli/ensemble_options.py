@@ -70,8 +70,8 @@ edit_options = with_options(
             "--load-timeout", "load_timeout_s", type=_SECONDS, metavar="SECONDS", default=300.0, help="Timeout for loading a model."
         ),
         click.option(
-            "--drain",
-            "drain_s",
+            "--idle-timeout",
+            "idle_timeout_s",
             type=_SECONDS,
             metavar="SECONDS",
             default=10.0,

@@ -1,4 +1,4 @@
-"""SIGINT once a command has something to clean up."""
+"""Handle SIGINT in commands that have something to clean up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words that run this command line again, since not every user has the environment's `bin` on PATH."""
+"""The commands that messages suggest: not every user has the environment's `bin` on PATH."""
 
 from __future__ import annotations
 

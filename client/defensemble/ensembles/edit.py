@@ -51,7 +51,7 @@ class EditRunner:
     Args:
         targets: The repositories and their servers.
         wait_s: How long to wait for another edit to finish.
-        drain_s: How long to wait for a model to become idle before it is unloaded.
+        idle_timeout_s: How long to wait for a model to become idle before it is unloaded.
         on_progress: Receives each step.
         on_warning: Receives problems that did not stop the edit.
     """
@@ -61,13 +61,13 @@ class EditRunner:
         targets: Sequence[EditTarget],
         *,
         wait_s: float,
-        drain_s: float,
+        idle_timeout_s: float,
         on_progress: Callable[[str], None],
         on_warning: Callable[[str], None],
     ) -> None:
         self.targets = list(targets)
         self._wait_s = wait_s
-        self._drain_s = drain_s
+        self._idle_timeout_s = idle_timeout_s
         self._on_progress = on_progress
         self.on_warning = on_warning
 
@@ -102,7 +102,7 @@ class EditRunner:
             if dry_run or not is_needed:
                 return Applied(request.name, None, changes, remarks, urls, loads, seconds=timings.seconds, dry_run=dry_run)
             edit = prepare_journals(request, target_edits, baselines, message) if checked.changes_ensemble else None
-            execution = EditExecution(target_edits, edit, timings, self._on_progress, self.on_warning, self._drain_s)
+            execution = EditExecution(target_edits, edit, timings, self._on_progress, self.on_warning, self._idle_timeout_s)
             execution.execute()
         timings.seconds["total"] = time.perf_counter() - start
         return Applied(

@@ -50,7 +50,7 @@ class Ensembles:
             folder each, see `Ensembles.over`.
         wait_s: How long to wait for another edit to finish.
         load_timeout_s: How long a server may take to load a model.
-        drain_s: How long to wait for a model to become idle before it is unloaded.
+        idle_timeout_s: How long to wait for a model to become idle before it is unloaded.
         on_progress: Receives each step.
         on_warning: Receives warnings, such as the recovery of an interrupted edit.
 
@@ -70,13 +70,13 @@ class Ensembles:
         *,
         wait_s: float = 60.0,
         load_timeout_s: float = 300.0,
-        drain_s: float = 10.0,
+        idle_timeout_s: float = 10.0,
         on_progress: Callable[[str], None] = lambda text: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> None:
         clients = () if client is None else (client,) if isinstance(client, Client) else tuple(client)
         targets = _targets([Replica(Path(repository), clients)], load_timeout_s, on_progress)
-        self._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, on_progress=on_progress, on_warning=on_warning)
+        self._runner = EditRunner(targets, wait_s=wait_s, idle_timeout_s=idle_timeout_s, on_progress=on_progress, on_warning=on_warning)
 
     @classmethod
     def over(
@@ -85,7 +85,7 @@ class Ensembles:
         *,
         wait_s: float = 60.0,
         load_timeout_s: float = 300.0,
-        drain_s: float = 10.0,
+        idle_timeout_s: float = 10.0,
         on_progress: Callable[[str], None] = lambda text: None,
         on_warning: Callable[[str], None] = lambda text: None,
     ) -> Ensembles:
@@ -95,7 +95,7 @@ class Ensembles:
             replicas: The folders and their servers.
             wait_s: How long to wait for another edit to finish.
             load_timeout_s: How long a server may take to load a model.
-            drain_s: How long to wait for a model to become idle before it is unloaded.
+            idle_timeout_s: How long to wait for a model to become idle before it is unloaded.
             on_progress: Receives each step.
             on_warning: Receives warnings, such as the recovery of an interrupted edit.
 
@@ -104,7 +104,7 @@ class Ensembles:
         """
         new = cls.__new__(cls)
         targets = _targets(replicas, load_timeout_s, on_progress)
-        new._runner = EditRunner(targets, wait_s=wait_s, drain_s=drain_s, on_progress=on_progress, on_warning=on_warning)
+        new._runner = EditRunner(targets, wait_s=wait_s, idle_timeout_s=idle_timeout_s, on_progress=on_progress, on_warning=on_warning)
         return new
 
     def __repr__(self) -> str:
@@ -226,43 +226,80 @@ class Ensembles:
         return self._runner.run(request, message=message, dry_run=dry_run)
 
     def remove(self, name: str, members: Sequence[str], *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Remove `members` (`MODEL` or `MODEL@VERSION`) from an ensemble; their files stay."""
+        """Remove members from an ensemble; their files stay.
+
+        Args:
+            name: The ensemble.
+            members: The members, as `MODEL` or `MODEL@VERSION`.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import RemoveMembers
 
         return self._runner.run(RemoveMembers(name, _names(members)), message=message, dry_run=dry_run)
 
     def delete(self, name: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Take an ensemble out of service and delete its folder; its members stay, and a rollback restores it."""
+        """Take an ensemble out of service and delete its folder; its members stay, and a rollback restores it.
+
+        Args:
+            name: The ensemble.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import DeleteEnsemble
 
         return self._runner.run(DeleteEnsemble(name), message=message, dry_run=dry_run)
 
     def weight(self, name: str, weights: Mapping[str, float], *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Change the weights of members (`MODEL` or `MODEL@VERSION`); weights are finite, above 0, and relative to each other."""
+        """Change the weights of members.
+
+        Args:
+            name: The ensemble.
+            weights: The new weights by member (`MODEL` or `MODEL@VERSION`): finite, above 0, and relative to each other.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import SetWeights
 
         return self._runner.run(SetWeights(name, dict(weights)), message=message, dry_run=dry_run)
 
     def average(self, name: str, average: str, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Average `"probabilities"` or `"logits"`."""
+        """Change what an ensemble averages.
+
+        Args:
+            name: The ensemble.
+            average: `"probabilities"` or `"logits"`.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
+        """
         from defensemble_export.editing import SetAverage
 
         return self._runner.run(SetAverage(name, average), message=message, dry_run=dry_run)
 
-    def apply(self, wanted: Ensemble, *, message: str | None = None, dry_run: bool = False) -> Applied:
-        """Create the ensemble `wanted`, or change the existing one into it; replicas that differ are made equal.
+    def apply(self, ensemble: Ensemble, *, message: str | None = None, dry_run: bool = False) -> Applied:
+        """Create an ensemble, or change the existing one of that name into it; replicas that differ are made equal.
 
         `defensemble_export.editing.read_declaration` reads an ensemble from YAML. Nothing happens if nothing differs.
+
+        Args:
+            ensemble: The ensemble.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
         """
         from defensemble_export.editing import ApplyDeclaration
 
-        return self._runner.run(ApplyDeclaration(wanted), message=message, dry_run=dry_run)
+        return self._runner.run(ApplyDeclaration(ensemble), message=message, dry_run=dry_run)
 
     def reload(self, name: str | None = None, *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
         """Apply hand edits of the configurations of one ensemble, or of all.
 
         An averaging model whose parameters were edited is generated again under its new name, two averaging models of an earlier version
         are replaced by one, and the servers load everything that changed, including members.
+
+        Args:
+            name: The ensemble; None for all.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edit.
         """
         from defensemble_export.editing import Reload
 
@@ -312,11 +349,11 @@ class Ensembles:
         """
         return roll_back(self._runner, count, name=name, to=to, message=message, dry_run=dry_run)
 
-    def prune(self, *, keep: int = 10, dry_run: bool = False) -> list[Prunable]:
+    def prune(self, *, keep_edits: int = 10, dry_run: bool = False) -> list[Prunable]:
         """Delete former members and averaging models that no ensemble uses.
 
         Args:
-            keep: The number of edits of each ensemble that can still be rolled back; the models that they need are kept.
+            keep_edits: The number of edits of each ensemble that can still be rolled back; the models that they need are kept.
             dry_run: Whether to only list what would be deleted.
 
         Returns:
@@ -325,7 +362,7 @@ class Ensembles:
         Raises:
             ServiceError, defensemble_repository.errors.RepositoryError, OSError: Nothing was deleted.
         """
-        return prune(self._runner, keep=keep, dry_run=dry_run)
+        return prune(self._runner, keep_edits=keep_edits, dry_run=dry_run)
 
 
 def _names(members: Sequence[str]) -> tuple[str, ...]:

@@ -26,13 +26,13 @@ class EditRefusedError(DefensembleError, ValueError):
         ...     print(error.findings)
     """
 
-    def __init__(self, what: str, findings: Sequence[str]) -> None:
-        super().__init__(what, findings)
+    def __init__(self, summary: str, findings: Sequence[str]) -> None:
+        super().__init__(summary, findings)
         self.findings = tuple(findings)
-        self._what = what
+        self._summary = summary
 
     def __str__(self) -> str:
-        return "\n".join([f"{self._what}, nothing was changed:", *(f"- {finding}" for finding in self.findings)])
+        return "\n".join([f"{self._summary}, nothing was changed:", *(f"- {finding}" for finding in self.findings)])
 
 
 class EditOvertakenError(DefensembleError):
@@ -44,21 +44,21 @@ class EditFailedError(DefensembleError):
 
     Attributes:
         step: The step that failed.
-        why: The reason.
-        put_back: For each repository and server, whether its old state was restored.
+        reason: The reason.
+        restore_report: For each repository and server, whether its old state was restored.
 
     Example:
         >>> try:
         ...     ensembles.add("ensemble", ["keep0.1"])
         ... except EditFailedError as error:
-        ...     print(error.step, error.why)
+        ...     print(error.step, error.reason)
     """
 
-    def __init__(self, step: str, why: str, put_back: Sequence[str]) -> None:
-        super().__init__(step, why, put_back)
+    def __init__(self, step: str, reason: str, restore_report: Sequence[str]) -> None:
+        super().__init__(step, reason, restore_report)
         self.step = step
-        self.why = why
-        self.put_back = tuple(put_back)
+        self.reason = reason
+        self.restore_report = tuple(restore_report)
 
     def __str__(self) -> str:
-        return "\n".join([f"the edit failed at the step '{self.step}': {self.why}", *(f"- {line}" for line in self.put_back)])
+        return "\n".join([f"the edit failed at the step '{self.step}': {self.reason}", *(f"- {line}" for line in self.restore_report)])

@@ -50,7 +50,7 @@ class EditExecution:
         timings: Receives the durations.
         on_progress: Receives each step.
         on_warning: Receives a message if the edit is interrupted.
-        drain_s: How long to wait for a model to become idle before it is unloaded.
+        idle_timeout_s: How long to wait for a model to become idle before it is unloaded.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class EditExecution:
         timings: Timings,
         on_progress: Callable[[str], None],
         on_warning: Callable[[str], None],
-        drain_s: float,
+        idle_timeout_s: float,
     ) -> None:
         self._target_edits = list(target_edits)
         self._edit = edit
         self._timings = timings
         self._on_progress = on_progress
         self._on_warning = on_warning
-        self._drain_s = drain_s
+        self._idle_timeout_s = idle_timeout_s
         self._step = ""
         self._ignored: list[str] = []  # models that servers loaded without reading the new files
         self._recorded: set[Path] = set()  # repositories whose history may contain the edit
@@ -290,7 +290,7 @@ class EditExecution:
         with self._timings.of("drain"):
             # Only networks of the old ensemble: others may be served on their own.
             unused = unused_models(target_edit.repository, server, target_edit.unload_candidates[server.url], include_averaging=True)
-            busy = server.wait_until_idle(unused, self._drain_s) if unused else []
+            busy = server.wait_until_idle(unused, self._idle_timeout_s) if unused else []
         for model in unused:
             if model not in busy:
                 self._start_step(f"unload {model} from {server.url}")
@@ -301,7 +301,7 @@ class EditExecution:
                     unloaded.append(model)
         for model in busy:
             self.still_loaded[f"{model} on {server.url}"] = (
-                f"it was not idle within {self._drain_s:g} s; check whether a client calls it by its own name"
+                f"it was not idle within {self._idle_timeout_s:g} s; check whether a client calls it by its own name"
             )
 
     def _restore_old_state(self) -> list[str]:

@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from defensemble_export.editing import Prunable
 
 
-def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
+def prune(runner: EditRunner, *, keep_edits: int, dry_run: bool) -> list[Prunable]:
     """Delete unused models from all targets; see `Ensembles.prune`.
 
     Models that a server still runs in an ensemble are kept, even if no ensemble on disk uses them.
 
     Args:
         runner: The targets.
-        keep: The number of edits of each ensemble that can still be rolled back, at least 0.
+        keep_edits: The number of edits of each ensemble that can still be rolled back, at least 0.
         dry_run: Whether to only list what would be deleted.
 
     Raises:
-        InputError: `keep` is below 0.
+        InputError: `keep_edits` is below 0.
     """
-    from defensemble_export.editing import prune_files, prune_plan
+    from defensemble_export.editing import find_prunable, prune_files
 
-    if keep < 0:
-        raise InputError(f"keep must be 0 or more edits, got {keep}")
+    if keep_edits < 0:
+        raise InputError(f"keep_edits must be 0 or more edits, got {keep_edits}")
     items: list[Prunable] = []
     with runner.locked_and_recovered(writes=not dry_run):
         by_target = []
@@ -40,7 +40,7 @@ def prune(runner: EditRunner, *, keep: int, dry_run: bool) -> list[Prunable]:
             used: set[str] = set()
             for server in target.servers:
                 used |= repeat_after_restart([server], partial(_used_members, server))
-            by_target.append(prune_plan(target.repository, keep=keep, also_used=used, on_progress=runner.on_warning))
+            by_target.append(find_prunable(target.repository, keep_edits=keep_edits, also_used=used, on_progress=runner.on_warning))
             items += by_target[-1]
         if dry_run:
             return items

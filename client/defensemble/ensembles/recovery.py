@@ -49,19 +49,19 @@ def recover(targets: Sequence[EditTarget], group: Sequence[Path], on_progress: C
     all_journals = [journal for repository in group if (journal := read_journal(repository)) is not None]
     for edit in {journal.edit.id: journal.edit for journal in all_journals}.values():
         journals = [journal for journal in all_journals if journal.edit.id == edit.id]
-        what = f"an interrupted edit ({edit.action} '{edit.ensemble}', {edit.time}, by {edit.who}: {'; '.join(edit.changes)})"
+        description = f"an interrupted edit ({edit.action} '{edit.ensemble}', {edit.time}, by {edit.who}: {'; '.join(edit.changes)})"
         is_recorded = any(other.id == edit.id for folder in _reachable(journals) for other in read_history(folder))
         is_everywhere = len(journals) == len(_edit_group(journals))  # counted, because a folder can have several paths
         finishes = is_recorded or (is_everywhere and all(journal.is_applied for journal in journals))
         missing = sorted(other for other in _edit_group(journals) if not Path(other).is_dir())
         if missing and not is_recorded and not is_everywhere and any(journal.is_applied for journal in journals):
             raise InputError(
-                f"found {what}, but {', '.join(missing)} cannot be reached, so it is unknown whether the edit was applied there. Make it "
-                f"reachable or, if it no longer exists, move {journals[0].repository / 'pending-edit.json'} away and declare the ensemble "
-                "that you want (`defensemble ensemble apply FILE`)"
+                f"found {description}, but {', '.join(missing)} cannot be reached, so it is unknown whether the edit was applied there. "
+                f"Make it reachable or, if it no longer exists, move {journals[0].repository / 'pending-edit.json'} away and declare the "
+                "ensemble that you want (`defensemble ensemble apply FILE`)"
             )
         refused = any(journal.is_rolled_back for journal in journals)
-        on_progress(f"found {what}; {'finishing' if finishes else 'undoing'} it")
+        on_progress(f"found {description}; {'finishing' if finishes else 'undoing'} it")
         if finishes:
             try:
                 _reconcile_servers(targets, journals)

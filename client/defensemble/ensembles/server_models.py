@@ -31,7 +31,7 @@ from .._transport.error_mapping import call_context, service_error
 from .local_servers import find_local_server, may_restart
 
 _POLL_S = 0.02
-# How long to wait for a lost server to answer again. The guard of `serve` restarts a server in about a second.
+# How long to wait for a server that no longer answers. The guard of `serve` restarts a server in about a second.
 RESTART_WAIT_S = 5.0
 # How long a model must have had no requests to count as idle.
 _IDLE_S = 0.05
@@ -46,7 +46,7 @@ class ModelServer:
     Args:
         client: A client of the server that may load and unload models; its timeout applies to all calls except loads.
         load_timeout_s: The timeout of loads.
-        on_progress: Receives a message when the server is lost and waited for.
+        on_progress: Receives a message when an edit waits for a server that no longer answers.
     """
 
     def __init__(self, client: Client, *, load_timeout_s: float, on_progress: Callable[[str], None] = lambda text: None) -> None:
@@ -66,7 +66,7 @@ class ModelServer:
         return self._transport.url
 
     def wait_until_back(self) -> bool:
-        """Wait for a lost server that may be restarting; return whether it answers again within `RESTART_WAIT_S`.
+        """Wait for a server that no longer answers and may be restarting; return whether it answers again within `RESTART_WAIT_S`.
 
         Triton listens once its models are loaded. A server on this machine that will not be restarted is not waited for.
         """
@@ -185,8 +185,8 @@ class ModelServer:
 
     def _other_folder_error(self, verb: str, model: str, reason: str) -> ServiceError:
         fix = "Name the folder that it serves: --repository FOLDER, or --replica URL=FOLDER if each server has its own."
-        what = call_context(self.url, f"{verb} model", model)
-        return service_error(ServerFailedError, what, f"{reason}: it reads another folder", {ServerFailedError: fix})
+        context = call_context(self.url, f"{verb} model", model)
+        return service_error(ServerFailedError, context, f"{reason}: it reads another folder", {ServerFailedError: fix})
 
     def infer(
         self, model: str, inputs: Mapping[str, NDArray[np.float32]], outputs: Sequence[str], version: int | None = None
@@ -201,13 +201,13 @@ class ModelServer:
         """
         requests = [OutputRequest(name) for name in outputs]
         response = self._transport.infer(model, inputs, requests, self._timeout_s, version=version)
-        what = call_context(self.url, "run model", model)
+        context = call_context(self.url, "run model", model)
         missing = [name for name in outputs if name not in response]
         if missing:
-            raise service_error(ServerFailedError, what, f"its response has no output {', '.join(missing)}")
+            raise service_error(ServerFailedError, context, f"its response has no output {', '.join(missing)}")
         not_finite = [name for name in outputs if not np.isfinite(response[name]).all()]
         if not_finite:
-            raise service_error(ServerFailedError, what, f"{', '.join(not_finite)} has values that are not finite")
+            raise service_error(ServerFailedError, context, f"{', '.join(not_finite)} has values that are not finite")
         return {name: response[name].astype(np.float64) for name in outputs}
 
     def infer_all(

@@ -95,12 +95,12 @@ def tolerance_for(configs: Sequence[Mapping[str, Any]], versions: Sequence[int])
 def _compare(
     server: ModelServer, model: str, actual: Mapping[str, Array], expected: Mapping[str, Array], tolerance: float, reference: str
 ) -> None:
-    what = call_context(server.url, "run model", model)
+    context = call_context(server.url, "run model", model)
     for output, values in actual.items():
         expected_values = expected[output]
         if values.shape != expected_values.shape:
-            raise service_error(ServerFailedError, what, f"{output} has the shape {values.shape}, expected {expected_values.shape}")
+            raise service_error(ServerFailedError, context, f"{output} has the shape {values.shape}, expected {expected_values.shape}")
         difference, scale = largest_difference(values, expected_values), difference_scale(expected_values)  # an entropy can be above 1
         if difference > tolerance:
             reason = f"{output} differs by {difference * scale:.3g} from {reference}, expected at most {tolerance * scale:.3g}"
-            raise service_error(ServerFailedError, what, reason)
+            raise service_error(ServerFailedError, context, reason)

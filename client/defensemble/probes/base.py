@@ -80,6 +80,10 @@ class TargetRunner:
     def predict(self, name: str, images: NDArray[np.float32]) -> NDArray[np.intp] | None:
         """Return the classes (n,) that a target assigns to images, or None if the target has failed (see `failures`).
 
+        Args:
+            name: Name of the target.
+            images: float32 (n, C, H, W) in [0, 1].
+
         Raises:
             InputError: The target does not accept these images, or does not return one class for each.
         """

@@ -30,13 +30,13 @@ def check_writable(path: Path) -> None:
             file.write(bytes(_TYPICAL_RESULT_BYTES))
 
 
-def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -> Path | None:
+def write_result(path: Path, result: Mapping[str, Any], *, keep_earlier: bool = False) -> Path | None:
     """Write a result as JSON, durably and atomically. Returns the path of a kept earlier file, or None.
 
     Args:
         path: Path of the file.
         result: Values for JSON.
-        keep: Keep an earlier file as `NAME.1.json` (or the next free number).
+        keep_earlier: Keep an earlier file as `NAME.1.json` (or the next free number).
 
     Raises:
         OSError: The file cannot be written. The error names `path`, and nothing is left behind.
@@ -50,7 +50,7 @@ def write_result(path: Path, result: Mapping[str, Any], *, keep: bool = False) -
         try:
             temporary.write_bytes(content)
             sync([temporary])  # if this fails, the earlier file must keep its name
-            earlier = _keep_earlier(path) if keep else None
+            earlier = _keep_earlier(path) if keep_earlier else None
             rename_durably([(temporary, path)])
         finally:
             temporary.unlink(missing_ok=True)

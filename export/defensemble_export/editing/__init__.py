@@ -29,7 +29,7 @@ from .history import (
 from .journal import EditJournal as EditJournal, read_journal as read_journal, remove_stale_temporaries as remove_stale_temporaries
 from .member_info import MemberInfo as MemberInfo, read_member_info as read_member_info
 from .plan import EditPlan as EditPlan, plan_ensemble as plan_ensemble, step_models as step_models, used_models as used_models
-from .pruning import Prunable as Prunable, prune_files as prune_files, prune_plan as prune_plan
+from .pruning import Prunable as Prunable, find_prunable as find_prunable, prune_files as prune_files
 from .requests import (
     AddMembers as AddMembers,
     ApplyDeclaration as ApplyDeclaration,

@@ -210,7 +210,7 @@ class _Declaration:
             self.refuse(node, f"{expected}, got {_kind(node)}")
         version = int(node.value)
         if not 1 <= version <= MAX_VERSION:
-            self.refuse(node, f"{expected}, got {version}; no number stands for the newest version")
+            self.refuse(node, f"{expected}, got {version}; write the number of a version, because none means the newest")
         return version
 
     def weight(self, node: yaml.Node) -> float:

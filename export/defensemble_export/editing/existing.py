@@ -24,7 +24,11 @@ def ensemble_names(files: RepositoryView) -> list[str]:
 
 
 def check_ensemble_exists(repository: Path, name: str) -> None:
-    """Check that `repository` has an ensemble `name`.
+    """Check that a repository has an ensemble.
+
+    Args:
+        repository: The repository.
+        name: The ensemble.
 
     Raises:
         EnsembleError: The name is not valid, or there is no such ensemble.
@@ -42,7 +46,11 @@ def check_ensemble_exists(repository: Path, name: str) -> None:
 
 
 def existing_ensemble(repository: Path, name: str) -> Ensemble:
-    """Read the ensemble `name` from disk.
+    """Read an ensemble from disk.
+
+    Args:
+        repository: The repository.
+        name: The ensemble.
 
     Raises:
         EnsembleError: There is no such ensemble, or it is not wired the way an export wires it.

@@ -47,6 +47,9 @@ class Snapshot:
 
     Raises:
         EnsembleError: The name of an averaging model is not valid, such as a path.
+
+    Example:
+        >>> read_snapshot(RepositoryView(Path("model_repository")), "ensemble").ensemble.members
     """
 
     config: str
@@ -87,8 +90,11 @@ class Edit:
         after: The state after the edit; None if the ensemble was deleted.
 
     Raises:
-        HistoryError: A value has another form than this.
+        HistoryError: A value does not have the form stated above.
         EnsembleError: `ensemble` is not a valid name.
+
+    Example:
+        >>> [(edit.time, edit.action, edit.changes) for edit in read_history(Path("model_repository"))]
     """
 
     id: str
@@ -127,7 +133,7 @@ def new_edit_id() -> str:
 
 
 def current_user() -> str:
-    """Return USER@HOST; a user without a name is given by number."""
+    """Return USER@HOST, with the number of a user who has no name."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container whose user id has no entry; OSError from Python 3.13 on
@@ -136,7 +142,11 @@ def current_user() -> str:
 
 
 def read_snapshot(files: RepositoryView, name: str) -> Snapshot:
-    """Read the state of the ensemble `name`.
+    """Read the state of an ensemble.
+
+    Args:
+        files: The repository.
+        name: The ensemble.
 
     Raises:
         ConfigError, EnsembleError: The ensemble cannot be read, or was not written by this package.
@@ -207,6 +217,10 @@ def append_edit(repository: Path, edit: Edit) -> None:
 
     Existing lines stay byte for byte and are only searched for the edit's id; `read_history` detects damage before an edit.
 
+    Args:
+        repository: The repository.
+        edit: The edit.
+
     Raises:
         HistoryError: A line with the edit's id is damaged.
         OSError: The history cannot be read or written; it may or may not contain the edit.
@@ -225,6 +239,10 @@ def append_edit(repository: Path, edit: Edit) -> None:
 
 def withdraw_edit(repository: Path, edit: Edit) -> None:
     """Remove an edit from the history if it is the last one. Hold `locked` meanwhile.
+
+    Args:
+        repository: The repository.
+        edit: The edit.
 
     Raises:
         HistoryError: The last line is damaged.
@@ -273,10 +291,14 @@ def edit_from_line(line: bytes, where: str) -> Edit:
 
 
 def undoable_edits(history: Sequence[Edit], ensemble: str) -> list[Edit]:
-    """Return the edits of `ensemble` that a rollback can undo, oldest first; the last one is undone first.
+    """Return the edits of an ensemble that a rollback can undo, oldest first; the last one is undone first.
 
     They form a stack. A rollback removes the edits that it undid and is not added itself, so two rollbacks in a row go back two edits.
     Edits after a rollback are added on top of what the rollback left.
+
+    Args:
+        history: All edits of the repository, oldest first.
+        ensemble: The ensemble.
     """
     stack: dict[str, Edit] = {}
     for edit in history:

@@ -43,6 +43,10 @@ class EditJournal:
 
     Raises:
         ValueError: A path leads out of the repository.
+
+    Example:
+        >>> journal = read_journal(Path("model_repository"))
+        >>> journal is None or journal.is_applied
     """
 
     repository: Path

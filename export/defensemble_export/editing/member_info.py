@@ -45,6 +45,10 @@ class MemberInfo:
         exported_n: The number of images of that accuracy.
         exported_images: The images of that accuracy.
         problem: What is missing or damaged.
+
+    Example:
+        >>> (state,) = ensembles.show("ensemble")
+        >>> [(member.info.model, member.info.precision, member.info.problem) for member in state.members]
     """
 
     model: str

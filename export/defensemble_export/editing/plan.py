@@ -34,6 +34,10 @@ class EditPlan:
         averaging: The files of a new averaging model, by path relative to the repository; nothing reads them until `files` change.
         files: The ensemble's own files that change.
         deletes: Whether the ensemble's folder is deleted.
+
+    Example:
+        >>> plan = SetWeights("ensemble", {"keep0.3": 2.0}).plan(Path("model_repository"))
+        >>> plan.changes_files, list(plan.files)
     """
 
     repository: Path

@@ -39,20 +39,23 @@ class Prunable:
     Attributes:
         model: The model's name.
         version: The version; None for the whole model.
-        why: The reason, in words.
+        reason: The reason, in words.
         bytes: The size of its files.
         files: Its files, relative to the repository.
+
+    Example:
+        >>> [(entry.model, entry.version, entry.reason) for entry in find_prunable(Path("model_repository"), keep_edits=10)]
     """
 
     model: str
     version: int | None
-    why: str
+    reason: str
     bytes: int
     files: tuple[str, ...]
 
 
-def prune_plan(
-    repository: Path, *, keep: int, also_used: Collection[str] = (), on_progress: Callable[[str], None] = lambda text: None
+def find_prunable(
+    repository: Path, *, keep_edits: int, also_used: Collection[str] = (), on_progress: Callable[[str], None] = lambda text: None
 ) -> list[Prunable]:
     """Find the models and versions that no ensemble uses, and no state that can still be rolled back to.
 
@@ -62,21 +65,21 @@ def prune_plan(
 
     Args:
         repository: The repository.
-        keep: The number of edits of each ensemble that can still be rolled back, at least 0.
+        keep_edits: The number of edits of each ensemble that can still be rolled back, at least 0.
         also_used: Models in other use, as `MODEL` or `MODEL@VERSION`: loaded by a server for an older state, or called by another model.
         on_progress: Receives a message for each folder that is skipped.
 
     Raises:
-        ExportError: `keep` is below 0.
+        ExportError: `keep_edits` is below 0.
         ConfigError: A configuration cannot be read, so the models that it uses are unknown.
         HistoryError: The history is damaged, so the models that a rollback needs are unknown.
         OSError: A file or folder cannot be read.
     """
-    if keep < 0:
-        raise ExportError(f"the number of edits that can still be rolled back must be 0 or more, got {keep}")
+    if keep_edits < 0:
+        raise ExportError(f"the number of edits that can still be rolled back must be 0 or more, got {keep_edits}")
     configs = read_models(repository)
     history = read_history(repository)
-    used = _used([*configs.values(), *_profiles_of_ensembles(repository, configs)], history, keep, also_used)
+    used = _used([*configs.values(), *_profiles_of_ensembles(repository, configs)], history, keep_edits, also_used)
     used_models, former_members = {model for model, _ in used}, _former_members(history)
     prunable = []
     for name, config in configs.items():
@@ -85,7 +88,7 @@ def prune_plan(
         if AVERAGING_NAME.fullmatch(name) and set(config.parameters) >= _AVERAGING_PARAMETERS:
             prunable += [] if name in used_models else _prunable(repository, name, None, "no ensemble uses it", on_progress)
         elif not set(config.parameters) >= _AVERAGING_PARAMETERS:  # with these, it is a fused graph
-            unused = {key[1]: why for key, why in former_members.items() if key[0] == name and not used & {key, (name, None)}}
+            unused = {key[1]: reason for key, reason in former_members.items() if key[0] == name and not used & {key, (name, None)}}
             prunable += _prunable_versions(repository, name, config, unused, on_progress)
     return prunable
 
@@ -95,14 +98,14 @@ def prune_files(repository: Path, chosen: Sequence[Prunable]) -> tuple[dict[str,
 
     A model or a version is removed as one folder by one rename, so that a server never sees a part of it. The configuration and the
     profiles of a model that stays no longer describe its removed versions; these files lose their comments. Unmodified profiles stay
-    recognisable as unmodified. Call `prune_plan` and write under one lock; after a kill, the next `prune_plan` finds the rest.
+    recognisable as unmodified. Call `find_prunable` and write under one lock; after a kill, the next `find_prunable` finds the rest.
 
     Args:
         repository: The repository.
-        chosen: What to delete, from `prune_plan`.
+        chosen: What to delete, from `find_prunable`.
 
     Raises:
-        ExportError: The files on disk have changed since `prune_plan`.
+        ExportError: The files on disk have changed since `find_prunable`.
         ConfigError: A configuration cannot be read.
         OSError: A file or folder cannot be read.
     """
@@ -137,7 +140,7 @@ def _profiles_of_ensembles(repository: Path, configs: Mapping[str, schema.ModelC
 
 
 def _used(
-    configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep: int, also_used: Collection[str]
+    configs: Sequence[schema.ModelConfig], history: Sequence[Edit], keep_edits: int, also_used: Collection[str]
 ) -> set[tuple[str, int | None]]:
     """Return the models and versions in use; version None stands for all versions of a model."""
     used: set[tuple[str, int | None]] = set()
@@ -147,7 +150,7 @@ def _used(
             used.add((step.model_name, step.model_version if step.model_version > 0 else None))  # -1 is the newest version, now and later
     for ensemble in {edit.ensemble for edit in history}:
         edits = undoable_edits(history, ensemble)
-        for edit in edits[max(0, len(edits) - keep) :]:
+        for edit in edits[max(0, len(edits) - keep_edits) :]:
             if edit.before is not None:
                 used |= _keys(edit.before)
                 used |= {(model, None) for model in edit.before.averaging}
@@ -176,32 +179,32 @@ def _prunable_versions(
 ) -> list[Prunable]:
     """Return what can be deleted of a model; `unused` are its versions that are no longer used, with the reasons."""
     versions = [version for version in versions_in(repository / name) if (repository / name / str(version)).is_dir()]
-    unused = {version: why for version, why in unused.items() if f"sha256.{version}" in config.parameters}
+    unused = {version: reason for version, reason in unused.items() if f"sha256.{version}" in config.parameters}
     if versions and set(versions) <= set(unused):
         texts = [unused[version] for version in versions]
-        why = texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, versions, texts))
-        return _prunable(repository, name, None, why, on_progress)
+        reason = texts[0] if len(texts) == 1 else "; ".join(map("version {}: {}".format, versions, texts))
+        return _prunable(repository, name, None, reason, on_progress)
     specific = set(config.version_policy.specific.versions)
     if specific and not specific - set(unused):
         on_progress(f"skipped {repository / name}: its version_policy names only unused versions, so nothing would be left to serve")
         return []
     prunable = []
-    for version, why in sorted(unused.items()):
+    for version, reason in sorted(unused.items()):
         if version not in versions:
-            prunable.append(Prunable(name, version, f"{why}; its files are deleted, but {CONFIG_FILE} still describes them", 0, ()))
+            prunable.append(Prunable(name, version, f"{reason}; its files are deleted, but {CONFIG_FILE} still describes them", 0, ()))
         else:
-            prunable += _prunable(repository, name, version, why, on_progress)
+            prunable += _prunable(repository, name, version, reason, on_progress)
     return prunable
 
 
-def _prunable(repository: Path, name: str, version: int | None, why: str, on_progress: Callable[[str], None]) -> list[Prunable]:
+def _prunable(repository: Path, name: str, version: int | None, reason: str, on_progress: Callable[[str], None]) -> list[Prunable]:
     """Return a model, or one version of it; nothing if its folder contains other files than ours."""
     folder = name if version is None else f"{name}/{version}"
     files = _files_below(repository, folder)
     if others := [file for file in files if not _is_own(file.removeprefix(f"{name}/"))]:
         on_progress(f"skipped {repository / folder}: it contains {', '.join(others)}, which no export wrote; move that away")
         return []
-    return [Prunable(name, version, why, sum((repository / file).lstat().st_size for file in files), tuple(files))]
+    return [Prunable(name, version, reason, sum((repository / file).lstat().st_size for file in files), tuple(files))]
 
 
 def _is_own(path: str) -> bool:

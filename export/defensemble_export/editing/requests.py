@@ -40,6 +40,10 @@ class EditRequest(ABC):
         name: The ensemble's name.
         reloads: Whether servers load all members again, because files may have changed that no configuration describes.
         may_differ: Whether the ensemble may differ between the repositories before the edit.
+
+    Example:
+        >>> request: EditRequest = SetAverage("ensemble", "logits")
+        >>> request.plan(Path("model_repository")).changes_files
     """
 
     name: str
@@ -125,6 +129,9 @@ class AddMembers(_Change):
         members: The new members, as `MODEL` (its newest version) or `MODEL@VERSION`.
         weight: The weight of each; None for 1, or for that of the member that is replaced.
         in_place_of: The member that the only new member replaces, at the same position.
+
+    Example:
+        >>> AddMembers("ensemble", ("keep0.3@2",), in_place_of="keep0.3@1")
     """
 
     members: tuple[str, ...]
@@ -150,7 +157,11 @@ class AddMembers(_Change):
 
 @dataclass(frozen=True)
 class RemoveMembers(_Change):
-    """Remove `members` (`MODEL` or `MODEL@VERSION`); their files stay."""
+    """Remove `members` (`MODEL` or `MODEL@VERSION`); their files stay.
+
+    Example:
+        >>> RemoveMembers("ensemble", ("keep0.1",))
+    """
 
     members: tuple[str, ...]
     action = "remove"
@@ -161,7 +172,11 @@ class RemoveMembers(_Change):
 
 @dataclass(frozen=True)
 class SetWeights(_Change):
-    """Change the weights of members, by `MODEL` or `MODEL@VERSION`."""
+    """Change the weights of members, by `MODEL` or `MODEL@VERSION`.
+
+    Example:
+        >>> SetWeights("ensemble", {"keep0.3": 2.0})
+    """
 
     weights: Mapping[str, float] = field(hash=False)
     action = "weight"
@@ -172,7 +187,11 @@ class SetWeights(_Change):
 
 @dataclass(frozen=True)
 class SetAverage(_Change):
-    """Average `"probabilities"` or `"logits"`."""
+    """Make an ensemble average `"probabilities"` or `"logits"`.
+
+    Example:
+        >>> SetAverage("ensemble", "logits")
+    """
 
     average: str
     action = "average"
@@ -183,24 +202,35 @@ class SetAverage(_Change):
 
 @dataclass(frozen=True)
 class ApplyDeclaration(EditRequest):
-    """Create the ensemble `wanted`, or change the existing one into it."""
+    """Create an ensemble, or change the existing one of that name into it.
+
+    Attributes:
+        ensemble: The ensemble.
+
+    Example:
+        >>> ApplyDeclaration(read_declaration(Path("ensemble.yaml")))
+    """
 
     name: str = field(init=False)
-    wanted: Ensemble
+    ensemble: Ensemble
     action = "apply"
     may_differ = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.wanted.name)
+        object.__setattr__(self, "name", self.ensemble.name)
 
     def plan(self, repository: Path) -> EditPlan:
         """See `EditRequest.plan`."""
-        return plan_ensemble(repository, self.wanted)
+        return plan_ensemble(repository, self.ensemble)
 
 
 @dataclass(frozen=True)
 class Reload(_Change):
-    """Apply hand edits of the configurations; averaging models whose parameters were edited are generated again."""
+    """Apply hand edits of the configurations; averaging models whose parameters were edited are generated again.
+
+    Example:
+        >>> Reload("ensemble")
+    """
 
     action = "reload"
     reloads = True
@@ -221,6 +251,9 @@ class Restore(EditRequest):
 
     Raises:
         ValueError: Neither or both of `undone` and `to` are given.
+
+    Example:
+        >>> Restore("ensemble", undone=("5f0c1d2e3a4b",))
     """
 
     undone: tuple[str, ...] = ()
@@ -269,7 +302,11 @@ class Restore(EditRequest):
 
 @dataclass(frozen=True)
 class DeleteEnsemble(EditRequest):
-    """Delete the ensemble; its members stay."""
+    """Delete the ensemble; its members stay.
+
+    Example:
+        >>> DeleteEnsemble("canary")
+    """
 
     action = "delete"
 

@@ -74,7 +74,12 @@ def _of_version(config: schema.ModelConfig, version: int | None) -> schema.Model
 
 
 def is_subset(on_disk: Message, served: Message) -> bool:
-    """Return whether `served` has all fields of `on_disk` with the same values, and otherwise only fields that a server fills in."""
+    """Return whether `served` has all fields of `on_disk` with the same values, and otherwise only fields that a server fills in.
+
+    Args:
+        on_disk: The configuration on disk, or a part of it.
+        served: The same part of the configuration that the server has loaded.
+    """
     names = {field.name for field, _ in on_disk.ListFields()}
     if any(field.name in _NEVER_FILLED_IN - names for field, _ in served.ListFields()):
         return False

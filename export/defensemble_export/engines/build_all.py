@@ -26,7 +26,7 @@ from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
 from ..verification.images import images_from_record
 from .build_steps import INPUT, BuildRequest, EngineOptions, build_calls
-from .builder import OnProgress, engine_from_onnx, request_from_onnx
+from .builder import OnPhase, engine_from_onnx, request_from_onnx
 from .target import Target, check_target, find_target
 from .timing_cache import default_timing_cache
 from .verify import Agreement, check_images, verify_plan
@@ -72,7 +72,7 @@ def planned_engines(
     models: Sequence[str] | None = None,
     versions: Sequence[int] | None = None,
     options: EngineOptions | None = None,
-    on_message: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[PlannedEngine]:
     """Return the plans that can be built. Neither TensorRT nor a GPU is needed; known problems of a build are found here.
 
@@ -83,7 +83,7 @@ def planned_engines(
         models: Names of models. None: all that plans can be built for.
         versions: Versions of these models. None: those that are served.
         options: How to build. None: the defaults.
-        on_message: Called with a line about each folder that is not a model.
+        on_progress: Called with a line about each folder that is not a model.
 
     Raises:
         EngineError: A model or version does not exist, or a graph is missing, was changed, or is not supported by TensorRT.
@@ -100,7 +100,7 @@ def planned_engines(
         raise EngineError(
             f"model repository {repository} does not exist: name a folder that `defensemble export` has written (--repository FOLDER)"
         )
-    configs = read_models(repository, on_message)
+    configs = read_models(repository, on_progress)
     supported = [name for name, config in configs.items() if _unsupported_reason(config) is None]
     for name in models or ():
         if name not in configs:
@@ -146,8 +146,8 @@ def build_engines(
     data_dir: Path | None = None,
     compare: bool = True,
     force: bool = False,
-    on_message: Callable[[str], None] = lambda text: None,
-    on_progress: OnProgress | None = None,
+    on_progress: Callable[[str], None] = lambda text: None,
+    on_phase: OnPhase | None = None,
 ) -> list[BuiltEngine]:
     """Build and verify `model.plan` and `model.plan.json` for all `planned_engines`. Each plan is written as soon as it is verified.
 
@@ -164,8 +164,8 @@ def build_engines(
         data_dir: Folder of that dataset.
         compare: Compare new plans with their graphs.
         force: Build plans that are up to date, too.
-        on_message: Called with a line about each plan.
-        on_progress: Called during a build with the phase, its parent phase, and the steps done and in total.
+        on_progress: Called with a line about each plan.
+        on_phase: Called during a build with the phase, its parent phase, and the steps done and in total.
 
     Raises:
         EngineError: See `planned_engines`, `engine_from_onnx` and `verify_plan`. Plans written before an error are kept.
@@ -174,11 +174,11 @@ def build_engines(
         defensemble_training.DataError: The dataset cannot be read.
 
     Example:
-        >>> build_engines(Path("model_repository"), options=EngineOptions(opt_batch=8), on_message=print)
+        >>> build_engines(Path("model_repository"), options=EngineOptions(opt_batch=8), on_progress=print)
         vgg@1: built in 41.2 s for batches of 1 to 16, fastest at 8, fp32; 100.00% of 1016 images get the same class, ...
     """
     options = options or EngineOptions()
-    engines = planned_engines(repository, models=models, versions=versions, options=options, on_message=on_message)
+    engines = planned_engines(repository, models=models, versions=versions, options=options, on_progress=on_progress)
     target = find_target()
     for engine in engines:
         check_target(target, engine.request.precision, hardware_compatible=options.hardware_compatible)
@@ -190,13 +190,13 @@ def build_engines(
     for engine in engines:
         current = None if force else _up_to_date_manifest(engine, target)
         if current is not None:
-            on_message(f"{engine.name}: up to date, built {current.date} with TensorRT {current.tensorrt}")
+            on_progress(f"{engine.name}: up to date, built {current.date} with TensorRT {current.tensorrt}")
             outcomes.append(BuiltEngine(engine.model, engine.version, current, built=False, agreement=None))
             continue
         real = (
             None if not compare else _images_for_engine(engine, data_dir) if images is None else images
         )  # before the build: there may be none
-        outcomes.append(_build(repository, engine, target, timing_cache, real, on_message, on_progress))
+        outcomes.append(_build(repository, engine, target, timing_cache, real, on_progress, on_phase))
     return outcomes
 
 
@@ -206,19 +206,19 @@ def _build(
     target: Target,
     timing_cache: Path,
     images: Array | None,
-    on_message: Callable[[str], None],
-    on_progress: OnProgress | None,
+    on_progress: Callable[[str], None],
+    on_phase: OnPhase | None,
 ) -> BuiltEngine:
     request = engine.request
     with tempfile.TemporaryDirectory(prefix="defensemble-engine-") as folder:
         plan = Path(folder) / PLAN_FILE
-        manifest = engine_from_onnx(engine.graph, plan, request, target, timing_cache=timing_cache, on_progress=on_progress)
+        manifest = engine_from_onnx(engine.graph, plan, request, target, timing_cache=timing_cache, on_phase=on_phase)
         agreement = None
         if images is not None:
             agreement = verify_plan(plan, engine.graph, images, profile=request.profile, precision=request.precision)
         with locked(repository), defer_sigint() as interrupts:
             for stale in remove_stale_staging(repository):
-                on_message(f"removed {stale}, left by a command that was killed")
+                on_progress(f"removed {stale}, left by a command that was killed")
             # The build request belongs to the graph as it was when the plan was requested.
             if not engine.onnx_sha256 == manifest.onnx_sha256 == file_digest(engine.graph):
                 raise EngineError(f"{engine.graph} was changed while plans were built, so its plan is not kept: build it again")
@@ -229,7 +229,7 @@ def _build(
             comparison = "not compared" if agreement is None else str(agreement)
             # Report the plan before a late interrupt ends the command.
             built = f"built in {manifest.build_s:.1f} s for batches of {_format_batches(request)}, {request.precision}"
-            on_message(f"{engine.name}: {built}; {comparison}")
+            on_progress(f"{engine.name}: {built}; {comparison}")
     return BuiltEngine(engine.model, engine.version, manifest, built=True, agreement=agreement)
 
 
@@ -282,7 +282,7 @@ def _images_for_engine(engine: PlannedEngine, data_dir: Path | None) -> Array:
     real = images_from_record(onnx.load_model_from_string(read_regular(engine.graph)), engine.name, data_dir)
     if real is None:
         raise EngineError(
-            f"{engine.graph} has no training record, so there is no dataset to compare its plan on: "
+            f"{engine.graph} has no training record, so the dataset to compare its plan on is unknown: "
             "pass images (--images FILE.npy), or skip the comparison (--no-compare)"
         )
     return real.images

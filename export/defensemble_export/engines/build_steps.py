@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from defensemble_repository.plan_manifest import Profile
+from defensemble_repository.plan_manifest import OptimizationProfile
 from defensemble_repository.reader import checked_batch_size
 
 from ..errors import EngineError
@@ -65,13 +65,13 @@ class BuildRequest(EngineOptions):
         _ = self.profile
 
     @property
-    def profile(self) -> Profile:
+    def profile(self) -> OptimizationProfile:
         """The shapes that the plan accepts."""
         batches = [1, self.max_batch_size if self.opt_batch is None else self.opt_batch, self.max_batch_size]
         if self.fixed_batch:
             batches = [self.max_batch_size] * 3
         smallest, best, largest = ((batch, *self.image_shape) for batch in batches)
-        return Profile(smallest, best, largest)
+        return OptimizationProfile(smallest, best, largest)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -146,7 +146,9 @@ def build(
     shapes = request.profile
     profile.set_shape(input=INPUT, min=shapes.min, opt=shapes.opt, max=shapes.max)
     if config.add_optimization_profile(profile=profile) < 0:
-        raise EngineError(f"TensorRT rejects the profile {shapes} for {path}: {messages.last()}; choose other batches (--opt-batch)")
+        raise EngineError(
+            f"TensorRT rejects the optimization profile {shapes} for {path}: {messages.last()}; choose other batches (--opt-batch)"
+        )
     if attach_timing_cache is not None:
         attach_timing_cache(config)
     return builder.build_serialized_network(network=network, config=config)

@@ -28,11 +28,11 @@ from .timing_cache import TimingCache
 # Messages of TensorRT during a build; `defensemble build-engine --log` writes them to a file.
 logger = logging.getLogger("defensemble_export.tensorrt")
 # Called with (phase, its parent phase or "", steps done, total steps), from TensorRT's threads.
-OnProgress = Callable[[str, str, int, int], None]
+OnPhase = Callable[[str, str, int, int], None]
 
 
 def engine_from_onnx(
-    graph: Path, plan_path: Path, request: BuildRequest, target: Target, *, timing_cache: Path | None, on_progress: OnProgress | None
+    graph: Path, plan_path: Path, request: BuildRequest, target: Target, *, timing_cache: Path | None, on_phase: OnPhase | None
 ) -> Manifest:
     """Build a TensorRT plan and write it with its manifest.
 
@@ -44,7 +44,7 @@ def engine_from_onnx(
         request: What to build, from `request_from_onnx`.
         target: This machine, from `find_target`.
         timing_cache: File of kernel timings to read and update, or None.
-        on_progress: Called with the phase, its parent phase, the steps done and the total steps; or None.
+        on_phase: Called with the phase, its parent phase, the steps done and the total steps; or None.
 
     Raises:
         EngineError: TensorRT is missing or rejects the graph, or the build fails.
@@ -53,7 +53,7 @@ def engine_from_onnx(
     content = read_regular(graph)
     trt = load_tensorrt()
     started = time.monotonic()
-    plan = _build_plan(trt, request, content, str(graph), timing_cache, on_progress)
+    plan = _build_plan(trt, request, content, str(graph), timing_cache, on_phase)
     manifest = Manifest(
         **asdict(target),
         **request.recorded,
@@ -105,11 +105,9 @@ def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildReques
     return BuildRequest((channels, height, width), fixed_batch=batch > 0, **options)
 
 
-def _build_plan(
-    trt: Any, request: BuildRequest, content: bytes, where: str, timing_cache: Path | None, on_progress: OnProgress | None
-) -> bytes:
+def _build_plan(trt: Any, request: BuildRequest, content: bytes, where: str, timing_cache: Path | None, on_phase: OnPhase | None) -> bytes:
     messages = Messages()
-    monitor = _progress_monitor(trt, messages, on_progress)
+    monitor = _progress_monitor(trt, messages, on_phase)
     timings = None if timing_cache is None else TimingCache(timing_cache, logger)
     attach = None if timings is None else timings.attach
     try:
@@ -165,7 +163,7 @@ def _build_logger(trt: Any, messages: Messages) -> Any:
     return Logger()
 
 
-def _progress_monitor(trt: Any, messages: Messages, on_progress: OnProgress | None) -> Any:
+def _progress_monitor(trt: Any, messages: Messages, on_phase: OnPhase | None) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -188,9 +186,9 @@ def _progress_monitor(trt: Any, messages: Messages, on_progress: OnProgress | No
             try:
                 parent, steps = self.phases[phase]
                 done = steps if done is None else done
-                if on_progress is not None and self.reported.get(phase) != done:  # report the last step and the end only once
+                if on_phase is not None and self.reported.get(phase) != done:  # report the last step and the end only once
                     self.reported[phase] = done
-                    on_progress(phase, parent, done, steps)
+                    on_phase(phase, parent, done, steps)
             except BaseException as error:  # even Ctrl-C must not pass through C++
                 messages.interruption = messages.interruption or error
 

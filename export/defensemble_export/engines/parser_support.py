@@ -55,7 +55,7 @@ def parser_list() -> ParserList:
 
 
 def problems_of_graph(model: onnx.ModelProto) -> list[str]:
-    """Return what the parser is not documented to support in a graph, each with the name of its node; empty if there is nothing.
+    """Return what the parser is not documented to support in a graph, each with the name of its node.
 
     Checked are the operators, the type of their first input, the opset, and the restrictions that exported graphs could violate.
     """
@@ -64,7 +64,7 @@ def problems_of_graph(model: onnx.ModelProto) -> list[str]:
     for opset in model.opset_import:
         oldest, newest = documented.opsets
         if opset.domain in STANDARD_DOMAINS and not oldest <= opset.version <= newest:
-            problems.append(f"the graph has opset {opset.version}, the parser supports {oldest} to {newest}")
+            problems.append(f"the graph has opset {opset.version}, but the parser supports {oldest} to {newest}")
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
     except onnx.shape_inference.InferenceError as error:
@@ -93,7 +93,7 @@ def _problems_of_node(
         type_name = _TYPES.get(element)
         if type_name not in allowed:
             got = type_name or TensorProto.DataType.Name(element)
-            yield f"its input '{node.input[0]}' is {got}, the parser supports {', '.join(sorted(allowed))}"
+            yield f"its input '{node.input[0]}' is {got}, but the parser supports {', '.join(sorted(allowed))}"
     if node.op_type in _ZERO_POINT_IS_ZERO and len(node.input) > 2 and node.input[2]:
         zero_point = constants.get(node.input[2])
         if zero_point is None or np.any(numpy_helper.to_array(zero_point)):

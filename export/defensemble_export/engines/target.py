@@ -23,7 +23,12 @@ _HOW_TO_GET = (
 
 @dataclass(frozen=True)
 class Target:
-    """The version of TensorRT and, from `nvidia-smi`, the GPU's name, compute capability ("9.0") and driver."""
+    """The version of TensorRT and, from `nvidia-smi`, the GPU's name, compute capability ("9.0") and driver.
+
+    Example:
+        >>> target = find_target()
+        >>> target.tensorrt, target.gpu, target.compute_capability
+    """
 
     tensorrt: str
     gpu: str

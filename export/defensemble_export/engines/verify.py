@@ -12,7 +12,7 @@ import numpy as np
 
 from defensemble_images import image_problem
 from defensemble_repository.averaging import softmax
-from defensemble_repository.plan_manifest import Profile
+from defensemble_repository.plan_manifest import OptimizationProfile
 
 from ..errors import EngineError
 from ..verification.compare import Comparison, same_classes
@@ -47,7 +47,7 @@ class Agreement:
         return f"{self.agreement:.2%} of {self.images} images get the same class, probabilities within {self.probabilities:.2g}{logits}"
 
 
-def verify_plan(plan: Path, graph: Path, images: Array, *, profile: Profile, precision: str) -> Agreement:
+def verify_plan(plan: Path, graph: Path, images: Array, *, profile: OptimizationProfile, precision: str) -> Agreement:
     """Compare a plan on this machine's GPU with its graph in ONNX Runtime on the CPU, at the batches of the profile.
 
     Args:
@@ -64,7 +64,9 @@ def verify_plan(plan: Path, graph: Path, images: Array, *, profile: Profile, pre
         return compare_outputs(run, onnx_runner(graph, precision), images, profile=profile, precision=precision)
 
 
-def compare_outputs(run: OutputsFunction, reference: OutputsFunction, images: Array, *, profile: Profile, precision: str) -> Agreement:
+def compare_outputs(
+    run: OutputsFunction, reference: OutputsFunction, images: Array, *, profile: OptimizationProfile, precision: str
+) -> Agreement:
     """Compare a function with a reference, in batches of the profile's sizes; see `verify_plan`."""
     check_images(images, profile)
     generator = np.random.default_rng(_SEED)
@@ -81,7 +83,7 @@ def compare_outputs(run: OutputsFunction, reference: OutputsFunction, images: Ar
     return _agreement(got, expected, precision, pairs[0][2])
 
 
-def check_images(images: Array, profile: Profile) -> None:
+def check_images(images: Array, profile: OptimizationProfile) -> None:
     """Check that plans of a profile can be compared on `images`.
 
     Raises:
@@ -95,7 +97,9 @@ def check_images(images: Array, profile: Profile) -> None:
 def _compare_batch(got: dict[str, Array], expected: dict[str, Array], batch: int) -> tuple[Array, Array, str]:
     """Check that all outputs have the right shape and are finite; return the logits or probabilities of both, and their name."""
     if set(got) != set(expected):
-        raise EngineError(f"the plan returns {', '.join(sorted(got))}, its graph {', '.join(sorted(expected))}; the plan is not kept")
+        raise EngineError(
+            f"the plan returns {', '.join(sorted(got))}, but its graph returns {', '.join(sorted(expected))}; the plan is not kept"
+        )
     for name, values in got.items():
         _COMPARISON.difference(values, expected[name], f"batch {batch}: '{name}'")
     name = "logits" if "logits" in got else "probabilities"

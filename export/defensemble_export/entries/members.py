@@ -50,6 +50,10 @@ class ExportedMember:
         precision: What the graph computes in: fp32, fp16 or int8.
         report: The verification report as JSON, if there is one.
         preprocessing: How images are resized; None if unknown.
+
+    Example:
+        >>> member = member_from_onnx("vgg19.onnx", "vgg")
+        >>> member.precision, member.input_shape, member.class_names
     """
 
     name: str
@@ -78,7 +82,7 @@ class ExportedMember:
         object.__setattr__(self, "class_names", checked_class_names(self.class_names, f"the class names of '{self.name}'"))
 
 
-def repository_plan(
+def planned_files(
     repository: Path,
     members: Sequence[ExportedMember],
     *,
@@ -113,7 +117,7 @@ def repository_plan(
         ExportError: `max_batch_size` is out of range, or differs from an existing configuration.
 
     Example:
-        >>> write_plan(repository, repository_plan(repository, [member], weights={"keep0.3": 2.0}))
+        >>> write_files(repository, planned_files(repository, [member], weights={"keep0.3": 2.0}))
     """
     names, weights = [member.name for member in members], weights or {}
     batches = check_request(repository, names, ensemble, average=average, weights=weights, max_batch_size=max_batch_size, replace=replace)
@@ -136,7 +140,7 @@ def check_request(
     max_batch_size: int | None,
     replace: bool,
 ) -> dict[str, int]:
-    """Check the names and numbers of a `repository_plan` before any slow work; its arguments and errors are the same.
+    """Check the arguments of `planned_files` before any slow work; the arguments and errors are the same.
 
     Returns:
         The largest batch of each member.
@@ -247,7 +251,7 @@ def check_same_interface(folder: Path, member: ExportedMember) -> None:
     shapes, labels = read_interface(folder)
     expected = [list(member.input_shape), [member.num_classes]]
     if shapes != expected:
-        raise ExistsError(f"{folder} has inputs and outputs {shapes}, the new version {expected}; export it under another name")
+        raise ExistsError(f"{folder} has inputs and outputs {shapes}, but the new version has {expected}; export it under another name")
     if labels is not None and class_names_from_labels(labels) != member.class_names:
         raise ExistsError(f"the class names in {folder / LABELS_FILE} differ from those of the new version; export it under another name")
     common_preprocessing(
@@ -287,7 +291,7 @@ def check_same(members: Sequence[ExportedMember], *, shape: str = "input shape")
     for member in members[1:]:
         fix = "average only networks that agree, and export the others into another ensemble (--ensemble NAME)"
         if member.input_shape != first.input_shape:
-            difference = f"'{first.name}' has {first.input_shape}, '{member.name}' has {member.input_shape}"
+            difference = f"'{first.name}' has {first.input_shape} and '{member.name}' has {member.input_shape}"
             raise EnsembleError(f"members must share their {shape}, but {difference}; {fix}")
         if member.class_names != first.class_names:
             difference = f"'{first.name}' and '{member.name}' have {first_difference(first.class_names, member.class_names)}"
@@ -318,7 +322,7 @@ def check_members_fit(repository: Path, ensemble: str | None, members: Sequence[
         shapes, labels = read_interface(repository / name)
         if shapes[:2] != [shape, classes]:
             raise EnsembleError(
-                f"'{name}' has input and output {shapes[:2]}, '{first.name}' has {[shape, classes]}; choose another --ensemble name"
+                f"'{name}' has input and output {shapes[:2]}, but '{first.name}' has {[shape, classes]}; choose another --ensemble name"
             )
         if labels is not None and class_names_from_labels(labels) != first.class_names:
             raise EnsembleError(

@@ -147,7 +147,7 @@ def _shared_interface(models: Sequence[onnx.ModelProto], names: Sequence[str]) -
     for name, (other_shape, other_classes) in zip(names, interfaces, strict=True):
         for kind, got, expected in (("image size", other_shape, shape), ("number of classes", other_classes, num_classes)):
             if got != expected:
-                raise EnsembleError(f"members must share their {kind}: '{names[0]}' has {expected}, '{name}' has {got}")
+                raise EnsembleError(f"members must share their {kind}: '{names[0]}' has {expected}, but '{name}' has {got}")
     return shape, num_classes
 
 

@@ -73,7 +73,7 @@ def calibration_images(
     """
     requested = Calibration(count, seed, source)
     if total < 2:
-        raise ExportError(f"int8 is calibrated on at least 2 training images, {source} has {total}: name other data, or export as fp16")
+        raise ExportError(f"int8 is calibrated on at least 2 training images, but {source} has {total}: name other data, or export as fp16")
     numbers = np.sort(np.random.default_rng(seed).choice(total, min(requested.count, total), replace=False)).astype(np.int64)
     images = images_at(numbers)
     return images, Calibration(len(images), seed, source, hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest())

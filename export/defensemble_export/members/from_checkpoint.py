@@ -120,7 +120,7 @@ def onnx_from_module(
         OSError: The file cannot be written. The error names `path`.
 
     Example:
-        >>> network = defective(resnet, keep=0.7, seed=0)
+        >>> network = defective(resnet, (3, 32, 32), layers=["conv1", "layer1"], keep=0.7)
         >>> onnx_from_module(network, "net.onnx", input_shape=(3, 32, 32), class_names=names, images=test_images)
     """
     options = ExportOptions() if options is None else options
@@ -144,7 +144,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
 
     Example:
         >>> member = member_from_onnx("vgg19.onnx", "vgg")
-        >>> write_plan(repository, repository_plan(repository, [member]))
+        >>> write_files(repository, planned_files(repository, [member]))
     """
     content = Path(path).read_bytes()
     model = onnx.load_model_from_string(content)

@@ -52,7 +52,7 @@ class Comparison:
         """Return the largest difference between outputs (N, ...) and the expected ones; other shapes and non-finite values raise."""
         if got.shape != expected.shape:
             raise self.error(
-                f"{where}: {self.subject} returns the shape {got.shape}, {self.reference} returns {expected.shape}; {self.consequence}"
+                f"{where}: {self.subject} returns the shape {got.shape}, but {self.reference} returns {expected.shape}; {self.consequence}"
             )
         for source, values, fix in ((self.reference, expected, ""), (self.subject, got, self.not_finite)):
             if not np.isfinite(values).all():
@@ -63,11 +63,21 @@ class Comparison:
         return Difference(float(by_image[worst]), scale, worst)
 
     def check(self, difference: Difference, allowed: float | None, quantity: str, where: str) -> None:
-        """Raise if a difference exceeds `allowed`, in units of its scale. None allows any difference."""
+        """Check that a difference is within a limit.
+
+        Args:
+            difference: The difference.
+            allowed: The limit, in units of the difference's scale. None allows any difference.
+            quantity: What errors call the outputs, such as "logits".
+            where: What errors call the images.
+
+        Raises:
+            ExportError: The difference exceeds the limit; the class is `error`.
+        """
         if allowed is not None and difference.relative > allowed:
             raise self.error(
                 f"{where}: {quantity} differ by {difference.relative * difference.scale:.3g} between {self.subject} and {self.reference} "
-                f"(most in image {difference.image}), allowed is {allowed * difference.scale:.3g}; {self.consequence}"
+                f"(most in image {difference.image}); expected at most {allowed * difference.scale:.3g}; {self.consequence}"
             )
 
     def check_classes(self, same: Array, agreement: float, where: str, *, min_allowed: int = 1) -> None:

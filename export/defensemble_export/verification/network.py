@@ -64,13 +64,13 @@ class Verification:
         missed = []
         if tolerance.goal_agreement is not None and self.agreement < tolerance.goal_agreement:
             missed.append(
-                f"{100 * self.agreement:.2f} % of {self.n} images get the same class, the goal is {100 * tolerance.goal_agreement:g} %"
+                f"{100 * self.agreement:.2f} % of {self.n} images get the same class; the goal is {100 * tolerance.goal_agreement:g} %"
             )
         points = tolerance.goal_accuracy_points
         if points is not None and self.accuracy is not None and self.reference_accuracy is not None:
             lost = 100 * (self.reference_accuracy - self.accuracy)
             if lost > points:
-                missed.append(f"the accuracy drops by {lost:.2f} points on {self.n} images, the goal is at most {points:g}")
+                missed.append(f"the accuracy drops by {lost:.2f} points on {self.n} images; the goal is at most {points:g}")
         return missed
 
     def to_values(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from .inspection import Inspection
 from .model import format_tensors
 from .wiring import same_shape
 
-_EXPECTED_TENSORS = "expected images FP32 [C, H, W] and logits FP32 [K]"
+_MEMBER_TENSORS = "images FP32 [C, H, W] and logits FP32 [K]"
 
 
 def check_members(inspection: Inspection, ensemble: str, members: Sequence[tuple[str, int]], averages: Sequence[str]) -> set[str]:
@@ -60,8 +60,8 @@ def _is_member(inspection: Inspection, ensemble: str, model: str, config: schema
     )
     has_images = inputs == [("images", schema.TYPE_FP32, 3, True)]
     if not has_images or ("logits", schema.TYPE_FP32, 1, True) not in outputs:
-        text = f"inputs of a member are {format_tensors(config.input)} and its outputs are {format_tensors(config.output)}; "
-        text += f"{_EXPECTED_TENSORS}. Correct the configuration, or {inspection.removal_advice(ensemble, model)}."
+        text = f"its inputs are {format_tensors(config.input)} and its outputs are {format_tensors(config.output)}; a member must have "
+        text += f"{_MEMBER_TENSORS}. Correct the configuration, or {inspection.removal_advice(ensemble, model)}."
         inspection.add_finding(model, text, path, "output" if has_images else "input")
         return False
     if not 1 <= config.max_batch_size <= MAX_BATCH_SIZE:

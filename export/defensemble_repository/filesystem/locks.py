@@ -15,7 +15,7 @@ def folder_lock(folder: Path, operation: int) -> Iterator[None]:
 
     Args:
         folder: The folder.
-        operation: `fcntl.LOCK_EX` to wait, or `fcntl.LOCK_EX | fcntl.LOCK_NB` to fail at once.
+        operation: `fcntl.LOCK_EX` to wait, or `fcntl.LOCK_EX | fcntl.LOCK_NB` to fail immediately.
 
     Raises:
         BlockingIOError: Another program holds the lock, and `operation` contains `LOCK_NB`.

@@ -31,7 +31,7 @@ class DeferredSigint:
         self.is_pending = True
 
     def deliver(self) -> None:
-        """Pass a recorded interrupt to the previous handler, which usually raises KeyboardInterrupt. The work must be undoable."""
+        """Forward a recorded interrupt to the previous handler, which usually raises KeyboardInterrupt. The work must be undoable."""
         if self.is_pending:
             self.is_pending = False
             self._previous(signal.SIGINT, None)

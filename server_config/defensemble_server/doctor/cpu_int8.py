@@ -14,7 +14,7 @@ def int8_check(cpuinfo: str | None = None) -> tuple[str, str, str, str]:
     if cpuinfo is None:
         cpuinfo = _CPUINFO.read_text(errors="replace") if _CPUINFO.exists() else ""
     flags = {flag for line in cpuinfo.splitlines() if line.startswith("flags") for flag in line.partition(":")[2].split()}
-    found = [name for name in INSTRUCTIONS if name in flags]
+    supported = [name for name in INSTRUCTIONS if name in flags]
     if not flags:
         return (
             "int8",
@@ -22,8 +22,8 @@ def int8_check(cpuinfo: str | None = None) -> tuple[str, str, str, str]:
             "/proc/cpuinfo does not list the processor's instructions",
             "measure int8 with python benchmarks/precisions.py",
         )
-    if found:
-        return "int8", "PASS", _WITH.format(", ".join(found)), ""
+    if supported:
+        return "int8", "PASS", _WITH.format(", ".join(supported)), ""
     return "int8", "WARN", _WITHOUT, "export members for this processor with defensemble export --precision fp32"
 
 

@@ -27,7 +27,7 @@ from ..plans.compatibility import problem_of_version
 from ..plans.machine import Machine, read_machine
 from ..process.events import RECENT_S, dead_servers, server_status
 from ..process.state import read_states
-from ..profiles import check_profile, profiles_of
+from ..profiles import check_profile, models_by_profile
 from ..repository import read_model
 from ..runtime.backend_build import built_backend, find_compiler, onnxruntime_library
 from ..runtime.find import CONTAINER, EMBEDDED_CORE, check_platform, embedded_triton
@@ -83,26 +83,26 @@ def diagnose(urls: list[str], repository: Path | None = None) -> list[Check]:
 
 def _platform() -> Iterator[Check]:
     libc = platform.libc_ver()
-    what = f"{platform.system()} {platform.machine()}, {' '.join(libc)}"
+    description = f"{platform.system()} {platform.machine()}, {' '.join(libc)}"
     try:
         check_platform(platform.system(), platform.machine(), libc)
-        yield Check("platform", PASS, what)
+        yield Check("platform", PASS, description)
     except RuntimeMissingError as error:
         yield Check("platform", FAIL, str(error), "defensemble serve --runtime docker")
     version = sys.version_info[:2]
     supported = _PYTHONS[0] <= version <= _PYTHONS[1]
-    text = f"{platform.python_version()}{'' if supported else ': supported are 3.10 to 3.13'}"
+    text = f"{platform.python_version()}{'' if supported else ', expected 3.10 to 3.13'}"
     yield Check("Python", PASS if supported else WARN, text, "" if supported else "use Python 3.10 to 3.13")
 
 
 def _packages() -> Iterator[Check]:
     for extra, packages in _EXTRAS.items():
-        found = {package: installed(package) or installed(_REPLACEMENTS.get(package, package)) for package in packages}
-        missing = [package for package, name in found.items() if name is None]
+        versions = {package: installed(package) or installed(_REPLACEMENTS.get(package, package)) for package in packages}
+        missing = [package for package, version in versions.items() if version is None]
         if missing:
             yield Check(extra, WARN, f"`defensemble {extra}` needs {', '.join(missing)}", f"pip install 'defensemble[{extra}]'")
         else:
-            yield Check(extra, PASS, ", ".join(map(str, found.values())))
+            yield Check(extra, PASS, ", ".join(map(str, versions.values())))
 
 
 def _runtime() -> Iterator[Check]:
@@ -138,14 +138,14 @@ def _listing(weaknesses: list[Weakness]) -> str:
 def _try(name: str, find: Callable[[], object], fix: str, *, none: str = "") -> Check:
     """Return FAIL if `find` raises, and WARN with the text `none` if it finds nothing."""
     try:
-        found = find()
+        result = find()
     except ServerError as error:
         return Check(name, FAIL, str(error), fix)
-    return Check(name, WARN, none, fix) if found is None else Check(name, PASS, str(found))
+    return Check(name, WARN, none, fix) if result is None else Check(name, PASS, str(result))
 
 
 def _accelerators(machine: Machine) -> Iterator[Check]:
-    """A missing GPU is no problem; a GPU without TensorRT serves everything except plans."""
+    """Check GPUs and TensorRT. A missing GPU is no problem; without TensorRT, a GPU serves everything except plans."""
     if not machine.gpus:
         yield Check("GPU", PASS, f"none ({machine.why_no_gpu}): only the profile `cpu` works on this machine")
     for gpu in machine.gpus:
@@ -154,7 +154,7 @@ def _accelerators(machine: Machine) -> Iterator[Check]:
         yield Check("TensorRT", PASS, machine.tensorrt)
     elif machine.gpus:
         fix = f"serve with --runtime docker (image {CONTAINER}), or run make install GPU=1"
-        yield Check("TensorRT", WARN, f"none ({machine.why_no_tensorrt}): plans can only be built and served in a container", fix)
+        yield Check("TensorRT", WARN, f"none ({machine.why_no_tensorrt}): plans can be built and served only in a container", fix)
     else:
         yield Check("TensorRT", PASS, f"none ({machine.why_no_tensorrt}), and no GPU")
 
@@ -163,12 +163,12 @@ def _repository(repository: Path, machine: Machine) -> Iterator[Check]:
     if not repository.is_dir():
         yield Check("repository", FAIL, f"{repository} is not a folder", "pass a folder written by `defensemble export`")
         return
-    for profile in profiles_of(repository):
+    for profile in models_by_profile(repository):
         try:
             check_profile(repository, profile, only_cpus=False)
             yield Check(f"profile {profile}", PASS, f"complete in {repository}")
         except NotServableError as error:
-            fix = f"defensemble profile list {shlex.quote(str(repository))}"
+            fix = f"defensemble profile list --repository {shlex.quote(str(repository))}"
             yield Check(f"profile {profile}", WARN, str(error), fix)
     for plan in sorted(repository.glob(f"*/[1-9]*/{PLAN_FILE}")):
         if plan.parent.name.isdecimal():  # Triton ignores other folders
@@ -180,19 +180,19 @@ def _plan(folder: Path, version: int, machine: Machine) -> Check:
     build = f"defensemble build-engine {shlex.quote(folder.name)} --repository {shlex.quote(str(folder.parent))} --version {version}"
     try:
         model = read_model(folder, None)
-        takes: dict[str, Any] = {"max_batch_size": model.config.max_batch_size, "image_shape": model.image_shape}
-        problem = problem_of_version(folder, version, machine, **takes)
+        limits: dict[str, Any] = {"max_batch_size": model.config.max_batch_size, "image_shape": model.image_shape}
+        problem = problem_of_version(folder, version, machine, **limits)
         # A problem that also occurs on the machine of the build is a fault of the plan.
         manifest = read_manifest(folder / str(version) / MANIFEST_FILE)
         origin = machine
         if manifest is not None:
             origin = Machine(manifest.tensorrt, (Gpu(manifest.gpu, manifest.compute_capability, manifest.driver),))
-        broken = manifest is None or problem_of_version(folder, version, origin, **takes) is not None
+        broken = manifest is None or problem_of_version(folder, version, origin, **limits) is not None
     except (NotServableError, ManifestError) as error:
         return Check(name, FAIL, str(error), build)
     if problem is None:
         assert manifest is not None, "a plan without a manifest is a problem"
-        return Check(name, PASS, f"built with TensorRT {manifest.tensorrt} on {manifest.gpu}, fits this machine")
+        return Check(name, PASS, f"built with TensorRT {manifest.tensorrt} on {manifest.gpu}, and runs on this machine")
     elsewhere = machine.tensorrt is None or not machine.gpus
     return Check(name, WARN if elsewhere and not broken else FAIL, problem, build)
 
@@ -235,8 +235,8 @@ def _servers(urls: list[str]) -> Iterator[Check]:
 def _version(name: str, url: str, *, local: bool) -> Check:
     if not url.startswith(("http://", "https://")):
         scheme = url.partition("://")[0] if "://" in url else None
-        what = f"{url!r} has no scheme" if scheme is None else f"{scheme}:// is not supported by doctor, got {url!r}"
-        return Check(name, FAIL, what, "expected http://HOST:PORT of the HTTP front end")
+        problem = f"{url!r} has no scheme" if scheme is None else f"{scheme}:// is not supported by `doctor`, got {url!r}"
+        return Check(name, FAIL, problem, "pass http://HOST:PORT of the HTTP front end")
     try:
         answer = urllib3.request("GET", f"{url.rstrip('/')}/v2", retries=False, timeout=3.0)
         version = str(json.loads(answer.data)["version"])
@@ -250,5 +250,5 @@ def _version(name: str, url: str, *, local: bool) -> Check:
     if local and version == EMBEDDED_CORE:
         return Check(name, WARN, f"core {version}, on loopback; its known faults are listed above", "keep it on this machine")
     return Check(
-        name, WARN, f"core {version} has known faults:\n{_listing(weaknesses)}", "NVIDIA's container, 26.07 or later, behind a proxy"
+        name, WARN, f"core {version} has known faults:\n{_listing(weaknesses)}", "use NVIDIA's container, 26.07 or later, behind a proxy"
     )

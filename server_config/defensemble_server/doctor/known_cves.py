@@ -145,7 +145,7 @@ def known_weaknesses(version: str, table: Sequence[Weakness] = (*KNOWN_CVES, *KN
         major, minor, patch = (*(int(part) for part in version.split(".")[:3]), 0, 0)[:3]
     except ValueError as error:
         raise ServerError(f"{version!r} is not a version of Triton's core; expected three numbers such as 2.51.0") from error
-    return [one for one in table if one.affects((major, minor, patch))]
+    return [weakness for weakness in table if weakness.affects((major, minor, patch))]
 
 
 def _text(version: Version) -> str:

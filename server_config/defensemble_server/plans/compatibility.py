@@ -61,34 +61,41 @@ def problem_of_plan(
     shapes = (manifest.profile.min, manifest.profile.opt, manifest.profile.max)
     if image_shape and not all(len(image_shape) == 3 and all(map(_same_size, image_shape, shape[1:])) for shape in shapes):
         sizes = " to ".join(dict.fromkeys(str(shape[1:]) for shape in shapes))
-        return f"{CONFIG_FILE} declares images of {tuple(image_shape)}, the plan takes {sizes}: {fix}, or export the model again"
+        return f"{CONFIG_FILE} declares images of {tuple(image_shape)}, but the plan takes {sizes}: {fix}, or export the model again"
     if max_batch_size > 0 and manifest.profile.min[0] > 1:
-        return f"the plan takes at least {manifest.profile.min[0]} images, and a request may have 1: {fix}"
+        return f"the plan takes at least {manifest.profile.min[0]} images, but a request may have 1: {fix}"
     if max_batch_size > manifest.profile.max[0]:
         return (
-            f"max_batch_size is {max_batch_size}, the plan takes at most {manifest.profile.max[0]} images: {fix}, or lower "
+            f"max_batch_size is {max_batch_size}, but the plan takes at most {manifest.profile.max[0]} images: {fix}, or lower "
             f"max_batch_size to {manifest.profile.max[0]}"
         )
-    built = f"built with TensorRT {manifest.tensorrt} on {manifest.gpu} (compute capability {manifest.compute_capability})"
+    built = f"the plan was built with TensorRT {manifest.tensorrt} on {manifest.gpu} (compute capability {manifest.compute_capability})"
     if machine.tensorrt is None:
-        return f"{built}, this server has no TensorRT ({machine.why_no_tensorrt}): use NVIDIA's container, or the profile gpu or cpu"
+        return f"{built}, but this server has no TensorRT ({machine.why_no_tensorrt}): use NVIDIA's container, or the profile gpu or cpu"
     if not _is_version_compatible(manifest, machine.tensorrt):
         kind = ", version compatible" if manifest.version_compatible else ""
-        return f"{built}{kind}, this server has TensorRT {machine.tensorrt}: {fix}"
+        return f"{built}{kind}, but this server has TensorRT {machine.tensorrt}: {fix}"
     if not machine.gpus:
-        return f"{built}, this server has no GPU ({machine.why_no_gpu}): start the server on a machine with a GPU, or with the profile cpu"
+        return (
+            f"{built}, but this server has no GPU ({machine.why_no_gpu}): start the server on a machine with a GPU, or with the profile cpu"
+        )
     for gpu in machine.gpus:
         if not _is_gpu_compatible(manifest, gpu):
             kind = ", hardware compatible with compute capability 8.0 and later" if manifest.hardware_compatible else ""
             others = "; or hide the other GPUs from the server (CUDA_VISIBLE_DEVICES)" if len(machine.gpus) > 1 else ""
-            return f"{built}{kind}, this server has {gpu.name} (compute capability {gpu.compute_capability}): {fix}{others}"
+            return f"{built}{kind}, but this server has {gpu.name} (compute capability {gpu.compute_capability}): {fix}{others}"
     return None
 
 
 def problem_of_version(folder: Path, version: int, machine: Machine, *, max_batch_size: int, image_shape: Sequence[int] = ()) -> str | None:
     """Return why `<folder>/<version>/model.plan` must not be served on `machine`; None if it can be served.
 
-    `max_batch_size` and `image_shape` are as in `problem_of_plan`.
+    Args:
+        folder: Folder of the model.
+        version: The version.
+        machine: TensorRT and GPUs of the server.
+        max_batch_size: See `problem_of_plan`.
+        image_shape: See `problem_of_plan`.
 
     Raises:
         OSError: A file cannot be read.
@@ -134,14 +141,14 @@ def _same_size(stated: int, size: int) -> bool:
     return stated in (-1, size)
 
 
-def _is_version_compatible(manifest: Manifest, here: str) -> bool:
-    built, found = _numbers(manifest.tensorrt), _numbers(here)
-    known = min(len(built), len(found))  # old libraries have no build number
-    if built[:known] == found[:known]:
+def _is_version_compatible(manifest: Manifest, installed: str) -> bool:
+    built, running = _numbers(manifest.tensorrt), _numbers(installed)
+    known = min(len(built), len(running))  # old libraries have no build number
+    if built[:known] == running[:known]:
         return True
     if not manifest.version_compatible:
         return False
-    return (built[0] == found[0] and built[:known] < found[:known]) or (built[0], found[0]) in _COMPATIBLE_MAJORS
+    return (built[0] == running[0] and built[:known] < running[:known]) or (built[0], running[0]) in _COMPATIBLE_MAJORS
 
 
 def _is_gpu_compatible(manifest: Manifest, gpu: Gpu) -> bool:

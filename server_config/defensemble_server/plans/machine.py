@@ -20,7 +20,12 @@ _TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Machine:
-    """TensorRT version ("10.13.3.9", None if there is none) and GPUs of a server's machine, and why one of them is missing."""
+    """TensorRT version ("10.13.3.9", None if there is none) and GPUs of a server's machine, and why one of them is missing.
+
+    Example:
+        >>> machine = read_machine()
+        >>> machine.tensorrt or machine.why_no_tensorrt
+    """
 
     tensorrt: str | None
     gpus: tuple[Gpu, ...]

@@ -1,1 +1,1 @@
-"""The guard process that supervises Triton, and the state of running servers."""
+"""The guard process that watches and restarts Triton, and the state of running servers."""

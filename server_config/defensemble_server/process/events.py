@@ -30,6 +30,10 @@ class ServerEvent:
             (verified answers again) or `ended`.
         guard: Process ID of the server's guard.
         facts: Details, which depend on the kind.
+
+    Example:
+        >>> for event in server.events():
+        ...     print(event.when, event.text)
     """
 
     time: float
@@ -53,7 +57,7 @@ class ServerEvent:
             not_served = f"; NOT served: {', '.join(problems)}" if problems else ""
             return f"restarted, correct answers again after {facts.get('outage_s')} s (process {facts.get('pid')}){not_served}"
         if self.kind == "ended":
-            return "stopped" if facts.get("ordered") else f"ended for good with status {facts.get('status')}"
+            return "stopped" if facts.get("ordered") else f"ended with status {facts.get('status')}, not restarted"
         wait_s = facts.get("restart_in_s")
         return f"{self.cause}; " + ("not restarted" if wait_s is None else "restarting" if wait_s == 0 else f"restarting in {wait_s} s")
 
@@ -91,6 +95,9 @@ class ServerStatus:
         last_fault: The latest event that interrupted the service.
         not_served: The models that the latest start could not serve, and why.
         events: Its events, oldest first.
+
+    Example:
+        >>> [(status.text, status.restarts) for status in map(server_status, find_states())]
     """
 
     state: ServerState
@@ -123,7 +130,11 @@ class ServerStatus:
 
 @dataclass(frozen=True)
 class DeadServer:
-    """A server that ended unexpectedly and was not restarted."""
+    """A server that ended unexpectedly and was not restarted.
+
+    Example:
+        >>> [(server.repository, server.text, server.log) for server in dead_servers()]
+    """
 
     repository: str
     grpc_port: int
@@ -180,7 +191,7 @@ def dead_servers(repository: Path | None = None) -> list[DeadServer]:
             folder = str(run[0].facts.get("repository"))
             if folder not in newest or newest[folder][0].time < run[0].time:
                 newest[folder] = (run[0], run)
-    found = []
+    dead = []
     for folder, (start, run) in sorted(newest.items()):
         if repository is not None and folder != str(repository.resolve()):
             continue
@@ -195,8 +206,8 @@ def dead_servers(repository: Path | None = None) -> list[DeadServer]:
         else:
             cause, lines = "its guard process was killed, or this machine was restarted", ()
         port, log = int(start.facts.get("grpc_port", 0)), str(start.facts.get("log", ""))
-        found.append(DeadServer(folder, port, last.time, cause, log, lines))
-    return found
+        dead.append(DeadServer(folder, port, last.time, cause, log, lines))
+    return dead
 
 
 def forget_old_events(in_use: set[int]) -> None:

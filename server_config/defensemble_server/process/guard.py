@@ -68,7 +68,7 @@ class Guard:
 
     @property
     def running(self) -> bool:
-        """Whether the guard is running; it ends when the server has ended for good."""
+        """Whether the guard is running; it ends when the server has ended without a restart."""
         return self._process.poll() is None
 
     @property
@@ -95,7 +95,7 @@ class Guard:
             self._orders.close()
 
     def wait(self, on_event: Callable[[], None] = lambda: None) -> int:
-        """Wait until the server has ended for good, and return its exit status.
+        """Wait until the server has ended without a restart, and return its exit status.
 
         `on_event` is called after the guard has recorded an event.
         """
@@ -107,13 +107,16 @@ class Guard:
         # A killed guard reports nothing; Triton ends with it.
         return self._status if self._status is not None else own or 1
 
-    def stop(self, *, at_once: bool = False) -> None:
-        """Drain and stop the server, or kill it (`at_once`), and wait until all its processes have ended. Can be called again.
+    def stop(self, *, kill: bool = False) -> None:
+        """Drain and stop the server, and wait until all its processes have ended. Can be called again.
+
+        Args:
+            kill: Kill the server instead of draining it.
 
         Raises:
             KeyboardInterrupt: An interrupt during the drain; the server was killed, and all its processes have ended.
         """
-        if at_once and self.running:
+        if kill and self.running:
             self._process.send_signal(signal.SIGINT)
         if self._orders.closed:
             if self.running:

@@ -50,7 +50,7 @@ _STOP_MESSAGES = ("Signal (2) received.", "Signal (15) received.")
 
 
 def main() -> int:
-    """Run the server until it ends for good or is asked to stop, and return the exit status."""
+    """Run the server until it ends without a restart or is asked to stop, and return the exit status."""
     guard = _Guard()
     try:
         guard.run()
@@ -127,8 +127,8 @@ class _Child:
 
     def __init__(self, command: list[str], request: dict[str, Any], *, log: Any, timeout_s: float) -> None:
         self.deadline = time.monotonic() + timeout_s
-        self.plans = request["do"] == "plan"
-        self._does = "reads the repository" if self.plans else "checks the answers"
+        self.prepares = request["do"] == "plan"
+        self._does = "reads the repository" if self.prepares else "checks the answers"
         self._answer = os.fdopen(os.memfd_create("answer"), "rb")
         with os.fdopen(os.memfd_create("request"), "wb+") as standard_input:
             standard_input.write(json.dumps(request).encode())
@@ -160,7 +160,7 @@ class _Child:
 
 class _Guard:
     def __init__(self) -> None:
-        self._stopping = self._at_once = False
+        self._stopping = self._skip_drain = False
         self._wake, writer = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(writer, False)
@@ -178,7 +178,7 @@ class _Guard:
         self._watched = [0, self._wake]
         self._ready: dict[str, Any] | None = None  # the settings that the parent sent with `ready`
         self._started = 0.0
-        self._ended: int | None = None  # the exit status, once the server has ended for good
+        self._ended: int | None = None  # the exit status, once the server has ended without a restart
         self._ordered = False  # whether it ended because it was asked to
         self._child: _Child | None = None
         self._check: _Check | None = None
@@ -193,7 +193,7 @@ class _Guard:
         _write(1, f"started {server.pid}")
 
     def run(self) -> None:
-        """Run until the server has ended for good, or the guard is asked to stop."""
+        """Run until the server has ended without a restart, or the guard is asked to stop."""
         while self._ended is None and not self._stopping:
             ready, _, _ = select.select(self._watched, [], [], self._wait_s())
             if self._wake in ready:
@@ -211,7 +211,7 @@ class _Guard:
         if server is not None and server.poll() is None:
             server.send_signal(self._stop_signal)
             deadline = time.monotonic() + self._grace_s
-            while server.poll() is None and time.monotonic() < deadline and not self._at_once:
+            while server.poll() is None and time.monotonic() < deadline and not self._skip_drain:
                 time.sleep(0.005)
             if server.poll() is None:
                 server.kill()
@@ -228,7 +228,7 @@ class _Guard:
 
     def _order(self, number: int, _: object) -> None:
         self._stopping = True
-        self._at_once = self._at_once or number == signal.SIGINT
+        self._skip_drain = self._skip_drain or number == signal.SIGINT
 
     def _handle_order(self, line: str) -> None:
         if line == "detach":
@@ -264,10 +264,10 @@ class _Guard:
             self._died(self._server)
         elif self._restart_at is not None and now >= self._restart_at:
             self._restart_at = None
-            self._plan()
+            self._prepare()
         elif self._child is not None and (answer := self._child.answer()) is not None:
             child, self._child = self._child, None
-            self._restart(answer) if child.plans else self._verified(answer)
+            self._restart(answer) if child.prepares else self._verified(answer)
         elif self._checks:
             self._check_that_it_answers(now)
 
@@ -330,7 +330,7 @@ class _Guard:
         else:
             self._restart_at = time.monotonic() + wait_s
 
-    def _plan(self) -> None:
+    def _prepare(self) -> None:
         assert self._ready is not None
         rotate(self._log)
         try:
@@ -338,13 +338,13 @@ class _Guard:
         except OSError as error:
             self._record_outage("not_restarted", 1, error=str(error))
 
-    def _restart(self, plan: dict[str, Any]) -> None:
-        if "error" in plan:
-            self._record_outage("not_restarted", 1, error=plan["error"])
+    def _restart(self, start: dict[str, Any]) -> None:
+        if "error" in start:
+            self._record_outage("not_restarted", 1, error=start["error"])
             return
         try:
-            self._server = self._spawn(plan["command"], plan["environment"])
-            self._child = self._run({"do": "verify", "models": plan["models"], "pid": self._server.pid, "log": self._log})
+            self._server = self._spawn(start["command"], start["environment"])
+            self._child = self._run({"do": "verify", "models": start["models"], "pid": self._server.pid, "log": self._log})
         except OSError as error:
             self._abandon_start(str(error))
             return

@@ -13,8 +13,8 @@ from ..errors import NotServableError
 from ..options import ServeOptions
 from ..plans.compatibility import has_version_compatible_plan
 from ..profiles import check_gpu, check_profile, engine_caches
-from ..repository import Repository, listed, read_repository
-from ..runtime.find import Runtime, find_runtime, target_of
+from ..repository import Repository, format_problems, read_repository
+from ..runtime.find import Runtime, find_runtime, target_from_runtime
 
 
 def prepare(folder: Path, options: ServeOptions, *, on_progress: Callable[[str], None] = lambda text: None) -> tuple[Runtime, Repository]:
@@ -28,10 +28,11 @@ def prepare(folder: Path, options: ServeOptions, *, on_progress: Callable[[str],
     if options.profile is not None:
         check_profile(folder, options.profile, only_cpus=options.runtime == "embedded", on_progress=on_progress)
     _check_not_empty(content)
-    whole = content
-    content, unused = content.without_unused_averages()
-    if not content.models:
-        content, unused = whole, []
+    used, unused = content.without_unused_averages()
+    if used.models:
+        content = used
+    else:
+        unused = []
     if unused:
         models = "model" if len(unused) == 1 else "models"
         on_progress(
@@ -60,7 +61,7 @@ def read_content(folder: Path, options: ServeOptions) -> Repository:
     Raises:
         NotServableError: The folder is not a repository.
     """
-    return read_repository(folder, profile=options.profile, target=target_of(options.runtime))
+    return read_repository(folder, profile=options.profile, target=target_from_runtime(options.runtime))
 
 
 def command_line(runtime: Runtime, content: Repository, options: ServeOptions, ports: dict[str, int], admin_key: str) -> list[str]:
@@ -73,7 +74,7 @@ def command_line(runtime: Runtime, content: Repository, options: ServeOptions, p
         ports=ports,
         admin_key=admin_key,
         threads=content.threads_per_member(len(os.sched_getaffinity(0))),
-        gpus=any(model.wants_gpu for model in content.models.values()),
+        gpus=any(model.needs_gpu for model in content.models.values()),
         caches=engine_caches(content),
         version_compatible_plans=has_version_compatible_plan(content),
     )
@@ -81,4 +82,4 @@ def command_line(runtime: Runtime, content: Repository, options: ServeOptions, p
 
 def _check_not_empty(content: Repository) -> None:
     if not content.models:
-        raise NotServableError(f"no model in {content.path} can be served:\n{listed(content.problems)}")
+        raise NotServableError(f"no model in {content.path} can be served:\n{format_problems(content.problems)}")

@@ -33,7 +33,7 @@ def read_refusals(log: Path, pid: int | None = None) -> dict[str, str]:
 
 def refusals_from_log(text: str, pid: int | None = None) -> dict[str, str]:
     """Return the reasons in the text of a log by model; the last one for each."""
-    found: dict[str, str] = {}
+    refusals: dict[str, str] = {}
     parser = ""
     for line in text.splitlines():
         parser_error = _PARSER.match(line)
@@ -46,6 +46,6 @@ def refusals_from_log(text: str, pid: int | None = None) -> dict[str, str]:
         match = next((match for pattern in _MODEL_MESSAGES if (match := pattern.fullmatch(message))), None)
         if match is not None:
             reason = match["reason"]
-            found[match["model"]] = f"{reason}: {parser}" if parser and "text proto" in reason else reason
+            refusals[match["model"]] = f"{reason}: {parser}" if parser and "text proto" in reason else reason
         parser = ""
-    return found
+    return refusals

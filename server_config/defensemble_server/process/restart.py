@@ -1,4 +1,4 @@
-"""The short-lived processes of a guard that restarts its server: one plans the start, one verifies the answers.
+"""The short-lived processes of a guard that restarts its server: one prepares the start, one verifies the answers.
 
 Each reads JSON from standard input, including the admin key, and writes JSON to standard output.
 """
@@ -38,14 +38,14 @@ def main() -> None:
     os.dup2(2, 1)  # other output must not get into the answer
     request = json.loads(sys.stdin.buffer.read())
     try:
-        answer = _plan(request) if request["do"] == "plan" else _verify(request)
+        answer = _prepare(request) if request["do"] == "plan" else _verify(request)
     except (ServerError, RepositoryError, OSError) as error:
         answer = {"error": str(error)}
     with os.fdopen(answer_to, "w") as file:
         json.dump(answer, file)
 
 
-def _plan(request: dict[str, Any]) -> dict[str, Any]:
+def _prepare(request: dict[str, Any]) -> dict[str, Any]:
     """Return the command of the new start."""
     options = ServeOptions(**request["options"])
     ports = claim_ports(options.host, options.ports, guard_pid=os.getppid())
@@ -60,8 +60,10 @@ def _verify(request: dict[str, Any]) -> dict[str, Any]:
     from ..readiness import await_ready
 
     options = ServeOptions(**request["options"])
-    found = read_content(Path(request["repository"]), options)
-    content = Repository(found.path, {name: model for name, model in found.models.items() if name in request["models"]}, found.problems)
+    repository = read_content(Path(request["repository"]), options)
+    content = Repository(
+        repository.path, {name: model for name, model in repository.models.items() if name in request["models"]}, repository.problems
+    )
     assert options.admin_key is not None
     log, timeout_s = Path(request["log"]), float(request["start_timeout_s"])
     _, problems = await_ready(request["pid"], content, options, options.admin_key, log, timeout_s, guard_pid=os.getppid())

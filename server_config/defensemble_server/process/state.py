@@ -33,7 +33,11 @@ def connect_host(host: str) -> str:
 
 
 class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A server that was started here: its guard (`pid`, with its start time because process IDs are reused), ports, folder and key."""
+    """A server that was started here: its guard (`pid`, with its start time because process IDs are reused), ports, folder and key.
+
+    Example:
+        >>> [(state.http_url, state.repository) for state in find_states()]
+    """
 
     pid: Annotated[int, msgspec.Meta(gt=1)]  # a signal to 0 or -1 would reach many processes
     started: _Positive
@@ -146,20 +150,24 @@ def read_states(*, on_damaged: Callable[[Path, str], None] = lambda path, why: N
 
 
 def find_states(grpc_port: int | None = None, repository: Path | None = None) -> list[ServerState]:
-    """Return the running servers on `grpc_port`, of the folder `repository`, or all.
+    """Return the running servers on a gRPC port, of a repository, or all.
+
+    Args:
+        grpc_port: The gRPC port; None: any.
+        repository: The model repository; None: any.
 
     Raises:
         StateError: No server matches; the text lists the running ones.
     """
     damaged: list[str] = []
     states = read_states(on_damaged=lambda path, why: damaged.append(f"{why}: remove it"))
-    found = [
+    matching = [
         state
         for state in states
         if grpc_port in (None, state.grpc_port) and (repository is None or Path(state.repository) == repository.resolve())
     ]
-    if found:
-        return found
+    if matching:
+        return matching
     if grpc_port is None and repository is None:
         raise StateError("; ".join(["no server is running on this machine; start one with `defensemble serve`", *damaged]))
     of = f" of {repository}" if repository is not None else ""
@@ -168,7 +176,11 @@ def find_states(grpc_port: int | None = None, repository: Path | None = None) ->
 
 
 def find_state(grpc_port: int | None = None, repository: Path | None = None) -> ServerState:
-    """Return the running server on `grpc_port`, of the folder `repository`, or the only one.
+    """Return the running server on a gRPC port, of a repository, or the only one.
+
+    Args:
+        grpc_port: The gRPC port; None: any.
+        repository: The model repository; None: any.
 
     Raises:
         StateError: No server matches, or several do.

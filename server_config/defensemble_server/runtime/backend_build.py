@@ -133,7 +133,7 @@ def onnxruntime_library() -> Path:
     fix = f"run `pip install --upgrade 'onnxruntime>={OLDEST_ONNXRUNTIME}'`"
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeMissingError(f"ONNX Runtime is not installed, serving needs {OLDEST_ONNXRUNTIME} or later: {fix}")
+        raise RuntimeMissingError(f"ONNX Runtime is not installed, but serving needs {OLDEST_ONNXRUNTIME} or later: {fix}")
     folders = [Path(location) / "capi" for location in spec.submodule_search_locations]
     libraries = sorted(library for folder in folders for library in folder.glob("libonnxruntime.so*"))
     if not libraries:

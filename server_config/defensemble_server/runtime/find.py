@@ -39,6 +39,10 @@ class Runtime:
 def find_runtime(name: str, *, on_progress: Callable[[str], None]) -> Runtime:
     """Return the runtime `name` (`embedded`, `path` or `docker`), after installing missing parts of the embedded one.
 
+    Args:
+        name: Name of the runtime.
+        on_progress: Receives a message before an installation or a build.
+
     Raises:
         RuntimeMissingError: The runtime is missing and cannot be installed.
         BackendBuildError: The backend of the embedded runtime cannot be built.
@@ -52,8 +56,8 @@ def find_runtime(name: str, *, on_progress: Callable[[str], None]) -> Runtime:
     raise RuntimeMissingError(f"runtime must be one of {', '.join(RUNTIMES)}, got {name!r}")
 
 
-def target_of(name: str) -> Target:
-    """Return the target that the runtime `name` stands for in repository checks; NVIDIA's containers publish their core version."""
+def target_from_runtime(name: str) -> Target:
+    """Return the target of repository checks for the runtime `name`; NVIDIA's containers publish their core version."""
     return TARGETS[name] if name in TARGETS else Target.from_core_version(os.environ.get("TRITON_SERVER_VERSION", ""))
 
 
@@ -64,19 +68,21 @@ def check_platform(system: str, machine: str, libc: tuple[str, str]) -> None:
         RuntimeMissingError: The platform is not Linux on x86-64 with glibc 2.35 or newer.
     """
     if (system, machine) != ("Linux", "x86_64"):
-        raise RuntimeMissingError(f"the embedded Triton runs on Linux x86_64, this is {system} {machine}: use --runtime docker")
+        raise RuntimeMissingError(f"the embedded Triton runs on Linux x86_64, but this is {system} {machine}: use --runtime docker")
     name, version = libc
     if name != "glibc":
-        raise RuntimeMissingError(f"the embedded Triton needs glibc, this system has {name or 'another C library'}: use --runtime docker")
+        raise RuntimeMissingError(
+            f"the embedded Triton needs glibc, but this system has {name or 'another C library'}: use --runtime docker"
+        )
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST_GLIBC:
         raise RuntimeMissingError(
-            f"the embedded Triton needs glibc 2.35 or newer, this system has {version}: "
+            f"the embedded Triton needs glibc 2.35 or newer, but this system has {version}: "
             "use Debian 12, Ubuntu 22.04 or later, or --runtime docker"
         )
 
 
 def embedded_triton() -> tuple[Path, Path] | None:
-    """The wheel's `tritonserver` and the folder of its libraries, or None where the wheel is not installed. Nothing of it is imported."""
+    """Return the wheel's `tritonserver` and the folder of its libraries, without an import; None if the wheel is not installed."""
     spec = importlib.util.find_spec("pytriton")
     for location in (spec.submodule_search_locations or []) if spec else []:
         executable = Path(location) / "tritonserver" / "bin" / "tritonserver"
@@ -105,12 +111,12 @@ def install_embedded_triton(on_progress: Callable[[str], None]) -> None:
 def _embedded(on_progress: Callable[[str], None]) -> Runtime:
     check_platform(platform.system(), platform.machine(), platform.libc_ver())
     library = onnxruntime_library()  # before anything is downloaded
-    found = embedded_triton()
-    if found is None:
+    installation = embedded_triton()
+    if installation is None:
         install_embedded_triton(on_progress)
-        found = embedded_triton()
-        assert found is not None, "install_embedded_triton raises where it leaves nothing"
-    executable, libraries = found
+        installation = embedded_triton()
+        assert installation is not None, "install_embedded_triton raises an error if it fails"
+    executable, libraries = installation
     # ONNX Runtime's wheels (seen: 1.32) send events to Microsoft, and keep an identifier in the user's cache, unless disabled.
     # Unloaded models leave gaps in glibc's heaps (8 per core) that later models do not reuse, unless large blocks are always mapped, which
     # glibc stops doing after the first one is freed. (Measured, 50 edits under load: memory grew from 155 to 210 MB without these
@@ -121,7 +127,7 @@ def _embedded(on_progress: Callable[[str], None]) -> Runtime:
 
 
 def _on_path(program: str, fix: str) -> Path:
-    found = shutil.which(program)
-    if found is None:
+    path = shutil.which(program)
+    if path is None:
         raise RuntimeMissingError(f"there is no `{program}` on PATH: {fix}")
-    return Path(found)
+    return Path(path)

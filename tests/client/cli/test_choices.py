@@ -30,7 +30,7 @@ from defensemble_training.trainer import compute, recipe
         (choices.DROPS, spec.DROPS),
         (choices.PRESETS, tuple(recipe.PRESETS)),
         (choices.SCHEDULES, recipe.SCHEDULES),
-        (choices.KEPT_WEIGHTS, recipe.CHOICES),
+        (choices.WEIGHT_SELECTIONS, recipe.CHOICES),
         (choices.DEVICES, compute.DEVICES),
         (choices.TRAINING_PRECISIONS, tuple(compute.PRECISIONS)),
         (choices.ATTACKS, tuple(presets.ATTACKS)),

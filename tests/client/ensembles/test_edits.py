@@ -141,7 +141,7 @@ def test_an_unreadable_configuration_only_stops_edits_that_need_it(world: World,
 
 def test_a_member_with_its_own_requests_stays_loaded(world: World) -> None:
     with world.client() as client, calling(world.server.http_url, "a", count=1) as callers:
-        applied = Ensembles(world.folder, client, drain_s=0.3).remove("ensemble", ["a"])
+        applied = Ensembles(world.folder, client, idle_timeout_s=0.3).remove("ensemble", ["a"])
     ((model, why),) = applied.left_loaded.items()
     assert model == f"a on {world.server.grpc_url}"
     assert_facts(why, "0.3 s")

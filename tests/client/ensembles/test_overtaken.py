@@ -55,7 +55,7 @@ def test_a_file_changed_during_the_edit_is_not_overwritten(world: World) -> None
     with world.client() as client, pytest.raises(EditFailedError, match="changed") as caught:
         Ensembles(world.folder, client, on_progress=on_progress).weight("ensemble", {"a": 5.0})
     assert path.read_bytes() == by_ann
-    assert any("another program" in line for line in caught.value.put_back)
+    assert any("another program" in line for line in caught.value.restore_report)
     world.check(ABC)
 
 
@@ -119,7 +119,7 @@ def test_the_repository_folder_is_locked_too(tmp_path: Path) -> None:
 
 def test_occasional_requests_keep_a_member_loaded(world: World) -> None:
     with world.client() as client:
-        editor = Ensembles(world.folder, client, drain_s=1.5)
+        editor = Ensembles(world.folder, client, idle_timeout_s=1.5)
         editor.add("ensemble", ["d"])
         stop, caught = threading.Event(), list[DefensembleError]()
 

@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 from defensemble import Client, FakeModel, FakeTransport
 from defensemble.ensembles import EditRefusedError, Ensembles
-from defensemble_export import repository_plan, write_files, write_profile
+from defensemble_export import planned_files, write_files, write_profile
 from defensemble_repository.pbtxt import config_from_pbtxt
 from tests.support import tiny
 from tests.support.facts import assert_facts
@@ -76,7 +76,7 @@ def build(folder: Path, model: str, **changes: object) -> None:
 def folder(tmp_path: Path) -> Path:
     """`alpha` and `beta` are members, `gamma` is not; all three are plans."""
     folder = tiny.write_repository(tmp_path / "place" / "repository")
-    write_files(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
+    write_files(folder, planned_files(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
     for model in ("alpha", "beta", "gamma"):
         build(folder, model)
     return folder

@@ -33,14 +33,14 @@ def test_prune_keeps_what_rollbacks_need(world: World, editor: Ensembles) -> Non
     editor.weight("ensemble", {"a": 2.0})
     editor.weight("ensemble", {"a": 3.0})
     before = content(world.folder)
-    assert names(editor.prune(keep=4)) == []
+    assert names(editor.prune(keep_edits=4)) == []
     assert content(world.folder).keys() == before.keys(), "a rollback can restore each state"
-    listed = editor.prune(keep=2, dry_run=True)
+    listed = editor.prune(keep_edits=2, dry_run=True)
     assert content(world.folder).keys() == before.keys()
     assert sorted(names(listed)) == ["b@1", "c"]
-    assert all(item.why and item.bytes > 0 for item in listed)
+    assert all(item.reason and item.bytes > 0 for item in listed)
     with calling(world.server.grpc_url) as callers:
-        assert editor.prune(keep=2) == listed
+        assert editor.prune(keep_edits=2) == listed
     callers.check([({"a@1": 3.0, "b@2": 1.0}, "probabilities")])
     assert not (world.folder / "c").exists()
     assert not (world.folder / "b/1").exists()
@@ -63,7 +63,7 @@ def test_prune_deletes_unused_averaging_models(world: World, editor: Ensembles) 
     assert len(folders) == 4
     times = times_of_change(world.folder)
     with recording_client(world) as (client, calls):
-        pruned = Ensembles(world.folder, client).prune(keep=0)
+        pruned = Ensembles(world.folder, client).prune(keep_edits=0)
     assert len(pruned) == 3
     assert calls == [], "the edits unloaded them"
     after = times_of_change(world.folder)
@@ -76,29 +76,29 @@ def test_prune_deletes_unused_averaging_models(world: World, editor: Ensembles) 
 def test_prune_keeps_what_a_server_runs(world: World, editor: Ensembles) -> None:
     files = Ensembles(world.folder)
     files.remove("ensemble", ["c"])
-    assert editor.prune(keep=0) == [], "the server still serves the ensemble with c"
+    assert editor.prune(keep_edits=0) == [], "the server still serves the ensemble with c"
     editor.reload("ensemble")
-    assert names(editor.prune(keep=0)) == ["c"]
+    assert names(editor.prune(keep_edits=0)) == ["c"]
     world.check({"a@1": 1.0, "b@1": 1.0})
 
 
 def test_prune_keeps_members_of_other_ensembles(world: World, editor: Ensembles) -> None:
     editor.create("canary", ["c"])
     editor.remove("ensemble", ["c"])
-    assert names(editor.prune(keep=0)) == []
+    assert names(editor.prune(keep_edits=0)) == []
     editor.delete("canary")
-    assert names(editor.prune(keep=1)) == [], "undoing the deletion needs it"
-    assert names(editor.prune(keep=0)) == ["c"]
+    assert names(editor.prune(keep_edits=1)) == [], "undoing the deletion needs it"
+    assert names(editor.prune(keep_edits=0)) == ["c"]
     world.check({"a@1": 1.0, "b@1": 1.0})
 
 
 def test_prune_refuses_unknown_states(world: World, editor: Ensembles) -> None:
-    with raises(InputError, "keep | 0 or more | -1"):
-        editor.prune(keep=-1)
+    with raises(InputError, "keep_edits | 0 or more | -1"):
+        editor.prune(keep_edits=-1)
     editor.weight("ensemble", {"a": 2.0})
     path = world.folder / "history.jsonl"
     path.write_bytes(b"{" + path.read_bytes())
     before = content(world.folder)
     with pytest.raises(HistoryError, match=r"history\.jsonl:1:"):
-        editor.prune(keep=0)
+        editor.prune(keep_edits=0)
     assert content(world.folder) == before

@@ -212,8 +212,8 @@ def test_a_refused_member_keeps_serving_its_old_state(world: World, editor: Ense
     with calling(world.server.grpc_url) as callers:
         with raises(EditFailedError, f"load a on {world.server.grpc_url}") as caught:
             editor.reload("ensemble")
-        assert "intra_op_thread_count" in caught.value.why
-        assert caught.value.put_back
+        assert "intra_op_thread_count" in caught.value.reason
+        assert caught.value.restore_report
     callers.check([(ABC, "probabilities")])
     assert read(world, "a") == config, "the hand edit stays, to be corrected"
     assert editor.history() == []

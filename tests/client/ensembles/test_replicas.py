@@ -11,7 +11,7 @@ import pytest
 
 from defensemble import Client, ConnectionFailedError, InputError
 from defensemble.ensembles import EditFailedError, EditRefusedError, Ensembles, Replica
-from defensemble_export import repository_plan, write_files
+from defensemble_export import planned_files, write_files
 from defensemble_export.editing import read_history
 from defensemble_repository.ensemble import Ensemble, Member
 from tests.support.facts import assert_each, raises
@@ -83,7 +83,7 @@ def test_a_failure_at_one_replica_restores_all(worlds: tuple[World, World], over
         callers.check([(ABC, "probabilities")])
     assert [content(world.folder) for world in worlds] == before
     places = (one.server.grpc_url, two.server.http_url, *(world.folder for world in worlds))
-    assert_each(sorted(caught.value.put_back), *sorted(f"{place} | old state" for place in places))
+    assert_each(sorted(caught.value.restore_report), *sorted(f"{place} | old state" for place in places))
     check(worlds, ABC)
 
 
@@ -140,7 +140,7 @@ def test_rollback_restores_each_replica_to_its_own_state(worlds: tuple[World, Wo
 def test_refuses_a_member_whose_file_differs_between_replicas(worlds: tuple[World, World], over: Ensembles) -> None:
     two = worlds[1]
     shutil.rmtree(two.folder / "d")
-    write_files(two.folder, repository_plan(two.folder, [member("d", 99)], ensemble=None, max_batch_size=8))
+    write_files(two.folder, planned_files(two.folder, [member("d", 99)], ensemble=None, max_batch_size=8))
     before = [content(world.folder) for world in worlds]
     with pytest.raises(EditRefusedError, match="d@1"):
         over.add("ensemble", ["d"])
@@ -174,7 +174,7 @@ def test_reload_prune_and_create_work_with_replicas(worlds: tuple[World, World],
     over.create("canary", ["d"])
     over.delete("canary")
     over.remove("ensemble", ["c"])
-    pruned = over.prune(keep=0)
+    pruned = over.prune(keep_edits=0)
     assert sorted(item.model for item in pruned if not item.model.startswith("average_")) == ["c", "c", "d", "d"]
     for world in worlds:
         assert not (world.folder / "c").exists()

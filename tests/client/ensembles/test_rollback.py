@@ -13,7 +13,7 @@ import pytest
 from defensemble import InputError
 from defensemble.ensembles import Applied, EditRefusedError, Ensembles
 from defensemble.ensembles.edit import EditRunner
-from defensemble_export import EnsembleError, HistoryError, repository_plan, write_files
+from defensemble_export import EnsembleError, HistoryError, planned_files, write_files
 from defensemble_export.editing.history import current_user
 from defensemble_repository.ensemble import Ensemble, Member
 from tests.support import tiny
@@ -132,7 +132,7 @@ def test_rollback_undoes_unrecorded_changes_first(world: World) -> None:
         editor.weight("ensemble", {"a": 2.0})
         first = own(world)
         editor.weight("ensemble", {"a": 3.0})
-        write_files(world.folder, repository_plan(world.folder, [tiny.member("d", 4)], ensemble="ensemble", replace=True))
+        write_files(world.folder, planned_files(world.folder, [tiny.member("d", 4)], ensemble="ensemble", replace=True))
         editor.reload("ensemble")
         members = {"a@1": 3.0, "b@1": 1.0, "c@1": 1.0, **({"d@2": 1.0} if (world.folder / "d/2").exists() else {"d@1": 1.0})}
         assert [f"{member.model}@{member.version}" for member in editor.declared("ensemble").members] == list(members)
@@ -148,13 +148,13 @@ def test_rollback_undoes_unrecorded_changes_first(world: World) -> None:
         world.check(ABC)
         editor.weight("ensemble", {"a": 5.0})
         last = own(world)
-        write_files(world.folder, repository_plan(world.folder, [tiny.member("e", 5)], ensemble="ensemble", replace=True))
+        write_files(world.folder, planned_files(world.folder, [tiny.member("e", 5)], ensemble="ensemble", replace=True))
         editor.rollback()
         assert own(world) == last, "only the unrecorded change is undone"
         assert len(warnings) == 1
         assert_facts(warnings[0], "'ensemble'")
         world.check({"a@1": 5.0, "b@1": 1.0, "c@1": 1.0})
-        write_files(world.folder, repository_plan(world.folder, [tiny.member("f", 6)], ensemble="ensemble", replace=True))
+        write_files(world.folder, planned_files(world.folder, [tiny.member("f", 6)], ensemble="ensemble", replace=True))
         editor.rollback(2)
         world.check(ABC)
         editor.weight("ensemble", {"a": 5.0})

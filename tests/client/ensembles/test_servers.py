@@ -55,7 +55,7 @@ EDITS: dict[str, Callable[[Ensembles], object]] = {
     "apply": lambda ensembles: ensembles.apply(Ensemble("ensemble", (Member("d"),))),
     "reload": lambda ensembles: ensembles.reload("ensemble"),
     "rollback": lambda ensembles: ensembles.rollback(),
-    "prune": lambda ensembles: ensembles.prune(keep=0),
+    "prune": lambda ensembles: ensembles.prune(keep_edits=0),
 }
 
 

@@ -43,11 +43,11 @@ def test_an_earlier_result_keeps_its_name_until_the_new_one_is_on_disk(tmp_path:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="No space left") as caught:
-            write_result(target, {"a": 2}, keep=True)
+            write_result(target, {"a": 2}, keep_earlier=True)
     assert caught.value.filename == str(target)
     assert os.listdir(tmp_path) == ["result.json"]
     assert json.loads(target.read_text()) == {"a": 1}
-    assert write_result(target, {"a": 2}, keep=True) == tmp_path / "result.1.json"
+    assert write_result(target, {"a": 2}, keep_earlier=True) == tmp_path / "result.1.json"
     assert [json.loads((tmp_path / name).read_text()) for name in ("result.json", "result.1.json")] == [{"a": 2}, {"a": 1}]
 
 

@@ -51,9 +51,9 @@ def test_a_refused_hand_edit_is_saved_as_rejected(tmp_path: Path, kind: str) -> 
         with pytest.raises(EditFailedError) as caught:
             stage.ensembles().reload("ensemble")
         assert caught.value.step == f"load 'ensemble' on {stage.addresses[0][0]}"
-        assert "failed" in caught.value.why
+        assert "failed" in caught.value.reason
         rejected = folder / "ensemble" / "config.pbtxt.rejected"
-        assert any(str(rejected) in line for line in caught.value.put_back)
+        assert any(str(rejected) in line for line in caught.value.restore_report)
         check_rejected(stage, 0, edited)
         shown = stage.ensembles().show("ensemble")[0]
         assert shown.served == {stage.addresses[0][0]: "yes"}

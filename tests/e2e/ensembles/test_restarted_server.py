@@ -226,7 +226,7 @@ def test_a_hanging_server_is_killed_and_the_edit_finishes(edit_process: EditProc
 
 @pytest.mark.slow
 def test_prune_finishes_while_the_server_restarts(edit_process: EditProcess, tmp_path: Path) -> None:
-    prune = Edit("prune", [], None, None, {"keep": 0})
+    prune = Edit("prune", [], None, None, {"keep_edits": 0})
     with SCENES["switch"].staged(tmp_path, restart=True) as stage:
         stage.ensembles().add("ensemble", ["gamma"])
         stage.ensembles().add("ensemble", ["alpha@2"], in_place_of="alpha@1")

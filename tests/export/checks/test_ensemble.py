@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import check_ensemble, fuse_repository, repository_plan, write_files, write_profile
+from defensemble_export import check_ensemble, fuse_repository, planned_files, write_files, write_profile
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from defensemble_repository.view import RepositoryView
@@ -71,7 +71,7 @@ def test_exported_ensembles_have_no_findings(tmp_path: Path, average: str, membe
 
 
 def test_planned_files_are_checked_like_existing_ones(repository: Path) -> None:
-    plan = repository_plan(repository, [tiny.member("gamma", 3)], replace=True)
+    plan = planned_files(repository, [tiny.member("gamma", 3)], replace=True)
     assert check_ensemble(RepositoryView(repository, plan), "ensemble") == []
     without: dict[str, bytes | None] = {**plan, "gamma/config.pbtxt": None}
     (finding,) = check_ensemble(RepositoryView(repository, without), "ensemble")
@@ -177,7 +177,7 @@ def as_member(**other: object) -> Callable[[Path], None]:
 
     def write(repository: Path) -> None:
         shutil.rmtree(repository / "beta")
-        write_files(repository, repository_plan(repository, [tiny.member("beta", 2, **other)], ensemble=None, max_batch_size=8))
+        write_files(repository, planned_files(repository, [tiny.member("beta", 2, **other)], ensemble=None, max_batch_size=8))
 
     return write
 
@@ -272,7 +272,7 @@ def test_mixed_precisions_are_a_remark(repository: Path) -> None:
 def test_an_outdated_fused_graph_is_a_remark(repository: Path) -> None:
     fuse_repository(repository, "ensemble", "fused", images=tiny.images(4))
     assert check(repository) == []
-    plan = repository_plan(repository, [tiny.member("gamma", 3)], replace=True)
+    plan = planned_files(repository, [tiny.member("gamma", 3)], replace=True)
     (finding,) = check_ensemble(RepositoryView(repository, plan), "ensemble")
     assert (finding.model, finding.is_error) == ("fused", False)
     assert "--ensemble ensemble --replace`" in finding.text

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from defensemble_export import write_profile
-from defensemble_repository.plan_manifest import Manifest, Profile
+from defensemble_repository.plan_manifest import Manifest, OptimizationProfile
 from defensemble_repository.reader import read_config
 from tests.export.checks.test_ensemble import average_of, check, edit, only, replace
 from tests.repository.test_plan_manifest import MANIFEST
@@ -97,7 +97,7 @@ def write_plans(repository: Path, **other: Any) -> None:
 
 
 def manifest(place: Path, **other: Any) -> Manifest:
-    shapes = Profile((1, *tiny.SHAPE), (8, *tiny.SHAPE), (8, *tiny.SHAPE))
+    shapes = OptimizationProfile((1, *tiny.SHAPE), (8, *tiny.SHAPE), (8, *tiny.SHAPE))
     digests: dict[str, Any] = {f"{kind}_sha256": sha256((place / f"model.{kind}").read_bytes()).hexdigest() for kind in ("onnx", "plan")}
     return msgspec.structs.replace(MANIFEST, **{"profile": shapes, **digests, **other})
 
@@ -118,7 +118,7 @@ def test_matching_plans_have_no_findings(repository: Path) -> None:
 def test_plan_with_other_shapes(repository: Path, shapes: tuple[tuple[int, ...], ...], facts: str) -> None:
     write_plans(repository)
     place = repository / "beta/1"
-    (place / "model.plan.json").write_bytes(manifest(place, profile=Profile(*shapes)).to_bytes())
+    (place / "model.plan.json").write_bytes(manifest(place, profile=OptimizationProfile(*shapes)).to_bytes())
     finding = only(repository, facts, model="beta")
     assert f"`defensemble build-engine beta --repository {repository} --version 1 --force`" in finding.text
     assert finding.file == place / "model.plan.json"

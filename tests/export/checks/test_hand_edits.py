@@ -16,8 +16,8 @@ from defensemble_export import (
     EnsembleError,
     ProfileError,
     planned_engines,
+    planned_files,
     profile_states,
-    repository_plan,
     write_files,
     write_profile,
 )
@@ -99,7 +99,7 @@ def test_refuses_a_configuration_of_another_model(repository: Path) -> None:
     facts = """name: "beta" | folder | 'alpha'"""
     refused_by_all(repository, facts)
     with raises(ConfigError, facts):
-        repository_plan(repository, [tiny.member("alpha", 5)], ensemble=None, replace=True)
+        planned_files(repository, [tiny.member("alpha", 5)], ensemble=None, replace=True)
 
 
 def noted(precision: str | None) -> bytes:
@@ -114,7 +114,7 @@ def noted(precision: str | None) -> bytes:
 @pytest.mark.parametrize(("own", "stated"), [("int8", "fp32"), (None, "int8"), ("fp16", "fp7")])
 def test_a_plan_has_the_precision_of_its_graph(tmp_path: Path, own: str | None, stated: str) -> None:
     repository = tmp_path / "repository"
-    write_files(repository, repository_plan(repository, [tiny.member("a", onnx=noted(own), precision=own or "fp32")], ensemble=None))
+    write_files(repository, planned_files(repository, [tiny.member("a", onnx=noted(own), precision=own or "fp32")], ensemble=None))
     (planned,) = planned_engines(repository)
     assert planned.request.precision == (own or "fp32")
     set_parameter(repository, "a", "precision.1", stated)

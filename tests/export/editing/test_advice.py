@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from defensemble.cli import cli
-from defensemble_export import repository_plan, write_files
+from defensemble_export import planned_files, write_files
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from tests.support import tiny
 
@@ -24,7 +24,7 @@ def repository(tmp_path: Path) -> Path:
     """An ensemble of `alpha` and `beta`, and two members of another size, `large` and `other`, which are members of no ensemble."""
     folder = tiny.write_repository(tmp_path / "repository")
     large = [tiny.member(name, onnx=tiny.linear_onnx(3, LARGE), input_shape=LARGE) for name in ("large", "other")]
-    write_files(folder, repository_plan(folder, large, ensemble=None))
+    write_files(folder, planned_files(folder, large, ensemble=None))
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 
-from defensemble_export import repository_plan, write_files
+from defensemble_export import planned_files, write_files
 from defensemble_export.editing import MemberInfo, read_member_info
 from defensemble_export.members.report import report_from_export
 from defensemble_repository.ensemble import Member
@@ -53,7 +53,7 @@ def report(content: bytes, **verified: Any) -> bytes:
 def repository(tmp_path: Path) -> Path:
     content = graph(1, spec=json.dumps(SPEC), record=json.dumps(RECORD), class_names="[]", mask_digest="of the graph")
     member = tiny.member("alpha", 1, onnx=content, report=report(content), precision="fp16")
-    write_files(tmp_path / "repository", repository_plan(tmp_path / "repository", [member], ensemble=None))
+    write_files(tmp_path / "repository", planned_files(tmp_path / "repository", [member], ensemble=None))
     return tmp_path / "repository"
 
 

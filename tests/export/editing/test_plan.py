@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import EnsembleError, ExistsError, check_ensemble, repository_plan, write_files
+from defensemble_export import EnsembleError, ExistsError, check_ensemble, planned_files, write_files
 from defensemble_export.editing import Edit, Snapshot, append_edit, read_history, read_snapshot
 from defensemble_export.editing.history import undoable_edits
 from defensemble_export.editing.membership import add_members, remove_members, set_weights
@@ -42,7 +42,7 @@ SEEDS = {"alpha@1": 1, "beta@1": 2, "beta@2": 22, "gamma@1": 3}
 def write(folder: Path) -> Path:
     """Write three networks, `beta` at two versions, and an ensemble of `alpha` and `beta@1`."""
     tiny.write_repository(folder)
-    write_files(folder, repository_plan(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
+    write_files(folder, planned_files(folder, [tiny.member("gamma", 3)], ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "beta", 22)
     return folder
 

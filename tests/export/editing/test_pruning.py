@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import ExportError, HistoryError, repository_plan, write_files, write_profile
-from defensemble_export.editing import Edit, Prunable, append_edit, prune_files, prune_plan, read_history, read_snapshot
+from defensemble_export import ExportError, HistoryError, planned_files, write_files, write_profile
+from defensemble_export.editing import Edit, Prunable, append_edit, find_prunable, prune_files, read_history, read_snapshot
 from defensemble_export.editing.plan import plan_ensemble
 from defensemble_export.entries.ensemble import ensemble_files
 from defensemble_repository.configs import Interface
@@ -38,7 +38,7 @@ A, B, C, B2 = Member("alpha"), Member("beta"), Member("gamma"), Member("beta", 2
 def repository(tmp_path: Path) -> Path:
     """Three networks, beta at two versions; alpha and beta@1 are members, and one network never was."""
     folder = tiny.write_repository(tmp_path / "place" / "repository")
-    write_files(folder, repository_plan(folder, [tiny.member("gamma", 3), tiny.member("standard", 4)], ensemble=None, max_batch_size=8))
+    write_files(folder, planned_files(folder, [tiny.member("gamma", 3), tiny.member("standard", 4)], ensemble=None, max_batch_size=8))
     tiny.write_second_version(folder, "beta", 5)
     return folder
 
@@ -63,7 +63,7 @@ def names(pruned: list[Prunable]) -> list[str]:
 
 
 def prune(folder: Path, keep: int = 0) -> list[Prunable]:
-    pruned = prune_plan(folder, keep=keep)
+    pruned = find_prunable(folder, keep_edits=keep)
     writes, removals = prune_files(folder, pruned)
     remove_files(folder, removals)
     write_files(folder, writes)
@@ -71,7 +71,7 @@ def prune(folder: Path, keep: int = 0) -> list[Prunable]:
 
 
 def test_keeps_members_and_models_that_were_never_members(repository: Path) -> None:
-    assert prune_plan(repository, keep=0) == []
+    assert find_prunable(repository, keep_edits=0) == []
     before = tiny.content(repository)
     assert prune(repository) == []
     assert tiny.content(repository) == before
@@ -90,20 +90,20 @@ def test_prunes_former_members_that_no_rollback_needs(repository: Path) -> None:
         (1, ["average", "average", "beta@1", "gamma"]),
         (0, ["average"] * 3 + ["beta", "gamma"]),
     ):
-        assert sorted(names(prune_plan(repository, keep=keep))) == expected, keep
-    (gamma,) = (item for item in prune_plan(repository, keep=1) if item.model == "gamma")
-    assert_facts(gamma.why, "'ensemble' | 2026-01-31T12:00:01+00:00")
+        assert sorted(names(find_prunable(repository, keep_edits=keep))) == expected, keep
+    (gamma,) = (item for item in find_prunable(repository, keep_edits=1) if item.model == "gamma")
+    assert_facts(gamma.reason, "'ensemble' | 2026-01-31T12:00:01+00:00")
     assert gamma.files == ("gamma/1/model.onnx", "gamma/config.pbtxt", "gamma/labels.txt")
     assert gamma.bytes == sum((repository / file).stat().st_size for file in gamma.files)
-    (beta,) = (item for item in prune_plan(repository, keep=0) if item.model == "beta")
-    assert_facts(beta.why, "version 1 | 'ensemble'")
-    assert_facts(beta.why, "version 2 | 'ensemble'")
+    (beta,) = (item for item in find_prunable(repository, keep_edits=0) if item.model == "beta")
+    assert_facts(beta.reason, "version 1 | 'ensemble'")
+    assert_facts(beta.reason, "version 2 | 'ensemble'")
     prune(repository)
     assert sorted(os.listdir(repository)) == sorted(
         ["alpha", "ensemble", HISTORY_FILE, "standard", *(n for n in averages if n.endswith(averaging_digest(repository)))]
     )
     assert read_repository(repository).problems == {}
-    assert prune_plan(repository, keep=0) == []
+    assert find_prunable(repository, keep_edits=0) == []
 
 
 def averaging_digest(repository: Path) -> str:
@@ -113,16 +113,16 @@ def averaging_digest(repository: Path) -> str:
 def test_undone_edits_keep_nothing(repository: Path) -> None:
     edit(repository, A, B, C)
     edit(repository, A, B, action="rollback", undoes=(f"{0:012x}",))
-    assert sorted(names(prune_plan(repository, keep=10))) == ["average", "gamma"]
+    assert sorted(names(find_prunable(repository, keep_edits=10))) == ["average", "gamma"]
 
 
 def test_keeps_what_other_ensembles_need(repository: Path) -> None:
     edit(repository, C, B2, name="canary")
     edit(repository, A, B)
-    assert prune_plan(repository, keep=0) == []
+    assert find_prunable(repository, keep_edits=0) == []
     edit(repository, name="canary", action="delete")
-    assert prune_plan(repository, keep=1) == []
-    assert sorted(names(prune_plan(repository, keep=0))) == ["average", "beta@2", "gamma"]
+    assert find_prunable(repository, keep_edits=1) == []
+    assert sorted(names(find_prunable(repository, keep_edits=0))) == ["average", "beta@2", "gamma"]
 
 
 def test_prunes_each_of_two_averaging_models(tmp_path: Path) -> None:
@@ -132,18 +132,18 @@ def test_prunes_each_of_two_averaging_models(tmp_path: Path) -> None:
     for name in ("ensemble", "trimmed", "plain"):
         plan = plan_ensemble(repository, read_ensemble(repository, name))
         write_files(repository, {**plan.averaging, **plan.files})
-    assert set(names(prune_plan(repository, keep=0))) == {"average", "uncertainty"}
-    assert {item.model for item in prune_plan(repository, keep=0)} == old
+    assert set(names(find_prunable(repository, keep_edits=0))) == {"average", "uncertainty"}
+    assert {item.model for item in find_prunable(repository, keep_edits=0)} == old
 
 
 def test_keeps_also_used_models(repository: Path) -> None:
     edit(repository, A, B2, C)
     edit(repository, A, C)
     edit(repository, A)
-    pruned = prune_plan(repository, keep=0, also_used=["gamma", "beta@2"])
+    pruned = find_prunable(repository, keep_edits=0, also_used=["gamma", "beta@2"])
     assert names([item for item in pruned if "_" not in item.model]) == ["beta@1"]
     average = next(item.model for item in pruned if "_" in item.model)
-    assert average not in [item.model for item in prune_plan(repository, keep=0, also_used={average})]
+    assert average not in [item.model for item in find_prunable(repository, keep_edits=0, also_used={average})]
 
 
 def test_keeps_members_of_foreign_ensembles(repository: Path) -> None:
@@ -156,7 +156,7 @@ def test_keeps_members_of_foreign_ensembles(repository: Path) -> None:
     config.ensemble_scheduling.step.add(model_name="beta", model_version=1)
     (repository / "other/1").mkdir(parents=True)
     (repository / "other/config.pbtxt").write_bytes(pbtxt_from_config(config))
-    assert {item.model.partition("_")[0] for item in prune_plan(repository, keep=0)} == {"average"}
+    assert {item.model.partition("_")[0] for item in find_prunable(repository, keep_edits=0)} == {"average"}
 
 
 def test_keeps_members_of_ensemble_profiles(repository: Path) -> None:
@@ -164,10 +164,10 @@ def test_keeps_members_of_ensemble_profiles(repository: Path) -> None:
     (repository / "ensemble/configs").mkdir()
     shutil.copy(repository / "ensemble/config.pbtxt", repository / "ensemble/configs/mine.pbtxt")
     edit(repository, A)
-    assert {"beta", "gamma"} & {item.model for item in prune_plan(repository, keep=0)} == set()
+    assert {"beta", "gamma"} & {item.model for item in find_prunable(repository, keep_edits=0)} == set()
     (repository / "ensemble/configs/mine.pbtxt").write_text("nonsense {")
     with pytest.raises(ConfigError, match=r"ensemble/configs/mine\.pbtxt"):
-        prune_plan(repository, keep=0)
+        find_prunable(repository, keep_edits=0)
 
 
 @pytest.mark.parametrize("damage", ["nonsense {", 'name: "other"', ""])
@@ -177,19 +177,19 @@ def test_refuses_if_a_configuration_is_damaged(repository: Path, damage: str) ->
     (repository / "standard/config.pbtxt").write_text(damage)
     before = tiny.content(repository)
     with pytest.raises(ConfigError, match="standard"):
-        prune_plan(repository, keep=0)
+        find_prunable(repository, keep_edits=0)
     (repository / "standard/config.pbtxt").unlink()
     with pytest.raises(ConfigError, match="standard"):
-        prune_plan(repository, keep=0)
+        find_prunable(repository, keep_edits=0)
     assert set(tiny.content(repository)) == set(before) - {"standard/config.pbtxt"}
 
 
 def test_refuses_a_damaged_history_and_a_negative_number(repository: Path) -> None:
     with raises(ExportError, "0 or more | -1"):
-        prune_plan(repository, keep=-1)
+        find_prunable(repository, keep_edits=-1)
     (repository / HISTORY_FILE).write_text("{}\n")
     with pytest.raises(HistoryError, match=r"history\.jsonl:1"):
-        prune_plan(repository, keep=0)
+        find_prunable(repository, keep_edits=0)
 
 
 def undigested(repository: Path) -> None:
@@ -211,9 +211,9 @@ def like_a_fused_graph(repository: Path) -> None:
 def test_never_lists_what_no_export_wrote(repository: Path, change: Callable[[Path], None]) -> None:
     edit(repository, A, B, C)
     edit(repository, A, B)
-    assert "gamma" in names(prune_plan(repository, keep=0))
+    assert "gamma" in names(find_prunable(repository, keep_edits=0))
     change(repository)
-    assert "gamma" not in names(prune_plan(repository, keep=0))
+    assert "gamma" not in names(find_prunable(repository, keep_edits=0))
 
 
 def test_keeps_a_model_named_like_an_averaging_model(repository: Path) -> None:
@@ -221,7 +221,7 @@ def test_keeps_a_model_named_like_an_averaging_model(repository: Path) -> None:
     config = read_config(repository / "standard")
     config.name = f"average_{0:016x}"
     (repository / f"average_{0:016x}/config.pbtxt").write_bytes(pbtxt_from_config(config))
-    assert prune_plan(repository, keep=0) == []
+    assert find_prunable(repository, keep_edits=0) == []
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_keeps_a_model_with_foreign_files(repository: Path, stray: str) -> None:
     (repository / stray).parent.mkdir(parents=True, exist_ok=True)
     (repository / stray).write_text("mine")
     progress: list[str] = []
-    assert "gamma" not in names(prune_plan(repository, keep=0, on_progress=progress.append))
+    assert "gamma" not in names(find_prunable(repository, keep_edits=0, on_progress=progress.append))
     assert_each(progress, f"{repository / 'gamma'} | {stray}")
 
 
@@ -254,7 +254,7 @@ def test_configurations_no_longer_describe_a_pruned_version(repository: Path) ->
     write_profile(repository, "cpu")
     (repository / "beta/configs/mine.pbtxt").write_bytes(b"# mine\n" + (repository / "beta/config.pbtxt").read_bytes())
     edit(repository, A, B2)
-    pruned = prune_plan(repository, keep=0)
+    pruned = find_prunable(repository, keep_edits=0)
     (beta,) = (item for item in pruned if item.model == "beta")
     assert (beta.version, beta.files) == (1, ("beta/1/model.onnx",))
     writes, removals = prune_files(repository, [beta])
@@ -273,7 +273,7 @@ def test_configurations_no_longer_describe_a_pruned_version(repository: Path) ->
     write_files(repository, writes)
     assert not (repository / "beta/1").exists()
     assert read_repository(repository).problems == {}
-    assert [item for item in prune_plan(repository, keep=0) if item.model == "beta"] == []
+    assert [item for item in find_prunable(repository, keep_edits=0) if item.model == "beta"] == []
 
 
 def read_text(path: Path) -> schema.ModelConfig:
@@ -283,9 +283,9 @@ def read_text(path: Path) -> schema.ModelConfig:
 def test_the_newest_version_is_pruned_only_if_it_was_a_member(repository: Path) -> None:
     edit(repository, A, B2)
     edit(repository, A, B)
-    assert "beta@2" in names(prune_plan(repository, keep=0))
+    assert "beta@2" in names(find_prunable(repository, keep_edits=0))
     tiny.write_second_version(repository, "beta", 6)
-    assert [item for item in names(prune_plan(repository, keep=0)) if item.startswith("beta")] == ["beta@2"]
+    assert [item for item in names(find_prunable(repository, keep_edits=0)) if item.startswith("beta")] == ["beta@2"]
     edit(repository, A)
     # Version 3 was never a member: it may become one.
     assert [item for item in names(prune(repository)) if item.startswith("beta")] == ["beta@1", "beta@2"]
@@ -304,14 +304,14 @@ def test_pruned_versions_leave_the_policy_but_never_the_last(repository: Path) -
     edit(repository, A)
     progress: list[str] = []
     averaging = [name for name in os.listdir(repository) if "_" in name]
-    assert prune_plan(repository, keep=0, on_progress=progress.append, also_used=averaging) == []
+    assert find_prunable(repository, keep_edits=0, on_progress=progress.append, also_used=averaging) == []
     assert_each(progress, f"{repository / 'beta'} | version_policy")
 
 
 def test_refuses_files_that_changed_since_they_were_listed(repository: Path) -> None:
     edit(repository, A, B, C)
     edit(repository, A, B2)
-    pruned = prune_plan(repository, keep=0)
+    pruned = find_prunable(repository, keep_edits=0)
     (repository / "gamma/1/new.txt").write_text("")
     with raises(ExportError, "gamma | again"):
         prune_files(repository, pruned)
@@ -346,7 +346,7 @@ def test_a_kill_at_any_rename_leaves_a_servable_repository(tmp_path: Path, repos
         if number == 8:
             (beta,) = again
             assert (beta.model, beta.version, beta.files, beta.bytes) == ("beta", 1, (), 0)
-            assert "config.pbtxt" in beta.why
+            assert "config.pbtxt" in beta.reason
         assert tiny.content(folder) == whole
         assert os.listdir(folder.parent) == ["repository"]
 
@@ -375,7 +375,7 @@ def test_an_unreadable_folder_is_an_error(repository: Path) -> None:
     (repository / "gamma/1").chmod(0)
     try:
         with pytest.raises(PermissionError):
-            prune_plan(repository, keep=0)
+            find_prunable(repository, keep_edits=0)
     finally:
         (repository / "gamma/1").chmod(0o755)
 

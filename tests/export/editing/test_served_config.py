@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import json_format, text_format
 
 from defensemble import Client
-from defensemble_export import repository_plan, write_files, write_profile
+from defensemble_export import planned_files, write_files, write_profile
 from defensemble_export.editing.served_config import config_from_server, is_served_as_on_disk
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
@@ -141,7 +141,7 @@ def test_comments_and_default_values_do_not_count(loaded: tuple[Path, dict[str, 
 def test_an_added_version_differs_by_its_digest(tmp_path: Path, loaded: tuple[Path, dict[str, dict[str, Any]]]) -> None:
     folder, configs = tiny.write_repository(tmp_path / "place" / "repository"), loaded[1]
     assert is_served_as_on_disk(RepositoryView(folder), "alpha", configs["alpha"])
-    write_files(folder, repository_plan(folder, [tiny.member("alpha", 9)], ensemble=None, replace=True))
+    write_files(folder, planned_files(folder, [tiny.member("alpha", 9)], ensemble=None, replace=True))
     assert not is_served_as_on_disk(RepositoryView(folder), "alpha", configs["alpha"])
 
 

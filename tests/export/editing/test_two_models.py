@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from defensemble_export import check_ensemble, fuse_repository, repository_plan, write_files
+from defensemble_export import check_ensemble, fuse_repository, planned_files, write_files
 from defensemble_export.editing import read_history
 from defensemble_export.editing.journal import read_journal
 from defensemble_export.editing.plan import EditPlan, plan_creation, plan_ensemble, plan_snapshot, step_models
@@ -92,7 +92,7 @@ def test_an_edit_writes_one_model(repository: Path, name: str) -> None:
 
 
 def test_an_export_writes_one_model(repository: Path) -> None:
-    write_files(repository, repository_plan(repository, [tiny.member("alpha", 9)], ensemble="trimmed", replace=True))
+    write_files(repository, planned_files(repository, [tiny.member("alpha", 9)], ensemble="trimmed", replace=True))
     assert [member.version for member in read_ensemble(repository, "trimmed").members] == [2, 1]
     assert [len(read_averaging(repository, name)) for name in ("trimmed", "ensemble")] == [1, 2]
     assert check_ensemble(RepositoryView(repository), "trimmed") == []

@@ -108,7 +108,7 @@ def test_a_changed_or_missing_graph_is_rejected(repository: Path) -> None:
 def test_plans_are_built_compared_and_written_with_their_manifests(repository: Path, fake: FakeTensorRT, tmp_path: Path) -> None:
     before = content(repository)
     lines: list[str] = []
-    built = build_engines(repository, images=IMAGES, on_message=lines.append, options=EngineOptions(opt_batch=4))
+    built = build_engines(repository, images=IMAGES, on_progress=lines.append, options=EngineOptions(opt_batch=4))
     assert [(one.model, one.version, one.built) for one in built] == [("alpha", 1, True), ("alpha", 2, True), ("beta", 1, True)]
     assert fake.calls.count("build") == 3
     added = set(content(repository)) - set(before)
@@ -241,7 +241,7 @@ def test_the_lock_is_held_for_writing_but_not_for_building(repository: Path, fak
     stale = repository.parent / ".repository.staging-a1b2_c3d"
     stale.mkdir()
     lines: list[str] = []
-    build_engines(repository, models=["beta"], compare=False, on_message=lines.append)
+    build_engines(repository, models=["beta"], compare=False, on_progress=lines.append)
     assert free == [True]
     assert_facts(lines[0], f"{stale}")
 

@@ -14,11 +14,11 @@ from onnx import TensorProto, helper
 
 from defensemble_export import EngineError
 from defensemble_export.engines.build_steps import BuildRequest, build_calls
-from defensemble_export.engines.builder import OnProgress, engine_from_onnx, request_from_onnx
+from defensemble_export.engines.builder import OnPhase, engine_from_onnx, request_from_onnx
 from defensemble_export.engines.target import Target, check_target, find_target
 from defensemble_export.engines.timing_cache import default_timing_cache
 from defensemble_repository.errors import RepositoryError
-from defensemble_repository.plan_manifest import Manifest, Profile, read_manifest
+from defensemble_repository.plan_manifest import Manifest, OptimizationProfile, read_manifest
 from tests.support import tiny
 from tests.support.facts import assert_facts, raises
 from tests.support.fake_tensorrt import GPU, MARK, VERSION, FakeTensorRT, ParserError, Severity, install_gpu, install_tensorrt
@@ -38,9 +38,9 @@ def graph(tmp_path: Path) -> Path:
     return path
 
 
-def built(graph: Path, plan: Path, *, timing_cache: Path | None = None, on_progress: OnProgress | None = None, **options: Any) -> Manifest:
+def built(graph: Path, plan: Path, *, timing_cache: Path | None = None, on_phase: OnPhase | None = None, **options: Any) -> Manifest:
     request = request_from_onnx(graph.read_bytes(), str(graph), **{"max_batch_size": 8, **options})
-    return engine_from_onnx(graph, plan, request, find_target(), timing_cache=timing_cache, on_progress=on_progress)
+    return engine_from_onnx(graph, plan, request, find_target(), timing_cache=timing_cache, on_phase=on_phase)
 
 
 def test_build_calls_are_listed_without_tensorrt() -> None:
@@ -106,7 +106,7 @@ def test_a_plan_and_its_manifest_are_written(fake: FakeTensorRT, graph: Path, tm
         version_compatible=True,
         hardware_compatible=True,
         timing_cache=cache,
-        on_progress=lambda *step: progress.append(step),
+        on_phase=lambda *step: progress.append(step),
     )
     assert fake.calls == [
         "network flags 2",
@@ -125,7 +125,7 @@ def test_a_plan_and_its_manifest_are_written(fake: FakeTensorRT, graph: Path, tm
     assert (manifest.tensorrt, manifest.gpu, manifest.compute_capability, manifest.driver) == (VERSION, *GPU)
     assert manifest.onnx_sha256 == hashlib.sha256(graph.read_bytes()).hexdigest()
     assert manifest.plan_sha256 == hashlib.sha256(plan.read_bytes()).hexdigest()
-    assert manifest.profile == Profile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
+    assert manifest.profile == OptimizationProfile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
     assert (manifest.precision, manifest.builder_level, manifest.workspace_bytes) == ("fp16", 5, 1000)
     assert (manifest.version_compatible, manifest.hardware_compatible) == (True, True)
     assert progress == [("Building Engine", "", 0, 2), ("Building Engine", "", 1, 2), ("Building Engine", "", 2, 2)]
@@ -209,13 +209,13 @@ def test_a_tensorrt_with_another_api_is_reported_without_a_traceback(fake: FakeT
 def test_ctrl_c_in_a_callback_ends_the_build_and_is_raised_after_it(fake: FakeTensorRT, graph: Path, tmp_path: Path) -> None:
     steps: list[int] = []
 
-    def on_progress(phase: str, parent: str, done: int, total: int) -> None:
+    def on_phase(phase: str, parent: str, done: int, total: int) -> None:
         steps.append(done)
         if done == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        built(graph, tmp_path / "model.plan", on_progress=on_progress)
+        built(graph, tmp_path / "model.plan", on_phase=on_phase)
     assert steps == [0, 1, 2], "the second step was not begun, its phase was finished"
     assert not list(tmp_path.glob("*.plan*"))
 
@@ -260,7 +260,7 @@ def test_an_unsupported_graph_is_rejected_before_tensorrt_is_used(content: bytes
 
 def test_a_graph_with_a_fixed_batch_gets_a_profile_of_that_batch() -> None:
     request = request_from_onnx(other_graph([8, 3, 4, 4]), "here", max_batch_size=8, opt_batch=4)
-    assert request.profile == Profile((8, 3, 4, 4), (8, 3, 4, 4), (8, 3, 4, 4))
+    assert request.profile == OptimizationProfile((8, 3, 4, 4), (8, 3, 4, 4), (8, 3, 4, 4))
 
 
 CONTAINER = "docker compose --profile gpu run --rm engines | nvcr.io/nvidia/tensorrt:26.07-py3 | make install GPU=1"

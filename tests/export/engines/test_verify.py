@@ -11,12 +11,12 @@ import pytest
 from defensemble_export import EngineError, fused_onnx
 from defensemble_export.engines.verify import Array, OutputsFunction, compare_outputs, onnx_runner, verify_plan
 from defensemble_repository.ensemble import Ensemble, Member
-from defensemble_repository.plan_manifest import Profile
+from defensemble_repository.plan_manifest import OptimizationProfile
 from tests.support import tiny
 from tests.support.facts import assert_facts, raises
 from tests.support.fake_tensorrt import MARK, install_runner
 
-PROFILE = Profile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
+PROFILE = OptimizationProfile((1, *tiny.SHAPE), (4, *tiny.SHAPE), (8, *tiny.SHAPE))
 IMAGES = tiny.images(40)
 
 
@@ -56,7 +56,7 @@ def test_a_plan_with_equal_outputs_reports_its_agreement() -> None:
     ("precision", "by", "facts"),
     [
         ("fp32", 1e-3, "images in fp32: logits differ by 0.001"),
-        ("fp16", 0.1, "images in fp16: probabilities differ by .*, allowed is 0.01"),
+        ("fp16", 0.1, "images in fp16: probabilities differ by .*.*expected at most 0.01"),
         ("int8", 50.0, "53 images in int8: [1-9][0-9] of 53 images get different classes .* at least 90 %"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import EnsembleError, repository_plan, write_files
+from defensemble_export import EnsembleError, planned_files, write_files
 from defensemble_export.entries.members import check_request
 from defensemble_repository.averaging import read_averaging
 from defensemble_repository.configs import Interface, averaging_config, ensemble_config
@@ -56,7 +56,7 @@ def test_keeps_other_members_weights_average_and_hand_edits(repository: Path) ->
         config.response_cache.enable = True
 
     edit(repository / "ensemble/config.pbtxt", by_hand)
-    write_files(repository, repository_plan(repository, [member("d", 4), member("a", 9)], replace=True))
+    write_files(repository, planned_files(repository, [member("d", 4), member("a", 9)], replace=True))
     members = (Member("a", 2), Member("b", 1, 3.0), Member("c"), Member("d"))
     check_served(repository, Ensemble("ensemble", members, "logits"))
     config = config_of(repository)
@@ -66,19 +66,19 @@ def test_keeps_other_members_weights_average_and_hand_edits(repository: Path) ->
 
 
 def test_options_change_only_what_they_name(repository: Path) -> None:
-    plan = repository_plan(repository, [member("a", 9)], replace=True, average="probabilities", weights={"c": 5.0})
+    plan = planned_files(repository, [member("a", 9)], replace=True, average="probabilities", weights={"c": 5.0})
     write_files(repository, plan)
     check_served(repository, Ensemble("ensemble", (Member("a", 2), Member("b", 1, 3.0), Member("c", 1, 5.0)), "probabilities"))
 
 
 def test_keeps_a_version_pinned_by_hand(repository: Path) -> None:
-    write_files(repository, repository_plan(repository, [member("a", 9)], replace=True))
+    write_files(repository, planned_files(repository, [member("a", 9)], replace=True))
 
     def pin(config: schema.ModelConfig) -> None:
         config.ensemble_scheduling.step[0].model_version = 1
 
     edit(repository / "ensemble/config.pbtxt", pin)
-    write_files(repository, repository_plan(repository, [member("b", 8)], replace=True))
+    write_files(repository, planned_files(repository, [member("b", 8)], replace=True))
     check_served(repository, Ensemble("ensemble", (Member("a", 1), Member("b", 2, 3.0), Member("c")), "logits"))
 
 
@@ -89,7 +89,7 @@ def test_removed_outputs_stay_removed(repository: Path) -> None:
             del config.ensemble_scheduling.step[-1].output_map[output]
 
     edit(repository / "ensemble/config.pbtxt", take_out)
-    plan = repository_plan(repository, [member("d", 4)], replace=True)
+    plan = planned_files(repository, [member("d", 4)], replace=True)
     write_files(repository, plan)
     assert dict(config_of(repository).ensemble_scheduling.step[-1].output_map) == {"probabilities": "probabilities"}
     assert [tensor.name for tensor in config_of(repository).output] == ["probabilities"]
@@ -149,8 +149,8 @@ def _average_elsewhere(config: schema.ModelConfig) -> None:
 def test_refuses_a_foreign_ensemble(repository: Path, change: Callable[[schema.ModelConfig], None], text: str) -> None:
     edit(repository / "ensemble/config.pbtxt", change)
     with raises(EnsembleError, f"'ensemble' | {text} | `defensemble ensemble apply FILE`"):
-        repository_plan(repository, [member("d")], replace=True)
-    assert repository_plan(repository, [member("d")], ensemble="other"), "another ensemble does not affect this one"
+        planned_files(repository, [member("d")], replace=True)
+    assert planned_files(repository, [member("d")], ensemble="other"), "another ensemble does not affect this one"
 
 
 @pytest.mark.parametrize("weights", ["many", "{}", "[1, 2]", "[1, 2, true]", '[1, 2, "3"]', "[1, 2, 0]", "[1, 2, NaN]"])
@@ -162,7 +162,7 @@ def test_refuses_unreadable_weights(repository: Path, weights: str) -> None:
 
     edit(average, break_weights)
     with raises(EnsembleError, "weights | `defensemble ensemble apply FILE`"):
-        repository_plan(repository, [member("d")], replace=True)
+        planned_files(repository, [member("d")], replace=True)
 
 
 def test_refuses_to_replace_a_member_with_several_versions(repository: Path) -> None:
@@ -175,9 +175,9 @@ def test_refuses_to_replace_a_member_with_several_versions(repository: Path) -> 
 
 def test_new_members_must_match_the_existing_ones(repository: Path) -> None:
     with raises(EnsembleError, "'a' | [[1, 4, 4], [3]] | 'd' | [[1, 2, 8], [3]]"):
-        repository_plan(repository, [member("d", input_shape=(1, 2, 8))], replace=True)
+        planned_files(repository, [member("d", input_shape=(1, 2, 8))], replace=True)
     with raises(EnsembleError, "class names | /a/labels.txt | 'd' | --ensemble"):
-        repository_plan(repository, [member("d", class_names=("x", "y", "z"))], replace=True)
+        planned_files(repository, [member("d", class_names=("x", "y", "z"))], replace=True)
 
 
 def test_names_a_missing_member_before_slow_work(repository: Path) -> None:
@@ -189,14 +189,14 @@ def test_names_a_missing_member_before_slow_work(repository: Path) -> None:
 def test_refuses_a_batch_that_differs_from_a_configuration(repository: Path) -> None:
     edit(repository / "a/config.pbtxt", lambda config: setattr(config, "max_batch_size", 16))
     with raises(RepositoryError, "/a/config.pbtxt | 16 | --max-batch-size | 32"):
-        repository_plan(repository, [member("a", 9)], ensemble=None, max_batch_size=32, replace=True)
-    assert repository_plan(repository, [member("a", 9)], ensemble=None, max_batch_size=16, replace=True)
+        planned_files(repository, [member("a", 9)], ensemble=None, max_batch_size=32, replace=True)
+    assert planned_files(repository, [member("a", 9)], ensemble=None, max_batch_size=16, replace=True)
     with raises(RepositoryError, "/ensemble/config.pbtxt | 32 | --max-batch-size | 128"):
-        repository_plan(repository, [member("d")], max_batch_size=128, replace=True)
+        planned_files(repository, [member("d")], max_batch_size=128, replace=True)
     for there in (0, 5000):
         edit(repository / "a/config.pbtxt", lambda config, there=there: setattr(config, "max_batch_size", there))  # type: ignore[misc]
         with raises(RepositoryError, f"max_batch_size | /a/config.pbtxt | 1 to 4096 | {there}"):
-            repository_plan(repository, [member("a", 9)], ensemble=None, replace=True)
+            planned_files(repository, [member("a", 9)], ensemble=None, replace=True)
 
 
 def test_members_are_verified_at_their_configured_batch(repository: Path) -> None:
@@ -208,7 +208,7 @@ def test_members_are_verified_at_their_configured_batch(repository: Path) -> Non
     edit(repository / "a/config.pbtxt", lambda config: setattr(config, "max_batch_size", 5))
     edit(repository / "ensemble/config.pbtxt", lambda config: setattr(config, "max_batch_size", 128))
     assert batches("a", "new") == {"a": 5, "new": 128}, "a new member does not reduce the batch of the ensemble"
-    plan = repository_plan(repository, [member("a", 9), member("new")], replace=True)
+    plan = planned_files(repository, [member("a", 9), member("new")], replace=True)
     assert config_from_pbtxt(plan["ensemble/config.pbtxt"].decode(), "").max_batch_size == 5, "at most the batch of each member"
 
 
@@ -216,4 +216,4 @@ def test_names_a_version_that_is_too_large(tmp_path: Path) -> None:
     repository = tiny.write_repository(tmp_path / "repository")
     (repository / "alpha" / str(2**63 - 1)).mkdir()
     with pytest.raises(RepositoryError, match="/alpha/9223372036854775807"):
-        repository_plan(repository, [tiny.member("alpha", 3)], replace=True)
+        planned_files(repository, [tiny.member("alpha", 3)], replace=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2 as schema
 
-from defensemble_export import EnsembleError, ExistsError, repository_plan, write_files
+from defensemble_export import EnsembleError, ExistsError, planned_files, write_files
 from defensemble_repository.errors import ConfigError, RepositoryError
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
 from tests.support import tiny
@@ -19,7 +19,7 @@ from tests.support.tiny import member
 
 def test_plans_a_new_repository(tmp_path: Path) -> None:
     members = [member("a", 1), member("b", 2)]
-    plan = repository_plan(tmp_path, members, weights={"b": 3.0})
+    plan = planned_files(tmp_path, members, weights={"b": 3.0})
     digest = next(path for path in plan if path.startswith("average_")).split("/")[0].removeprefix("average_")
     assert list(plan) == [
         "a/1/model.onnx",
@@ -65,19 +65,19 @@ def test_plans_a_new_repository(tmp_path: Path) -> None:
 
 
 def test_existing_entries_need_replace(tmp_path: Path) -> None:
-    write_files(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
+    write_files(tmp_path, planned_files(tmp_path, [member("a"), member("b")]))
     with raises(ExistsError, "/a | already | --name NAME | --replace"):
-        repository_plan(tmp_path, [member("a")], ensemble=None)
+        planned_files(tmp_path, [member("a")], ensemble=None)
     with raises(ExistsError, "ensemble | already"):
-        repository_plan(tmp_path, [member("c")])
+        planned_files(tmp_path, [member("c")])
     with pytest.raises(ExistsError, match="is an ensemble"):
-        repository_plan(tmp_path, [member("ensemble")], ensemble=None, replace=True)
+        planned_files(tmp_path, [member("ensemble")], ensemble=None, replace=True)
     with pytest.raises(ExistsError, match="not an ensemble"):
-        repository_plan(tmp_path, [member("c")], ensemble="a", replace=True)
+        planned_files(tmp_path, [member("c")], ensemble="a", replace=True)
 
 
 def test_replace_adds_a_version_and_keeps_hand_edits(tmp_path: Path) -> None:
-    write_files(tmp_path, repository_plan(tmp_path, [member("a", 1), member("b", 2)]))
+    write_files(tmp_path, planned_files(tmp_path, [member("a", 1), member("b", 2)]))
     old = (tmp_path / "a/1/model.onnx").read_bytes()
     path = tmp_path / "a/config.pbtxt"
     config = config_from_pbtxt(path.read_text(), "a")
@@ -86,7 +86,7 @@ def test_replace_adds_a_version_and_keeps_hand_edits(tmp_path: Path) -> None:
     (tmp_path / "a/configs").mkdir()
     (tmp_path / "a/configs/gpu.pbtxt").write_bytes(path.read_bytes())
 
-    plan = repository_plan(tmp_path, [member("a", 9)], replace=True)
+    plan = planned_files(tmp_path, [member("a", 9)], replace=True)
     assert "a/1/model.onnx" not in plan
     assert plan["a/2/model.onnx"] == tiny.linear_onnx(9)
     for name in ("a/config.pbtxt", "a/configs/gpu.pbtxt"):
@@ -107,35 +107,35 @@ def test_replace_adds_a_version_and_keeps_hand_edits(tmp_path: Path) -> None:
 
 
 def test_a_new_version_must_have_the_same_interface(tmp_path: Path) -> None:
-    write_files(tmp_path, repository_plan(tmp_path, [member("a")], ensemble=None))
+    write_files(tmp_path, planned_files(tmp_path, [member("a")], ensemble=None))
     with pytest.raises(ExistsError, match="another name"):
-        repository_plan(tmp_path, [member("a", num_classes=2, class_names=("x", "y"))], ensemble=None, replace=True)
+        planned_files(tmp_path, [member("a", num_classes=2, class_names=("x", "y"))], ensemble=None, replace=True)
     with pytest.raises(ExistsError, match="class names"):
-        repository_plan(tmp_path, [member("a", class_names=("x", "y", "z"))], ensemble=None, replace=True)
+        planned_files(tmp_path, [member("a", class_names=("x", "y", "z"))], ensemble=None, replace=True)
 
 
 def test_an_existing_averaging_model_is_not_written_again(tmp_path: Path) -> None:
-    write_files(tmp_path, repository_plan(tmp_path, [member("a"), member("b")]))
+    write_files(tmp_path, planned_files(tmp_path, [member("a"), member("b")]))
     for folder in (tmp_path / "a", tmp_path / "b"):
         for file in sorted(folder.rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
         folder.rmdir()
-    plan = repository_plan(tmp_path, [member("a"), member("b")], ensemble="second")
+    plan = planned_files(tmp_path, [member("a"), member("b")], ensemble="second")
     assert not [path for path in plan if path.startswith("average_")]
 
 
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda r: repository_plan(r, [member("a"), member("a")]), EnsembleError, "twice"),
+        (lambda r: planned_files(r, [member("a"), member("a")]), EnsembleError, "twice"),
         (
-            lambda r: repository_plan(r, [member("a")], weights={"z": 1.0}),
+            lambda r: planned_files(r, [member("a")], weights={"z": 1.0}),
             EnsembleError,
             "z | 'ensemble' | a",
         ),
-        (lambda r: repository_plan(r, [member("a")], max_batch_size=0), RepositoryError, "1 to 4096 | 0"),
-        (lambda r: repository_plan(r, [member("a"), member("b", input_shape=(1, 2, 8))]), EnsembleError, "share | input shape"),
-        (lambda r: repository_plan(r, [member("a"), member("b", class_names=("x", "y", "z"))]), EnsembleError, "share | class names"),
+        (lambda r: planned_files(r, [member("a")], max_batch_size=0), RepositoryError, "1 to 4096 | 0"),
+        (lambda r: planned_files(r, [member("a"), member("b", input_shape=(1, 2, 8))]), EnsembleError, "share | input shape"),
+        (lambda r: planned_files(r, [member("a"), member("b", class_names=("x", "y", "z"))]), EnsembleError, "share | class names"),
         (lambda r: member("a", class_names=("x",)), RepositoryError, "3 classes | 1 class names"),
         (lambda r: member("a", class_names=("x", "y\n", "z")), RepositoryError, "control characters | class 1"),
     ],
@@ -149,10 +149,10 @@ def test_refuses_impossible_plans(tmp_path: Path, call: object, error: type[Exce
 def test_names_a_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(ConfigError, match=r"config\.pbtxt"):
-        repository_plan(tmp_path, [member("a")], ensemble=None, replace=True)
+        planned_files(tmp_path, [member("a")], ensemble=None, replace=True)
     (tmp_path / "a/config.pbtxt").write_text("max_batch_size: many")
     with raises(ConfigError, "a/config.pbtxt | 1:17"):
-        repository_plan(tmp_path, [member("a")], ensemble=None, replace=True)
+        planned_files(tmp_path, [member("a")], ensemble=None, replace=True)
 
 
 def test_refuses_a_configuration_that_does_not_round_trip() -> None:

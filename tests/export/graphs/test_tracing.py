@@ -19,8 +19,8 @@ from defensemble_export import (
     ExportedMember,
     member_from_onnx,
     onnx_from_checkpoint,
+    planned_files,
     reference_from_module,
-    repository_plan,
     verify_onnx,
     write_files,
 )
@@ -135,7 +135,7 @@ def test_all_six_architectures_are_served(tmp_path: Path) -> None:
         path = onnx_from_checkpoint(checkpoint, tmp_path / f"{arch}.onnx", max_batch_size=8, images=images)
         members.append(member_from_onnx(path, arch))
     repository = tmp_path / "repository"
-    write_files(repository, repository_plan(repository, members, ensemble=None, max_batch_size=8))
+    write_files(repository, planned_files(repository, members, ensemble=None, max_batch_size=8))
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         with Client(server.grpc_url, timeout_s=60) as client:
             for arch in SPECS:

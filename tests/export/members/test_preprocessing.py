@@ -22,7 +22,7 @@ from defensemble_export import (
     fuse_repository,
     fused_member,
     member_from_onnx,
-    repository_plan,
+    planned_files,
     write_files,
     write_profile,
 )
@@ -47,7 +47,7 @@ UNREADABLE = ("", "crop", "[1]", "{", "[" * 99_999)
 
 def export(repository: Path, rules: Mapping[str, Preprocessing | None], ensemble: str | None = "ensemble") -> Path:
     members = [tiny.member(name, seed, preprocessing=rule) for seed, (name, rule) in enumerate(rules.items(), 1)]
-    write_files(repository, repository_plan(repository, members, ensemble=ensemble, max_batch_size=8, replace=True))
+    write_files(repository, planned_files(repository, members, ensemble=ensemble, max_batch_size=8, replace=True))
     return repository
 
 
@@ -218,7 +218,7 @@ def test_a_foreign_file_gets_the_requested_preprocessing(tmp_path: Path) -> None
     written = OnnxSource(file, "a", output="scores", resize="squash").write_onnx(tmp_path / "member.onnx", max_batch_size=2)
     member = member_from_onnx(written, "a")
     assert (member.preprocessing, OnnxSource(file, "a", resize="squash").describe_member().preprocessing) == (SQUASH, SQUASH)
-    write_files(repository, repository_plan(repository, [member]))
+    write_files(repository, planned_files(repository, [member]))
     assert read_preprocessing(repository, "ensemble") == SQUASH.to_json()
     with pytest.raises(EnsembleError) as error:
         export_networks([OnnxSource(file, "b", resize="crop")], repository, replace=True)

@@ -25,7 +25,7 @@ def test_the_tolerance_has_the_same_unit() -> None:
     difference = COMPARISON.difference(EXPECTED + np.float32(1), EXPECTED, "3 images")
     COMPARISON.check(difference, 1 / 40, "logits", "3 images")
     COMPARISON.check(difference, None, "logits", "3 images")
-    with pytest.raises(VerificationError, match=r"^3 images: logits differ by 1 .*torch.*image 0.*allowed is 0\.8; it is not used"):
+    with pytest.raises(VerificationError, match=r"^3 images: logits differ by 1 .*torch.*image 0.*expected at most 0\.8; it is not used"):
         COMPARISON.check(difference, 0.02, "logits", "3 images")
 
 
@@ -42,7 +42,7 @@ def test_values_that_are_not_finite_are_rejected_even_in_both(value: float, whos
 
 def test_other_shapes_raise_the_requested_error_class() -> None:
     plan = Comparison("the plan", "its graph", "the plan is not kept", EngineError)
-    with pytest.raises(EngineError, match=r"^batch 3: the plan returns the shape \(3, 1\), its graph returns \(3, 2\)"):
+    with pytest.raises(EngineError, match=r"^batch 3: the plan returns the shape \(3, 1\), but its graph returns \(3, 2\)"):
         plan.difference(EXPECTED[:, :1], EXPECTED, "batch 3")
 
 

@@ -58,7 +58,8 @@ def test_a_graph_that_is_not_fused_is_rejected() -> None:
     with pytest.raises(VerificationError, match=r"\['images'\] to \['logits'\]"):
         verify_fused(members[0], members, ensemble, None, max_batch_size=2)
     with pytest.raises(
-        VerificationError, match=r"member_probabilities: the fused graph returns the shape \(1, 1, 3\), the ensemble returns \(1, 2, 3\)"
+        VerificationError,
+        match=r"member_probabilities: the fused graph returns the shape \(1, 1, 3\), but the ensemble returns \(1, 2, 3\)",
     ):
         verify_fused(fused_onnx(members[:1], ensemble_of(1)), members, ensemble, None, max_batch_size=2)
 

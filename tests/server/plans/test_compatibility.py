@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from defensemble_repository.gpus import Gpu
 from defensemble_repository.pbtxt import config_from_pbtxt, pbtxt_from_config
-from defensemble_repository.plan_manifest import Manifest, Profile
+from defensemble_repository.plan_manifest import Manifest, OptimizationProfile
 from defensemble_server import ServeOptions
 from defensemble_server.command import triton_command
 from defensemble_server.plans.compatibility import (
@@ -29,7 +29,7 @@ from tests.support.facts import assert_facts
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "570.124.06")
 T4 = Gpu("Tesla T4", "7.5", "570.124.06")
 A10 = Gpu("NVIDIA A10", "8.6", "570.124.06")
-PROFILE = Profile(min=(1, 3, 32, 32), opt=(32, 3, 32, 32), max=(64, 3, 32, 32))
+PROFILE = OptimizationProfile(min=(1, 3, 32, 32), opt=(32, 3, 32, 32), max=(64, 3, 32, 32))
 MANIFEST = Manifest(
     tensorrt="10.13.3.9",
     gpu=H100.name,
@@ -73,7 +73,10 @@ def test_a_plan_that_fits() -> None:
         ({"image_shape": (3, 28, 28)}, "config.pbtxt | (3, 28, 28) | (3, 32, 32)"),
         ({"image_shape": (-1, 32, 28)}, "config.pbtxt | (-1, 32, 28) | (3, 32, 32)"),
         (
-            {"manifest": replace(MANIFEST, profile=Profile((1, 3, 28, 28), (32, 3, 28, 28), (64, 3, 28, 28))), "image_shape": (3, 32, 32)},
+            {
+                "manifest": replace(MANIFEST, profile=OptimizationProfile((1, 3, 28, 28), (32, 3, 28, 28), (64, 3, 28, 28))),
+                "image_shape": (3, 32, 32),
+            },
             "(3, 28, 28)",
         ),
         (

@@ -61,7 +61,7 @@ class Recipe:
             padded with zeros (1/8 equals the usual crop of 32 pixels with a padding of 4).
         flip: Whether to mirror images at random, if a mirrored image of the dataset keeps its class.
         adversarial: Name of an attack in `ATTACKS` whose examples replace the training images, or None.
-        choose: Which weights to keep: those of the `last` epoch, or of the `best` by accuracy on held-out images.
+        choose: Which weights to save: those of the `last` epoch, or of the `best` by accuracy on held-out images.
         held_out: Number of training images that are held out and evaluated after each epoch; at least 1 if `choose` is `best`.
 
     Raises:
@@ -113,7 +113,12 @@ class Recipe:
         return {**dataclasses.asdict(self), "milestones": list(self.milestones)}
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of a step. Steps count from 0 over the whole run."""
+        """Return the learning rate of a step.
+
+        Args:
+            step: Number of the step, from 0 over the whole run.
+            steps_per_epoch: Steps per epoch.
+        """
         if self.schedule == "one-cycle":
             return self.learning_rate * one_cycle(step, self.epochs * steps_per_epoch)
         return self.learning_rate * 0.1 ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones)

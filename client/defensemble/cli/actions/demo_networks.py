@@ -52,7 +52,7 @@ def networks_from_zoo(folder: Path, zoo: Path, data_dir: Path | None, console: C
     if not members or not (zoo / "cifar10" / f"{STANDARD}.safetensors").exists():
         actual = ", ".join(path.name for path in paths) or "nothing"
         raise InputError(
-            f"{zoo / 'cifar10'} holds {actual}; expected {STANDARD}.safetensors and at least one keep*.safetensors. "
+            f"{zoo / 'cifar10'} contains {actual}; expected {STANDARD}.safetensors and at least one keep*.safetensors. "
             "Pass the folder zoo of a checkout of the project (--zoo FOLDER), or train its networks there with `make zoo`."
         )
     from defensemble_training import load_dataset, read_metadata

@@ -22,7 +22,7 @@ def print_calls(repository: Path, settings: Mapping[str, Any], *, models: Sequen
     # This imports onnx and ONNX Runtime.
     from defensemble_export import EngineOptions, planned_engines
 
-    planned = planned_engines(repository, models=models, versions=versions, options=EngineOptions(**settings), on_message=print_progress)
+    planned = planned_engines(repository, models=models, versions=versions, options=EngineOptions(**settings), on_progress=print_progress)
     for engine in planned:
         click.echo(f"{engine.name}: {engine.graph} ({engine.request.precision}) to model.plan and model.plan.json, by")
         for call in engine.calls:
@@ -43,10 +43,8 @@ def build(repository: Path, settings: Mapping[str, Any], *, images_file: Path | 
     from defensemble_export import EngineOptions, build_engines
 
     engine_options = EngineOptions(**settings)
-    with tensorrt_log(log_file), building_progress() as (on_message, on_progress):
-        engines = build_engines(
-            repository, options=engine_options, images=images, on_message=on_message, on_progress=on_progress, **options
-        )
+    with tensorrt_log(log_file), building_progress() as (on_progress, on_phase):
+        engines = build_engines(repository, options=engine_options, images=images, on_progress=on_progress, on_phase=on_phase, **options)
     built = sum(engine.built for engine in engines)
     click.echo(f"{repository}: {built} plan{'' if built == 1 else 's'} built, {len(engines) - built} up to date")
     print_how_to_serve(repository)
@@ -64,7 +62,7 @@ def building_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, 
     """Show the phases of a build as progress bars on a terminal, else as lines.
 
     Yields:
-        `on_message` and `on_progress` of `defensemble_export.build_engines`.
+        `on_progress` and `on_phase` of `defensemble_export.build_engines`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -77,14 +75,14 @@ def building_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, 
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def on_progress(phase: str, parent: str, done: int, steps: int) -> None:
+        def on_phase(phase: str, parent: str, done: int, steps: int) -> None:
             if phase not in tasks:
                 tasks[phase] = bar.add_task(f"{'  ' if parent else ''}{phase}", total=steps)
             bar.update(tasks[phase], completed=done, total=steps)
             if done >= steps:
                 bar.remove_task(tasks.pop(phase))
 
-        yield partial(console.print, highlight=False, markup=False, soft_wrap=True), on_progress
+        yield partial(console.print, highlight=False, markup=False, soft_wrap=True), on_phase
 
 
 def _print_phase(phase: str, parent: str, done: int, steps: int) -> None:

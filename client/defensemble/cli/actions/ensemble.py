@@ -35,7 +35,7 @@ from .ensemble_tables import (
 
 @contextmanager
 def open_ensembles(targets: TargetSettings, **timeouts: float) -> Iterator[Ensembles]:
-    """Yield the ensembles of these folders, with clients of their servers; `timeouts` are `load_timeout_s` and `drain_s` of an edit."""
+    """Yield the ensembles of these folders, with clients of their servers; `timeouts` are `load_timeout_s` and `idle_timeout_s`."""
     clean_up_on_sigint()
     with ExitStack() as stack:
 
@@ -53,7 +53,7 @@ def open_ensembles(targets: TargetSettings, **timeouts: float) -> Iterator[Ensem
 
 def edit(targets: TargetSettings, settings: EditSettings, action: Callable[[Ensembles, dict[str, Any]], Applied | list[Applied]]) -> None:
     """Carry out an edit and print the result; `action` gets the ensembles, and `message` and `dry_run` by name."""
-    with open_ensembles(targets, load_timeout_s=settings.load_timeout_s, drain_s=settings.drain_s) as ensembles:
+    with open_ensembles(targets, load_timeout_s=settings.load_timeout_s, idle_timeout_s=settings.idle_timeout_s) as ensembles:
         # SIGTERM ends an edit as Ctrl-C does: at a step after which the edit can be undone.
         signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
         try:
@@ -190,10 +190,10 @@ def show_history(name: str | None, last: int, repository: Path, *, as_json: bool
     print_edits(edits, undoable_ids)
 
 
-def prune_repository(keep: int, targets: TargetSettings, *, dry_run: bool, yes: bool) -> None:
+def prune_repository(keep_edits: int, targets: TargetSettings, *, dry_run: bool, yes: bool) -> None:
     """List what can be deleted, ask, and delete it."""
     with open_ensembles(targets) as ensembles:
-        prunable = ensembles.prune(keep=keep, dry_run=True)
+        prunable = ensembles.prune(keep_edits=keep_edits, dry_run=True)
         if not prunable:
             click.echo("nothing to prune")
             return
@@ -204,7 +204,7 @@ def prune_repository(keep: int, targets: TargetSettings, *, dry_run: bool, yes: 
             if not sys.stdin.isatty():
                 raise click.UsageError("nothing was deleted: without a terminal to ask on, pass --yes, or --dry-run")
             click.confirm("delete these?", abort=True)
-        deleted = ensembles.prune(keep=keep)
+        deleted = ensembles.prune(keep_edits=keep_edits)
     click.echo(f"deleted {len(deleted)}, {sum(entry.bytes for entry in deleted):,} bytes")
 
 

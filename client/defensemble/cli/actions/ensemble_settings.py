@@ -43,5 +43,5 @@ class EditSettings:
     message: str | None
     dry_run: bool
     load_timeout_s: float
-    drain_s: float
+    idle_timeout_s: float
     as_json: bool

@@ -175,7 +175,7 @@ def print_prunable(prunable: Sequence[Prunable]) -> None:
     """Print what `prune` would delete."""
     for entry in prunable:
         version = "" if entry.version is None else f"@{entry.version}"
-        click.echo(f"{entry.model}{version}  {entry.bytes:,} bytes: {entry.why}")
+        click.echo(f"{entry.model}{version}  {entry.bytes:,} bytes: {entry.reason}")
 
 
 def _without_control_characters(text: str) -> str:

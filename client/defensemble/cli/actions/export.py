@@ -109,7 +109,9 @@ def _check_datasets(checkpoints: Sequence[Path], dataset: str | None) -> None:
     for path in checkpoints:
         trained_on = read_metadata(path).record.data
         if trained_on != dataset:
-            raise InputError(f"{path} was trained on {trained_on!r}, --dataset names {dataset!r}: name the dataset that it was trained on")
+            raise InputError(
+                f"{path} was trained on {trained_on!r}, but --dataset names {dataset!r}: name the dataset that it was trained on"
+            )
 
 
 def _images(path: Path | None) -> NDArray[np.float32] | None:
@@ -248,14 +250,14 @@ def _build_engines(settings: ExportSettings, models: list[str], images: NDArray[
 
     from .engines import building_progress, print_how_to_serve
 
-    with building_progress() as (on_message, on_progress):
+    with building_progress() as (on_progress, on_phase):
         build_engines(
             settings.repository,
             models=models,
             images=images,
             data_dir=settings.data_dir,
-            on_message=on_message,
             on_progress=on_progress,
+            on_phase=on_phase,
         )
     print_how_to_serve(settings.repository)
 

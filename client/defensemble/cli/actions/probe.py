@@ -121,7 +121,7 @@ def probe_noise_and_report(
         if (warning := _warning_of_few_images(result)) is not None:
             console.print(warning, highlight=False, markup=False)
     # After the table: the user sees the measurement even if the disk is full by now.
-    earlier = write_result(out, report, keep=True)
+    earlier = write_result(out, report, keep_earlier=True)
     suffix = "" if earlier is None else f" (the earlier result is kept as {earlier})"
     if as_json:
         print_progress(f"wrote {out}{suffix}")
@@ -133,7 +133,7 @@ def probe_noise_and_report(
 def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[ModelInfo, str]:
     """Return the models to measure, each with its role: the named ones, or ensembles, their members and the others."""
     if len(set(names)) != len(names):
-        raise InputError(f"a --target is given twice: {', '.join(names)}")
+        raise InputError(f"--target names a model twice, got {', '.join(names)}: name each model once")
     infos = client.classifiers() if not names else [client.describe(name) for name in names]
     if not infos:
         served_names = ", ".join(client.models()) or "none at all"
@@ -150,7 +150,7 @@ def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[M
         if recorded_preprocessing(info) != recorded_preprocessing(recorded[0]):
             raise InputError(
                 f"models {recorded[0].name!r} and {info.name!r} resize images differently ({recorded[0].preprocessing} and "
-                f"{info.preprocessing}). Choose models with --target, or one way for all with --resize."
+                f"{info.preprocessing}). Choose models with --target, or one rule for all with --resize."
             )
     members = {step for info in infos for step in info.steps}
     roles = {info: "ensemble" if info.is_ensemble else "member" if info.name in members else "other" for info in infos}

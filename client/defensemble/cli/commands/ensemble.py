@@ -343,22 +343,22 @@ def rollback(name: str | None, count: int | None, to: str | None, **options: Any
 @cloup.option_group(
     "Models to delete",
     click.option(
-        "--keep", type=click.IntRange(min=0), metavar="N", default=10, help="Number of edits of each ensemble that stay undoable."
+        "--keep-edits", type=click.IntRange(min=0), metavar="N", default=10, help="Number of edits of each ensemble that stay undoable."
     ),
     click.option("--dry-run", is_flag=True, help="List the models, but delete nothing."),
     click.option("--yes", is_flag=True, help="Do not ask."),
 )
 @writing_target_options
-def prune(keep: int, dry_run: bool, yes: bool, **targets: Any) -> None:
-    r"""Delete members and averaging models that neither an ensemble nor one of its last --keep edits uses. They are listed first.
+def prune(keep_edits: int, dry_run: bool, yes: bool, **targets: Any) -> None:
+    r"""Delete members and averaging models that neither an ensemble nor its last N edits (--keep-edits N) use. They are listed first.
 
     A network that was never a member is not deleted.
 
     \b
     Examples:
       defensemble ensemble prune --dry-run
-      defensemble ensemble prune --keep 3 --yes
+      defensemble ensemble prune --keep-edits 3 --yes
     """
     from ..actions.ensemble import prune_repository
 
-    prune_repository(keep, TargetSettings(**targets), dry_run=dry_run, yes=yes)
+    prune_repository(keep_edits, TargetSettings(**targets), dry_run=dry_run, yes=yes)

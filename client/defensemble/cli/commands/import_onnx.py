@@ -38,7 +38,7 @@ def _parse_shape(context: click.Context, option: click.Parameter, value: str | N
 )
 @cloup.option_group(
     "The classifier",
-    click.option("--output", metavar="NAME", help="Output that holds the logits.  [default: the only output]"),
+    click.option("--output", metavar="NAME", help="Output with the logits.  [default: the only output]"),
     click.option(
         "--labels",
         "labels_file",
@@ -62,7 +62,7 @@ def _parse_shape(context: click.Context, option: click.Parameter, value: str | N
     click.option(
         "--resize",
         type=click.Choice(RESIZES),
-        help="How images of another size were resized in its training. crop: scale, then cut out the centre; squash: scale height and "
+        help="How the training images were resized. crop: scale, then cut out the centre; squash: scale height and "
         "width separately.  [default: unknown, images must have the exact size]",
     ),
     click.option(

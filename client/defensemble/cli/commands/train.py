@@ -13,13 +13,13 @@ from ..choices import (
     DATASETS,
     DEVICES,
     DROPS,
-    KEPT_WEIGHTS,
     PATTERNS,
     PRESETS,
     SAMPLINGS,
     SCHEDULES,
     STEMS,
     TRAINING_PRECISIONS,
+    WEIGHT_SELECTIONS,
 )
 from ..options import PATH, bytes_from_size, dataset_option, numbers
 from ..verb import Verb
@@ -111,7 +111,7 @@ _recipe_options = cloup.option_group(
     ),
     click.option(
         "--choose",
-        type=click.Choice(KEPT_WEIGHTS),
+        type=click.Choice(WEIGHT_SELECTIONS),
         help="Weights to save: of the last epoch, or the best on held-out images.  [default: last]",
     ),
     click.option(
