@@ -23,7 +23,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 help: ## List the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/\1\t\2/p; s/^## (.+[^ ])  +(.*)/\1\t\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-29s %s\n", $$1, $$2}'
 
-install: $(STAMP) ## Set up .venv, Triton and its backend (GPU=1: GPU builds of torch and ONNX Runtime, and TensorRT; GPU=0: back)
+install: $(STAMP) ## Set up .venv, Triton and its backend (GPU=1: the GPU builds of torch and ONNX Runtime, and TensorRT; GPU=0: the CPU builds again)
 
 # PyTorch's CPU index is tried for 3 s and only used for torch: the wheel on PyPI brings 3 GB of CUDA.
 $(STAMP): pyproject.toml constraints.txt server_config/triton-runtime.txt
@@ -71,7 +71,7 @@ types: $(STAMP) ## Check types: mypy, strict
 
 docs: $(DOCS_STAMP) ## Build the documentation into site/; warnings and broken links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "built site/index.html; to search it: python3 -m http.server --directory site"
+	@echo "built site/index.html; to search it: python3 -m http.server 8080 --directory site"
 
 $(DOCS_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

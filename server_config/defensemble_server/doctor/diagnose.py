@@ -113,13 +113,13 @@ def _runtime() -> Iterator[Check]:
         yield Check("Triton", PASS, f"embedded runtime, core {EMBEDDED_CORE} ({installed('nvidia-pytriton')})")
     cves, faults = (_listing(known_weaknesses(EMBEDDED_CORE, table)) for table in (KNOWN_CVES, KNOWN_FAULTS))
     yield Check(
-        "core's age",
+        "core age",
         WARN,
         f"core {EMBEDDED_CORE} dates from October 2024; it listens on loopback only. Vulnerabilities fixed since then:\n{cves}",
         "for untrusted clients, use NVIDIA's container, 26.07 or later, behind a proxy",
     )
     yield Check(
-        "core's faults",
+        "core faults",
         WARN,
         f"callers can crash core {EMBEDDED_CORE} or make it leak memory:\n{faults}",
         "accept only trusted callers, over HTTP; docs/security.md explains each fault",
