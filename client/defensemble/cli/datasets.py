@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .choices import DATASETS
-from .paths import missing_path_message, similar_paths
+from .paths import EMPTY_PATH, missing_path_message, similar_paths
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class DatasetType(click.ParamType[DatasetLocation]):
         """Return the location; `check` looks at the files."""
         if isinstance(value, DatasetLocation):
             return value
+        if not value:
+            self.fail(f"{EMPTY_PATH}, or one of {', '.join(DATASETS)}", param, ctx)
         if value in DATASETS:
             return DatasetLocation(value)
         name, separator, folder = value.partition("=")

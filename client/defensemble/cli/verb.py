@@ -12,7 +12,9 @@ import cloup
 from .choices import LOG_LEVELS
 from .datasets import DatasetType
 from .notes import log_records_on_stderr
-from .paths import ExistingPath
+from .paths import ExistingPath, ExistingRepository
+
+_CHECKED_TYPES = (ExistingPath, ExistingRepository, DatasetType)  # their `check` looks at the files
 
 
 def _verbosity_options() -> list[click.Parameter]:
@@ -55,7 +57,7 @@ class Verb(cloup.Command):
         # The root's context closes last: errors are printed and logged before that.
         ctx.find_root().with_resource(log_records_on_stderr(level))
         for param in self.params:
-            if isinstance(param.type, (ExistingPath, DatasetType)) and (value := ctx.params[str(param.name)]) is not None:
+            if isinstance(param.type, _CHECKED_TYPES) and (value := ctx.params[str(param.name)]) is not None:
                 for single_value in value if isinstance(value, tuple) else (value,):
                     param.type.check(single_value, param, ctx)
         return super().invoke(ctx)
