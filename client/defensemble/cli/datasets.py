@@ -73,7 +73,7 @@ class DatasetType(click.ParamType[DatasetLocation]):
 def _missing_name_message(path: Path) -> str:
     """Return a sentence about a value without NAME=, which may be a misspelt name or folder."""
     name, separator, _ = str(path).partition("=")
-    if "/" in name or (not separator and similar_paths(path)):
+    if "/" in name or path.is_symlink() or (not separator and similar_paths(path)):
         return missing_path_message(path)
     similar = difflib.get_close_matches(name, DATASETS, n=1)
     hint = f" Did you mean {similar[0]}?" if similar else ""

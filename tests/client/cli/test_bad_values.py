@@ -1,0 +1,95 @@
+"""Values that a shell or a typing error makes: empty paths, circular links, NaN, host names outside ASCII, misspelt repositories."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from defensemble._transport.address import address_from_url
+from defensemble.cli import cli
+from defensemble.cli.paths import missing_path_message
+from tests.support.facts import assert_facts
+
+
+def refusal(line: str, exit_code: int = 2) -> str:
+    done = CliRunner().invoke(cli, shlex.split(line))
+    assert done.exit_code == exit_code, done.output
+    assert done.stdout == ""
+    return done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DEFENSEMBLE_REPOSITORY", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("train ''", "OUTPUT"),
+        ("train a.safetensors --dataset ''", "--dataset"),
+        ("train a.safetensors --run ''", "--run"),
+        ("export ''", "CHECKPOINT"),
+        ("export-report --repository ''", "--repository"),
+        ("demo --folder ''", "--folder"),
+        ("predict '' a.png", "URL"),
+        ("predict http://127.0.0.1:1 ''", "FILE"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(folder: Path, line: str, option: str) -> None:
+    assert_facts(refusal(line), f"{option} | is empty; expected")
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line", ["train a.safetensors --dataset loop", "export loop", "serve --repository loop", "fuse f --repository loop"]
+)
+def test_a_circular_link_is_named(folder: Path, line: str) -> None:
+    Path("loop").symlink_to("loop")
+    assert_facts(refusal(line), "loop | link | back to")
+
+
+def test_a_dangling_link_is_not_its_own_similar_name(folder: Path) -> None:
+    Path("link").symlink_to("nowhere")
+    message = missing_path_message(Path("link"))
+    assert_facts(message, "link | nowhere | does not exist")
+    assert "Did you mean" not in message
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("build-engine --workspace nan", "--workspace"),
+        ("serve --start-timeout nan", "--start-timeout"),
+        ("predict http://127.0.0.1:1 a.png --timeout nan", "--timeout"),
+        ("ensemble show --timeout nan", "--timeout"),
+        ("ensemble weight e a=1 --drain nan", "--drain"),
+    ],
+)
+def test_nan_is_in_no_range(folder: Path, line: str, option: str) -> None:
+    assert_facts(refusal(line), f"{option} | nan | range")
+
+
+def test_a_host_name_outside_ascii_is_encoded_as_dns_needs_it() -> None:
+    assert address_from_url("http://bücher.example:1").netloc == "xn--bcher-kva.example:1"
+
+
+@pytest.mark.parametrize("line", ["ensemble list", "export-report", "profile list", "build-engine", "fuse f"])
+def test_a_misspelt_repository_lists_similar_names(folder: Path, line: str) -> None:
+    Path("models").mkdir()
+    assert_facts(refusal(f"{line} --repository modles"), "--repository | modles does not exist | models")
+
+
+def test_an_empty_ensemble_name_is_not_the_default(folder: Path) -> None:
+    Path("a.onnx").touch()
+    assert_facts(refusal("import-onnx a.onnx --name a --ensemble ''", 1), "'' is not a valid")
+
+
+def test_an_output_below_a_file_is_refused(folder: Path) -> None:
+    Path("file").touch()
+    assert_facts(refusal("train file/a.safetensors", 1), "file is a file | folder")
