@@ -43,7 +43,7 @@ def read_reports(repository: Path, models: list[str] | None = None) -> list[Vers
     """
     if not repository.is_dir():
         raise RepositoryError(f"{repository} is not a folder. Choose a model repository with --repository.")
-    unknown = [name for name in models or [] if not (repository / name).is_dir()]
+    unknown = [name for name in models or [] if name not in _names(repository)]
     if unknown:
         existing = ", ".join(_names(repository))
         raise RepositoryError(

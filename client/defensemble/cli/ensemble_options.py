@@ -9,9 +9,9 @@ import click
 import cloup
 
 from .actions.ensemble_settings import EditSettings, TargetSettings
-from .options import EXISTING_PATH, PATH, NumberRange, repository_option, with_options
+from .options import EXISTING_PATH, LONGEST_S, PATH, NumberRange, repository_option, with_options
 
-_SECONDS = NumberRange(min=0.1)
+_SECONDS = NumberRange(0.1, LONGEST_S)
 _TARGETS = ("repository", "urls", "replicas", "files_only", "admin_key_file", "timeout_s", "wait_s")
 
 
@@ -27,7 +27,7 @@ def _parse_replicas(context: click.Context, option: click.Parameter, values: tup
 
 
 _wait_option = click.option(
-    "--wait", "wait_s", type=NumberRange(min=0), metavar="SECONDS", default=60.0, help="Time to wait for another edit to finish."
+    "--wait", "wait_s", type=NumberRange(0, LONGEST_S), metavar="SECONDS", default=60.0, help="Time to wait for another edit to finish."
 )
 _target_options = (
     repository_option,

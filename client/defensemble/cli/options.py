@@ -17,6 +17,7 @@ from .paths import EXISTING_PATH as EXISTING_PATH, EXISTING_REPOSITORY, PATH as 
 
 AVERAGE = click.Choice(AVERAGES)
 RESIZE = click.Choice(RESIZES)
+LONGEST_S = 1e6  # the longest timeout, which the client and all timers accept
 DEFAULT_REPOSITORY = Path("model_repository")
 _SIZE_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -54,13 +55,13 @@ def numbers(kind: type[int] | type[float], example: str) -> Callable[[click.Cont
 
 
 class NumberRange(click.FloatRange):
-    """A number in a range. NaN, which compares as neither too small nor too large, is refused."""
+    """A finite number in a range. NaN compares as neither too small nor too large, and is refused too."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number, or raise `click.BadParameter` if it is outside the range."""
         number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number in the range {self._describe_range()}.", param, ctx)
         return number
 
 
@@ -136,7 +137,12 @@ call_options = cloup.option_group(
         "--batch-size", type=click.IntRange(min=1), metavar="N", help="Images per request.  [default: 64, or the model's max_batch_size]"
     ),
     click.option(
-        "--timeout", "timeout_s", type=NumberRange(min=0, min_open=True), metavar="SECONDS", default=60.0, help="Timeout per request."
+        "--timeout",
+        "timeout_s",
+        type=NumberRange(0, LONGEST_S, min_open=True),
+        metavar="SECONDS",
+        default=60.0,
+        help="Timeout per request.",
     ),
 )
 # The fields of `ReadOptions`: how image files are read for served models.

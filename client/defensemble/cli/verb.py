@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ class Verb(cloup.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Configure logging, check that files exist, and run the command."""
         level = _log_level(**{name: ctx.params.pop(name) for name in ("verbose", "quiet", "log_level")})
+        if level > logging.DEBUG:  # else gRPC prints the details of a failed TLS handshake by itself
+            os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         # The root's context closes last: errors are printed and logged before that.
         ctx.find_root().with_resource(log_records_on_stderr(level))
         for param in self.params:

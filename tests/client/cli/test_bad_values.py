@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,13 @@ def test_nan_is_in_no_range(folder: Path, line: str, option: str) -> None:
     assert_facts(refusal(line), f"{option} | nan | range")
 
 
+@pytest.mark.parametrize("number", ["inf", "1e300"])
+def test_a_timeout_is_limited(folder: Path, number: str) -> None:
+    Path("a.onnx").touch()
+    assert_facts(refusal(f"import-onnx a.onnx --name a --timeout {number}"), f"--timeout | range")
+    assert_facts(refusal(f"ensemble weight e a=1 --load-timeout {number}"), f"--load-timeout | range")
+
+
 def test_a_host_name_outside_ascii_is_encoded_as_dns_needs_it() -> None:
     assert address_from_url("http://bücher.example:1").netloc == "xn--bcher-kva.example:1"
 
@@ -88,6 +97,27 @@ def test_a_misspelt_repository_lists_similar_names(folder: Path, line: str) -> N
 def test_an_empty_ensemble_name_is_not_the_default(folder: Path) -> None:
     Path("a.onnx").touch()
     assert_facts(refusal("import-onnx a.onnx --name a --ensemble ''", 1), "'' is not a valid")
+
+
+def test_an_empty_name_does_not_roll_back_the_last_edit(folder: Path) -> None:
+    Path("model_repository").mkdir()
+    assert_facts(refusal("ensemble rollback ''", 1), "'' is not a valid")
+    assert_facts(refusal("fuse f --ensemble ''", 1), "'' is not a valid")
+
+
+def test_a_report_is_of_a_model_by_name_not_by_path(folder: Path) -> None:
+    Path("model_repository/a").mkdir(parents=True)
+    assert_facts(refusal("export-report ../model_repository/a", 1), "no model ../model_repository/a | a")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full, a file that is always full")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_output_that_cannot_be_written_is_an_error_without_a_traceback(option: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "defensemble", option], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert_facts(done.stderr, "Error: No space left on device")
+    assert "Traceback" not in done.stderr
 
 
 def test_an_output_below_a_file_is_refused(folder: Path) -> None:
