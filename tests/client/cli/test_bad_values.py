@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from click.testing import CliRunner
 from defensemble._transport.address import address_from_url
 from defensemble.cli import cli
 from defensemble.cli.paths import missing_path_message
+from defensemble.results.result_file import check_writable, write_result
+from defensemble_repository.filesystem.atomic_write import write_atomic
 from tests.support.facts import assert_facts
 
 
@@ -80,8 +83,8 @@ def test_nan_is_in_no_range(folder: Path, line: str, option: str) -> None:
 @pytest.mark.parametrize("number", ["inf", "1e300"])
 def test_a_timeout_is_limited(folder: Path, number: str) -> None:
     Path("a.onnx").touch()
-    assert_facts(refusal(f"import-onnx a.onnx --name a --timeout {number}"), f"--timeout | range")
-    assert_facts(refusal(f"ensemble weight e a=1 --load-timeout {number}"), f"--load-timeout | range")
+    assert_facts(refusal(f"import-onnx a.onnx --name a --timeout {number}"), "--timeout | range")
+    assert_facts(refusal(f"ensemble weight e a=1 --load-timeout {number}"), "--load-timeout | range")
 
 
 def test_a_host_name_outside_ascii_is_encoded_as_dns_needs_it() -> None:
@@ -118,6 +121,20 @@ def test_output_that_cannot_be_written_is_an_error_without_a_traceback(option: s
     assert done.returncode == 1
     assert_facts(done.stderr, "Error: No space left on device")
     assert "Traceback" not in done.stderr
+
+
+def test_a_result_does_not_replace_a_fifo_or_a_link_to_an_open_file(folder: Path) -> None:
+    """A rename would replace /dev/null or /dev/stdout for a user who may write in /dev."""
+    os.mkfifo("fifo")
+    Path("stdout").symlink_to("/proc/self/fd/1")
+    for name, kind in (("fifo", "FIFO"), ("stdout", "link")):
+        target = Path(name)
+        before = target.lstat().st_ino
+        for write in (check_writable, lambda path: write_result(path, {}), lambda path: write_atomic(path, b"")):
+            with pytest.raises(OSError, match=kind):
+                write(target)
+        assert target.lstat().st_ino == before
+    assert sorted(path.name for path in folder.iterdir()) == ["fifo", "stdout"]
 
 
 def test_an_output_below_a_file_is_refused(folder: Path) -> None:

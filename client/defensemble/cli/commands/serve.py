@@ -50,7 +50,7 @@ def _port_option(name: str, default: int, with_servers: str = "") -> Any:
     click.option(
         "--drain",
         "drain_s",
-        type=click.IntRange(min=0),
+        type=click.IntRange(0, 1_000_000),
         metavar="SECONDS",
         default=5,
         help="Time for requests to finish when the server stops; later requests get UNAVAILABLE (HTTP 503).",
