@@ -132,7 +132,7 @@ def find_labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> t
         labelled = labelled_files(folder)
         if not labelled.files:
             raise InputError(
-                f"{folder} has no labelled images, only {str(labelled.skipped) or 'nothing'}; expected {folder}/CLASS/IMAGE, with CLASS "
+                f"{folder} has no labelled images; it has {str(labelled.skipped) or 'nothing'}; expected {folder}/CLASS/IMAGE, with CLASS "
                 f"one of {format_names(info.class_names)}"
             )
         classes = match_classes(labelled.class_names, info.class_names, str(folder), info.name)

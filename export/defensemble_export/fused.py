@@ -97,6 +97,7 @@ def fuse_repository(
     Example:
         >>> fuse_repository(Path("model_repository"), "ensemble", "ensemble_fused")
     """
+    check_name(ensemble)
     check_fuse_request(repository, name, [ensemble], max_batch_size=max_batch_size, replace=replace)
     check_writable(repository)
     pinned, members, ensemble_batch = read_ensemble_members(repository, ensemble)

@@ -43,10 +43,12 @@ def read_reports(repository: Path, models: list[str] | None = None) -> list[Vers
     """
     if not repository.is_dir():
         raise RepositoryError(f"{repository} is not a folder. Choose a model repository with --repository.")
-    unknown = [name for name in models or [] if not (repository / name).is_dir()]
+    unknown = [name for name in models or [] if name not in _names(repository)]
     if unknown:
-        existing = ", ".join(_names(repository)) or "none"
-        raise RepositoryError(f"{repository} has no model {', '.join(unknown)}; its models are {existing}")
+        existing = ", ".join(_names(repository))
+        raise RepositoryError(
+            f"{repository} has no model {', '.join(unknown)}; " + (f"its models are {existing}" if existing else "it has no models")
+        )
     reports = []
     for name in _names(repository) if not models else models:
         versions = [version for version in versions_in(repository / name) if (repository / name / str(version) / MODEL_FILE).exists()]

@@ -45,8 +45,10 @@ def read_admin_key(path: Path, on_warning: Callable[[str], None] = lambda messag
     try:
         text = read_user_file(path, _LARGEST_KEY_FILE).decode().strip()
         status = path.stat()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServerError(f"admin key file {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ServerError(f"admin key file {path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ServerError(f"admin key file {path} is not text: make one with `(umask 077; openssl rand -hex 24 > FILE)`") from error
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISREG(status.st_mode) and mode & (stat.S_IRGRP | stat.S_IROTH):
         on_warning(

@@ -65,8 +65,9 @@ class ServeOptions:
             check_admin_key(self.admin_key)
         if self.runtime == "embedded" and not is_loopback(self.host) and not self.expose_outdated_server:
             raise PortError(
-                "the embedded Triton dates from October 2024 and has published vulnerabilities that need no login (CVE-2025-23310, "
-                f"CVE-2026-24206 and more), so it listens on loopback only, not on {self.host}. Use NVIDIA's container (--runtime docker), "
+                "the embedded Triton dates from October 2024 and has published vulnerabilities that need no login "
+                f"(CVE-2025-23310, CVE-2026-24206 and more), so it listens on loopback only, not on {self.host!r}. "
+                "Use NVIDIA's container (--runtime docker), "
                 f"or accept the risk with {EXPOSE_FLAG}"
             )
 

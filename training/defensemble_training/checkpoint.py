@@ -166,6 +166,10 @@ def _check_target(target: Path) -> None:
         raise CheckpointError(
             f"cannot write the checkpoint {target}: it is a folder; expected a file, such as {target / 'network.safetensors'}"
         )
+    if target.exists() and not target.is_file():
+        raise CheckpointError(f"cannot write the checkpoint {target}: it is a device, a FIFO or a socket; expected a file")
+    if target.parent.exists() and not target.parent.is_dir():
+        raise CheckpointError(f"cannot write the checkpoint {target}: {target.parent} is a file; expected a folder. Choose another path")
     if not target.parent.is_dir():
         raise CheckpointError(
             f"cannot write the checkpoint {target}: the folder {target.parent} does not exist. Create it with: mkdir -p {target.parent}"

@@ -52,7 +52,7 @@ def address_from_url(url: str) -> Address:
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username or parts.password:
         raise InputError(f"the URL {url!r:.120} has more than scheme, host and port; {expected}")
     try:
-        parts.hostname.encode("idna").decode("ascii")
+        host = parts.hostname.encode("idna").decode("ascii")  # as DNS and the header Host need it
     except UnicodeError as error:
         raise InputError(f"the URL {url!r:.120} has an invalid host name ({error}); {expected}") from error
-    return Address(parts.scheme, parts.hostname, DEFAULT_PORTS[parts.scheme] if port is None else port)
+    return Address(parts.scheme, host, DEFAULT_PORTS[parts.scheme] if port is None else port)

@@ -82,6 +82,11 @@ class _RootGroup(VerbGroup):
                 raise
             _show_shortened(error)
             sys.exit(INTERRUPTED if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)) else error.exit_code)
+        except OSError as error:  # of the root's own output: `--help` and `--version` are printed before a command is invoked
+            if not standalone_mode:
+                raise
+            _show_shortened(click.ClickException(text_from_os_error(error, None)))
+            sys.exit(1)
         if not standalone_mode:
             return status
         sys.exit(status if isinstance(status, int) else 0)

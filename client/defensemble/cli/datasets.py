@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .choices import DATASETS
-from .paths import missing_path_message, similar_paths
+from .paths import EMPTY_PATH, missing_path_message, similar_paths
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class DatasetType(click.ParamType[DatasetLocation]):
         """Return the location; `check` looks at the files."""
         if isinstance(value, DatasetLocation):
             return value
+        if not value:
+            self.fail(f"{EMPTY_PATH}, or one of {', '.join(DATASETS)}", param, ctx)
         if value in DATASETS:
             return DatasetLocation(value)
         name, separator, folder = value.partition("=")
@@ -71,7 +73,7 @@ class DatasetType(click.ParamType[DatasetLocation]):
 def _missing_name_message(path: Path) -> str:
     """Return a sentence about a value without NAME=, which may be a misspelt name or folder."""
     name, separator, _ = str(path).partition("=")
-    if "/" in name or (not separator and similar_paths(path)):
+    if "/" in name or path.is_symlink() or (not separator and similar_paths(path)):
         return missing_path_message(path)
     similar = difflib.get_close_matches(name, DATASETS, n=1)
     hint = f" Did you mean {similar[0]}?" if similar else ""

@@ -9,9 +9,9 @@ import click
 import cloup
 
 from .actions.ensemble_settings import EditSettings, TargetSettings
-from .options import EXISTING_PATH, repository_option, with_options
+from .options import EXISTING_PATH, LONGEST_S, PATH, NumberRange, repository_option, with_options
 
-_SECONDS = click.FloatRange(min=0.1)
+_SECONDS = NumberRange(0.1, LONGEST_S)
 _TARGETS = ("repository", "urls", "replicas", "files_only", "admin_key_file", "timeout_s", "wait_s")
 
 
@@ -22,12 +22,12 @@ def _parse_replicas(context: click.Context, option: click.Parameter, values: tup
         url, _, folder = value.partition("=")
         if not url or not folder:
             raise click.BadParameter(f"expected URL=FOLDER, such as http://10.0.0.7:8000=/mnt/seven/models, got {value!r:.120}")
-        replicas.append((url, Path(folder)))
+        replicas.append((url, PATH.convert(folder, option, context)))
     return tuple(replicas)
 
 
 _wait_option = click.option(
-    "--wait", "wait_s", type=click.FloatRange(min=0), metavar="SECONDS", default=60.0, help="Time to wait for another edit to finish."
+    "--wait", "wait_s", type=NumberRange(0, LONGEST_S), metavar="SECONDS", default=60.0, help="Time to wait for another edit to finish."
 )
 _target_options = (
     repository_option,

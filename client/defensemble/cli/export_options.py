@@ -98,7 +98,9 @@ def member_settings(
         raise click.UsageError("--ensemble and --no-ensemble exclude each other: use one of them")
     if no_ensemble and (weights or average is not None):
         raise click.UsageError("--weight and --average set up an ensemble: use them without --no-ensemble")
-    return export_settings(ensemble=None if no_ensemble else ensemble or DEFAULT_ENSEMBLE, average=average, weights=weights, **options)
+    return export_settings(
+        ensemble=None if no_ensemble else DEFAULT_ENSEMBLE if ensemble is None else ensemble, average=average, weights=weights, **options
+    )
 
 
 def export_settings(**options: Any) -> ExportSettings:

@@ -13,10 +13,11 @@ import cloup
 
 from .choices import AVERAGES, RESIZES
 from .datasets import DatasetLocation as DatasetLocation, dataset_option as dataset_option
-from .paths import EXISTING_PATH as EXISTING_PATH, PATH as PATH, SERVER_URL as SERVER_URL
+from .paths import EXISTING_PATH as EXISTING_PATH, EXISTING_REPOSITORY, PATH as PATH, SERVER_URL as SERVER_URL, AnyPath
 
 AVERAGE = click.Choice(AVERAGES)
 RESIZE = click.Choice(RESIZES)
+LONGEST_S = 1e6  # the longest timeout, which the client and all timers accept
 DEFAULT_REPOSITORY = Path("model_repository")
 _SIZE_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -51,6 +52,17 @@ def numbers(kind: type[int] | type[float], example: str) -> Callable[[click.Cont
             raise click.BadParameter(f"expected {noun} with commas between them, such as {example}, got {value!r:.120}") from None
 
     return parse
+
+
+class NumberRange(click.FloatRange):
+    """A finite number in a range. NaN compares as neither too small nor too large, and is refused too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or raise `click.BadParameter` if it is outside the range."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 class ChoiceList(click.ParamType[list[str]]):
@@ -100,19 +112,24 @@ def bytes_from_size(context: click.Context, option: click.Parameter, value: str 
     return int(size)
 
 
-def make_repository_option(help: str, *, default: Path | None = DEFAULT_REPOSITORY) -> Callable[[Any], Any]:
+def make_repository_option(
+    help: str, *, default: Path | None = DEFAULT_REPOSITORY, type: AnyPath = EXISTING_REPOSITORY
+) -> Callable[[Any], Any]:
     """Return the option `--repository`, which is also read from DEFENSEMBLE_REPOSITORY.
 
     Args:
         help: What the folder is used for.
         default: The folder without the option; None: the command decides.
+        type: `PATH` for commands that create the folder.
     """
     return click.option(
-        "--repository", type=PATH, metavar="FOLDER", envvar="DEFENSEMBLE_REPOSITORY", show_envvar=True, default=default, help=help
+        "--repository", type=type, metavar="FOLDER", envvar="DEFENSEMBLE_REPOSITORY", show_envvar=True, default=default, help=help
     )
 
 
-repository_option = make_repository_option("Model repository: the folder that Triton loads.")
+_REPOSITORY_HELP = "Model repository: the folder that Triton loads."
+repository_option = make_repository_option(_REPOSITORY_HELP)
+new_repository_option = make_repository_option(_REPOSITORY_HELP, type=PATH)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 call_options = cloup.option_group(
     "Requests",
@@ -120,7 +137,12 @@ call_options = cloup.option_group(
         "--batch-size", type=click.IntRange(min=1), metavar="N", help="Images per request.  [default: 64, or the model's max_batch_size]"
     ),
     click.option(
-        "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", default=60.0, help="Timeout per request."
+        "--timeout",
+        "timeout_s",
+        type=NumberRange(0, LONGEST_S, min_open=True),
+        metavar="SECONDS",
+        default=60.0,
+        help="Timeout per request.",
     ),
 )
 # The fields of `ReadOptions`: how image files are read for served models.

@@ -33,6 +33,7 @@ _FIXES = {
     errno.EISDIR: "it is a folder: pass a file",
     errno.ENOTDIR: "a part of the path is a file: pass a folder",
     errno.EEXIST: "it exists: move it away, or " + _OTHER_PLACE,
+    errno.ELOOP: "the link leads back to itself: correct it",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EMFILE: "raise the limit of open files per process (ulimit -n)",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 from itertools import islice
 from pathlib import Path
@@ -12,18 +13,46 @@ import click
 
 from .choices import IMAGE_SUFFIXES
 
+EMPTY_PATH = "the path is empty; expected a path, such as . for the current folder"
 _LARGEST_FOLDER = 10_000  # entries that are compared
 
 
-class ExistingPath(click.Path):
-    """A file or folder, as a `Path`, that must exist when the command is invoked."""
+class AnyPath(click.Path):
+    """A file or folder, as a `Path`.
+
+    An empty text, which `Path` takes as the current folder, is refused: a variable was not set. So is a link that leads back to itself.
+    """
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or raise `click.BadParameter` for an empty text or a circular link."""
+        if value == "":
+            self.fail(EMPTY_PATH, param, ctx)
+        try:
+            os.stat(value)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                self.fail(f"{value} is a link that leads back to itself: correct the link", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class ExistingPath(AnyPath):
+    """A file or folder, as a `Path`, that must exist when the command is invoked."""
+
     def check(self, path: Path, param: click.Parameter, ctx: click.Context) -> None:
         """Raise `click.BadParameter`, with similar names, unless the path exists."""
         if not os.path.lexists(path):
+            self.fail(missing_path_message(path), param, ctx)
+
+
+class ExistingRepository(AnyPath):
+    """A model repository that must exist; the commands' own errors report one that does not and has no similar name."""
+
+    def check(self, path: Path, param: click.Parameter, ctx: click.Context) -> None:
+        """Raise `click.BadParameter` with similar names, unless the folder exists, has none, or `--replica` replaces it."""
+        if not ctx.params.get("replicas") and not os.path.lexists(path) and similar_paths(path):
             self.fail(missing_path_message(path), param, ctx)
 
 
@@ -36,6 +65,8 @@ class ServerUrl(click.ParamType[str]):
         """Return the text, which the client parses, or raise `click.BadParameter` for a file."""
         text = str(value)
         path = Path(text)
+        if not text:
+            self.fail("the URL is empty; expected the server's URL, such as http://localhost:8000", param, ctx)
         if "://" not in text and (path.exists() or path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")):
             self.fail(
                 f"the URL is missing: {text!r:.120} is a file. Pass the server's URL first, such as http://localhost:8000.", param, ctx
@@ -45,11 +76,14 @@ class ServerUrl(click.ParamType[str]):
 
 EXISTING_PATH = ExistingPath()
 SERVER_URL = ServerUrl()
-PATH = click.Path(path_type=Path)
+PATH = AnyPath()
+EXISTING_REPOSITORY = ExistingRepository()
 
 
 def missing_path_message(path: Path) -> str:
     """Return a sentence about a path that does not exist, with similar names from its folder."""
+    if path.is_symlink():
+        return f"{path} is a link to {os.readlink(path)}, which does not exist or leads back to the link. Correct the link."
     similar = similar_paths(path)
     if similar:
         return f"{path} does not exist. Did you mean {' or '.join(map(str, similar))}?"
@@ -64,7 +98,7 @@ def similar_paths(path: Path) -> list[Path]:
     """Return up to three paths in the same folder whose names are similar, the most similar first."""
     try:
         with os.scandir(path.parent) as entries:
-            names = [entry.name for entry in islice(entries, _LARGEST_FOLDER)]
+            names = [entry.name for entry in islice(entries, _LARGEST_FOLDER) if entry.name != path.name]
     except OSError:
         return []
     by_lower_name = {name.lower(): name for name in sorted(names)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ import cloup
 from .choices import LOG_LEVELS
 from .datasets import DatasetType
 from .notes import log_records_on_stderr
-from .paths import ExistingPath
+from .paths import ExistingPath, ExistingRepository
+
+_CHECKED_TYPES = (ExistingPath, ExistingRepository, DatasetType)  # their `check` looks at the files
 
 
 def _verbosity_options() -> list[click.Parameter]:
@@ -52,10 +55,12 @@ class Verb(cloup.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Configure logging, check that files exist, and run the command."""
         level = _log_level(**{name: ctx.params.pop(name) for name in ("verbose", "quiet", "log_level")})
+        if level > logging.DEBUG:  # else gRPC prints the details of a failed TLS handshake by itself
+            os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         # The root's context closes last: errors are printed and logged before that.
         ctx.find_root().with_resource(log_records_on_stderr(level))
         for param in self.params:
-            if isinstance(param.type, (ExistingPath, DatasetType)) and (value := ctx.params[str(param.name)]) is not None:
+            if isinstance(param.type, _CHECKED_TYPES) and (value := ctx.params[str(param.name)]) is not None:
                 for single_value in value if isinstance(value, tuple) else (value,):
                     param.type.check(single_value, param, ctx)
         return super().invoke(ctx)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defensemble_repository.names import check_name
 from defensemble_repository.view import RepositoryView
 
 from .._exceptions import InputError
@@ -50,7 +51,7 @@ def roll_back(runner: EditRunner, count: int, *, name: str | None, to: str | Non
             raise InputError(f"'{ensemble}' was changed meanwhile, by hand or by another program; check it and roll back again")
 
     with runner.locked_and_recovered(writes=not dry_run):
-        ensemble = name or _default_ensemble(read_history(first), to, first)
+        ensemble = _default_ensemble(read_history(first), to, first) if name is None else check_name(name)
         plan, *other_plans = first_plans = plans()
         for other, other_plan in zip(others, other_plans, strict=True):  # each folder has its own history of the same edits
             if other_plan.request != plan.request:

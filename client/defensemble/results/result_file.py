@@ -20,9 +20,12 @@ def check_writable(path: Path) -> None:
     Raises:
         OSError: It cannot be written. The error names `path`.
     """
+    from defensemble_repository.filesystem.regular_files import check_replaceable
+
     with _errors_name(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        check_replaceable(path)
         folder = path.parent
         while not folder.exists():  # `write_result` creates it
             folder = folder.parent

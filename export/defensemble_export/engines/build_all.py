@@ -97,17 +97,20 @@ def planned_engines(
     """
     options = options or EngineOptions()
     if not repository.is_dir():
+        state = "is a file" if repository.exists() else "does not exist"
         raise EngineError(
-            f"model repository {repository} does not exist: name a folder that `defensemble export` has written (--repository FOLDER)"
+            f"model repository {repository} {state}: name a folder that `defensemble export` has written (--repository FOLDER)"
         )
     configs = read_models(repository, on_progress)
     supported = [name for name, config in configs.items() if _unsupported_reason(config) is None]
     for name in models or ():
         if name not in configs:
-            raise EngineError(f"{repository} has no model '{name}'; plans can be built for {', '.join(supported) or 'none of its models'}")
+            raise EngineError(f"{repository} has no model '{name}'; plans can be built for {', '.join(supported) or 'no model there'}")
         reason = _unsupported_reason(configs[name])
         if reason is not None:
-            raise EngineError(f"no plan can be built for '{name}': {reason}; plans can be built for {', '.join(supported) or 'none'}")
+            raise EngineError(
+                f"no plan can be built for '{name}': {reason}; plans can be built for {', '.join(supported) or 'no model there'}"
+            )
     chosen = [name for name in supported if models is None or name in models]
     if not chosen:
         raise EngineError(f"{repository} has no model that a plan can be built for: add one with `defensemble export`")

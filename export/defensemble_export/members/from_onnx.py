@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +28,7 @@ from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, export_foreign_limi
 from .write import ExportOptions, check_output_path
 
 _RANDOM_IMAGES = 16
+_LONGEST_TIMEOUT_S = 1e6
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class OnnxSource:
             raise ExportError(f"class_names must be a sequence of strings, one per class, got {names!r:.80}")
         if self.class_names is not None:
             object.__setattr__(self, "class_names", checked_class_names(self.class_names, "class_names"))
-        if not 0 < self.timeout_s < math.inf:
-            raise ExportError(f"timeout_s must be a positive number of seconds, got {self.timeout_s!r}")
+        if not 0 < self.timeout_s <= _LONGEST_TIMEOUT_S:
+            raise ExportError(f"timeout_s must be a positive number of seconds, at most {_LONGEST_TIMEOUT_S:g}, got {self.timeout_s!r}")
         if self.resize not in (None, *RESIZES):
             raise ExportError(f"resize must be one of {', '.join(RESIZES)}, or None if unknown, got {self.resize!r}")
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .regular_files import check_replaceable
+
 _FILE_MODE = 0o664
 # Concurrent flushes share commits of the file system's journal. On ext4, three files and two folders took 8 ms concurrently, and 32 ms one
 # after the other (median of 30).
@@ -65,6 +67,7 @@ def rename_durably(renames: Sequence[tuple[Path, Path]]) -> None:
     """
     for temporary, target in renames:
         with os_errors_about(target):
+            check_replaceable(target)
             sync([temporary])
     changed = ChangedFolders()
     for temporary, target in renames:

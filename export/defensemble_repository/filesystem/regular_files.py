@@ -40,6 +40,15 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     _check_kind(path, irregular_kind(path))
 
 
+def check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError for a path that a rename must not replace: a FIFO, a socket, a device, or a link to /proc such as /dev/stdout."""
+    kind = irregular_kind(path)
+    if kind is None and os.path.islink(path) and os.readlink(path).startswith("/proc/"):
+        kind = "a link to an open file"
+    if kind is not None:
+        raise OSError(errno.EINVAL, f"this is {kind}; expected a regular file or a new name (choose another path)", os.fspath(path))
+
+
 def regular_file_exists(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is a regular file. A folder is not."""
     check_regular(path)

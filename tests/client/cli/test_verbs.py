@@ -152,5 +152,6 @@ def test_completion_completes_verbs_options_and_choices(words: str, completions:
 def test_the_repository_is_read_from_the_environment(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     env = {**os.environ, "DEFENSEMBLE_REPOSITORY": str(tmp_path / "models")}
-    done = CliRunner().invoke(cli, ["ensemble", "list", "--files-only"], env=env)
+    done = CliRunner().invoke(cli, ["ensemble", "list"], env=env)
+    assert done.exit_code == 0, done.output
     assert "model_repository" not in done.output

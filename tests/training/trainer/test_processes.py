@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,25 @@ def test_torchrun_sets_the_number_of_processes(tmp_path: Path) -> None:
     loss, _ = train_in_processes(tmp_path / "one", 1)
     losses, _ = train_in_processes(tmp_path / "two", 2, torchrun=True)
     assert losses == pytest.approx(loss, rel=1e-4)
+
+
+def test_ctrl_c_ends_the_run_and_its_processes_while_torch_waits_for_them() -> None:
+    """The handler stands for one that Python cannot run, because the main thread waits in native code."""
+    script = """
+import signal, subprocess, sys, time
+from defensemble_training.trainer.compute import _exit_on_sigint
+def handler(number, frame): pass
+handler.raises_keyboard_interrupt = True
+signal.signal(signal.SIGINT, handler)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.DEVNULL)
+with _exit_on_sigint(lambda: [child]):
+    print("ready", flush=True)
+    while True:
+        time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)  # returns once the child has ended too, which holds the pipe
+    assert (process.returncode, stderr) == (130, "")

@@ -76,7 +76,7 @@ def detect_source(folder: Path, test_splits: Sequence[str], max_memory: int | No
         raise DataError(f"{folder} is not a folder; {EXPECTED}")
     source = source_from_parquet(folder, test_splits, max_memory) or source_from_class_folders(folder, test_splits)
     if source is None:
-        raise DataError(f"{folder} holds no dataset of a known layout but {format_contents(folder)}; {EXPECTED}")
+        raise DataError(f"{folder} has no dataset of a known layout; it contains {format_contents(folder)}; {EXPECTED}")
     check_classes(source.class_names, source.train.labels, source.test.labels, folder)
     return source
 

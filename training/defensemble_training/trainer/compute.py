@@ -7,7 +7,10 @@ of one process (a demo, a test) would share. Fabric leaves the loop, the data an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -98,12 +101,45 @@ class Compute:
             strategy="ddp" if processes * nodes > 1 else "auto",
             precision=PRECISIONS[self.chosen_precision],  # type: ignore[arg-type]
         )
-        fabric.launch()
+        with _exit_on_sigint(lambda: getattr(fabric.strategy.launcher, "procs", [])):
+            fabric.launch()
         return fabric
 
     def uses_channels_last(self) -> bool:
         """Whether activations are channels-last in memory."""
         return self.on_gpu if self.channels_last is None else self.channels_last
+
+
+@contextmanager
+def _exit_on_sigint(children: Callable[[], Sequence[subprocess.Popen[bytes]]]) -> Iterator[None]:
+    """End the command and its `children` with status 130 on Ctrl-C, even while torch waits for them.
+
+    Python runs a handler of SIGINT only after that wait, up to 30 minutes. Fabric kills this process when an interrupted child ends first,
+    which gives the status 137. A thread gets the signal instead. Without the handler of the `defensemble` script, nothing changes.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not getattr(handler, "raises_keyboard_interrupt", False) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def wait() -> None:
+        if os.read(reader, 1) == bytes([signal.SIGINT]):
+            for child in children():
+                child.kill()
+            os._exit(128 + signal.SIGINT)
+
+    earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watcher = threading.Thread(target=wait, name="exit-on-sigint", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        os.close(writer)  # ends the thread
+        watcher.join()
+        os.close(reader)
 
 
 def is_first_process() -> bool:

@@ -135,7 +135,7 @@ def _check_engine_target(settings: ExportSettings) -> None:
 
 def _warn_of_pixel_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
     """Warn of a mean or standard deviation above 1: they apply to images in [0, 1]."""
-    if mean is None or std is None or max(*mean, *std) <= 1:
+    if mean is None or std is None or not max(*mean, *std) > 1:  # not with NaN, which is refused later
         return
     scaled_mean, scaled_std = (",".join(f"{value / 255:.6g}" for value in values) for values in (mean, std))
     print_note(

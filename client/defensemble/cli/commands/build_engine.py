@@ -8,7 +8,7 @@ from typing import Any
 import click
 import cloup
 
-from ..options import EXISTING_PATH, PATH, DatasetLocation, dataset_option, repository_option
+from ..options import EXISTING_PATH, PATH, DatasetLocation, NumberRange, dataset_option, repository_option
 from ..verb import Verb
 
 _GIB = 2**30
@@ -40,7 +40,7 @@ _GIB = 2**30
     ),
     click.option(
         "--workspace",
-        type=click.FloatRange(0, 4096, min_open=True),
+        type=NumberRange(0, 4096, min_open=True),
         metavar="GIB",
         help="GPU memory that a kernel may use as workspace.  [default: all of it]",
     ),

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from .. import export_options as shared
-from ..options import EXISTING_PATH, DatasetLocation, repository_option
+from ..options import EXISTING_PATH, DatasetLocation, new_repository_option
 from ..verb import Verb
 
 
@@ -17,7 +17,7 @@ from ..verb import Verb
 @click.argument("checkpoints", nargs=-1, required=True, type=EXISTING_PATH, metavar="CHECKPOINT...")
 @cloup.option_group(
     "Model repository",
-    repository_option,
+    new_repository_option,
     click.option("--name", metavar="NAME", help="Name of the member, for one checkpoint.  [default: the checkpoint's file name]"),
     shared.max_batch_size_option,
     shared.replace_option,

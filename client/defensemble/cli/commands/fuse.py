@@ -10,7 +10,8 @@ import cloup
 
 from .. import export_options as shared
 from ..choices import AVERAGES
-from ..options import EXISTING_PATH, DatasetLocation, repository_option, weights_option
+from ..options import EXISTING_PATH, DatasetLocation, new_repository_option, weights_option
+from ..paths import missing_path_message
 from ..verb import Verb
 
 
@@ -19,7 +20,7 @@ from ..verb import Verb
 @click.argument("checkpoints", nargs=-1, type=EXISTING_PATH, metavar="[CHECKPOINT...]")
 @cloup.option_group(
     "Model repository",
-    repository_option,
+    new_repository_option,
     click.option("--ensemble", metavar="ENSEMBLE", help=f"Ensemble to fuse.  [default: {shared.DEFAULT_ENSEMBLE}]"),
     shared.max_batch_size_option,
     shared.replace_option,
@@ -62,6 +63,8 @@ def command(name: str, checkpoints: tuple[Path, ...], ensemble: str | None, data
         raise click.UsageError(
             "--weight, --average and --precision are for CHECKPOINTs; an ensemble of the repository is fused with its own values"
         )
+    if not settings.repository.is_dir():
+        raise click.BadParameter(missing_path_message(settings.repository), param_hint="--repository")
     from ..actions.export import fuse_ensemble
 
-    fuse_ensemble(name, ensemble or shared.DEFAULT_ENSEMBLE, settings)
+    fuse_ensemble(name, shared.DEFAULT_ENSEMBLE if ensemble is None else ensemble, settings)

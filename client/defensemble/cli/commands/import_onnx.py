@@ -10,7 +10,7 @@ import cloup
 
 from .. import export_options as shared
 from ..choices import RESIZES
-from ..options import EXISTING_PATH, numbers, repository_option
+from ..options import EXISTING_PATH, LONGEST_S, NumberRange, new_repository_option, numbers
 from ..verb import Verb
 
 _statistics = numbers(float, "0.485,0.456,0.406")
@@ -30,7 +30,7 @@ def _parse_shape(context: click.Context, option: click.Parameter, value: str | N
 @click.argument("file", type=EXISTING_PATH, metavar="FILE.onnx")
 @cloup.option_group(
     "Model repository",
-    repository_option,
+    new_repository_option,
     click.option("--name", metavar="NAME", required=True, help="Name of the member."),
     shared.max_batch_size_option,
     shared.replace_option,
@@ -75,7 +75,7 @@ def _parse_shape(context: click.Context, option: click.Parameter, value: str | N
     click.option(
         "--timeout",
         "timeout_s",
-        type=click.FloatRange(0, min_open=True),
+        type=NumberRange(0, LONGEST_S, min_open=True),
         metavar="SECONDS",
         help="Longest time to load and try the file, and again for each 64 images that it is compared on.  [default: 120]",
     ),

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from ..choices import RUNTIMES
-from ..options import DEFAULT_REPOSITORY, EXISTING_PATH, json_option, make_repository_option
+from ..options import DEFAULT_REPOSITORY, EXISTING_PATH, LONGEST_S, NumberRange, json_option, make_repository_option
 from ..verb import Verb
 
 
@@ -42,7 +42,7 @@ def _port_option(name: str, default: int, with_servers: str = "") -> Any:
     click.option(
         "--start-timeout",
         "start_timeout_s",
-        type=click.FloatRange(min=1),
+        type=NumberRange(1, LONGEST_S),
         metavar="SECONDS",
         default=300.0,
         help="Timeout until the models are loaded and their outputs are checked.",
@@ -50,7 +50,7 @@ def _port_option(name: str, default: int, with_servers: str = "") -> Any:
     click.option(
         "--drain",
         "drain_s",
-        type=click.IntRange(min=0),
+        type=click.IntRange(0, 1_000_000),
         metavar="SECONDS",
         default=5,
         help="Time for requests to finish when the server stops; later requests get UNAVAILABLE (HTTP 503).",
