@@ -113,8 +113,9 @@ void Instance::run_group(const Group& group) {
   if (live.size() > 1) {
     const ErrorPtr error = to_triton_error([&] { run(live); });
     if (error == nullptr) return;
-    log_limited(model_.failure_log(), TRITONSERVER_LOG_WARN,
-                [&] { return model_.name() + ": a joint run failed, running each request separately: " + TRITONSERVER_ErrorMessage(error.get()); });
+    log_limited(model_.failure_log(), TRITONSERVER_LOG_WARN, [&] {
+      return model_.name() + ": a joint run failed, running each request separately: " + TRITONSERVER_ErrorMessage(error.get());
+    });
   }
   for (Request* request : live) {
     request->run_guarded([&] {
