@@ -95,7 +95,6 @@ ABOVE_0 = "above 0"
         (["show", "other", "--format", "yaml", *HERE], "repository | no ensemble 'other'"),
         (["list", "--repository", "none"], "none | not exist | `defensemble export`"),
         (["weight", "ensemble", "a=1", "--repository", "none"], "none | not exist"),
-        (["check"], "model_repository | not exist"),
         (["show", "--repository", "repository/a/config.pbtxt"], "repository/a/config.pbtxt | is a file"),
         (["show", "--url", "nonsense", *HERE], "'nonsense' | scheme | http://HOST:PORT"),
         (["show", "--url", "ftp://host", *HERE], "'ftp://host' | unknown scheme 'ftp' | http://HOST:PORT"),
@@ -133,7 +132,8 @@ def test_a_wrong_value_is_an_error(place: Path, words: list[str], facts: str) ->
         (["prune", "--keep-edits", "-1", *HERE], "-1 is not in the range x>=0"),
         (["history", "--last", "-1", *HERE], "-1 is not in the range x>=0"),
         (["show", "--replica", "grpc://a:1"], "URL=FOLDER | 'grpc://a:1'"),
-        (["show", "--timeout", "0", *HERE], "0.0 is not in the range x>=0.1"),
+        (["check"], "model_repository | not exist | Did you mean repository"),
+        (["show", "--timeout", "0", *HERE], "0.0 is not in the range 0.1<=x<=1000000.0"),
         (["destroy", "ensemble", *HERE], "No such command 'destroy'"),
     ],
 )

@@ -50,5 +50,5 @@ def test_export_rejects_a_dangling_link_before_reading_checkpoints(tmp_path: Pat
     (tmp_path / "loop2").symlink_to(tmp_path / "loop1")
     (checkpoint := tmp_path / "a.safetensors").write_bytes(b"not read")
     done = CliRunner().invoke(cli, ["export", str(checkpoint), "--repository", str(tmp_path / "loop1")])
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "loop1" in done.stderr

@@ -73,7 +73,7 @@ def test_a_dangling_link_is_not_its_own_similar_name(folder: Path) -> None:
         ("serve --start-timeout nan", "--start-timeout"),
         ("predict http://127.0.0.1:1 a.png --timeout nan", "--timeout"),
         ("ensemble show --timeout nan", "--timeout"),
-        ("ensemble weight e a=1 --drain nan", "--drain"),
+        ("ensemble weight e a=1 --idle-timeout nan", "--idle-timeout"),
     ],
 )
 def test_nan_is_in_no_range(folder: Path, line: str, option: str) -> None:

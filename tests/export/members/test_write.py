@@ -188,7 +188,7 @@ def test_members_with_other_images_or_classes_are_rejected(repository: Path, for
     onnx.save(classifier(shape=("N", 3, 6, 6)), tmp_path / "small.onnx")
     for file, options, text in (
         ("b.onnx", ["--labels", tmp_path / "other.txt"], "the class names in"),
-        ("small.onnx", [], "'a' has input and output [[3, 6, 8], [5]], 'net' has [[3, 6, 6], [5]]"),
+        ("small.onnx", [], "'a' has input and output [[3, 6, 8], [5]], but 'net' has [[3, 6, 6], [5]]"),
     ):
         done = run("import-onnx", tmp_path / file, "--name", "net", "--replace", "--repository", repository, *options)
         assert text in error_text(done)
