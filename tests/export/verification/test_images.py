@@ -137,6 +137,6 @@ def test_an_export_reports_which_images_were_compared(record: TrainingRecord, da
 def test_a_checkpoint_without_a_digest_is_noted_once(record: TrainingRecord, data: Dataset, tmp_path: Path) -> None:
     done = export(record, data, tmp_path, old=True)
     assert done.exit_code == 0, done.output
-    (line,) = [line for line in done.stderr.splitlines() if "digest of its content" in line]
+    (line,) = [line for line in done.stderr.splitlines() if "without a content digest" in line]
     assert line.startswith(f"note: {tmp_path}/net.safetensors ")
     assert "Warning" not in done.stderr
