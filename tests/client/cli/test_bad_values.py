@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -137,6 +138,7 @@ def test_a_result_does_not_replace_a_fifo_or_a_link_to_an_open_file(folder: Path
     assert sorted(path.name for path in folder.iterdir()) == ["fifo", "stdout"]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="training needs torch")
 def test_an_output_below_a_file_is_refused(folder: Path) -> None:
     Path("file").touch()
     assert_facts(refusal("train file/a.safetensors", 1), "file is a file | folder")

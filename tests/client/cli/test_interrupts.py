@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -52,6 +53,7 @@ def assert_interrupted(arguments: list[str], delay_s: float, cwd: Path, *, may_e
     assert status == 130 or (may_end_before and status in (0, 1)), (status, stderr)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="training needs torch")
 @pytest.mark.parametrize("delay_s", [0.01, 0.05, 0.2, 0.6])
 def test_ctrl_c_while_a_command_starts(tmp_path: Path, delay_s: float) -> None:
     assert_interrupted(["train", "a.safetensors", "--epochs", "1000"], delay_s, tmp_path)
