@@ -1,6 +1,6 @@
 """The values that options accept, without the packages that define them.
 
-Importing torch or onnx takes seconds; a wrong choice is refused before that. `tests/client/cli/test_choices.py` compares each tuple with
+Importing torch or onnx takes seconds; a wrong choice is refused before that. `tests/project/test_choices.py` compares each tuple with
 that of its package.
 """
 
