@@ -10,6 +10,11 @@ from types import FrameType
 from typing import Any
 
 
+def _raises(handler: object) -> bool:
+    """Return whether a handler raises KeyboardInterrupt: Python's own, or one marked so, as that of the `defensemble` script is."""
+    return handler is signal.default_int_handler or getattr(handler, "raises_keyboard_interrupt", False)
+
+
 class DeferredSigint:
     """A signal handler that records an interrupt, and later passes it to the handler that it replaces.
 
@@ -41,8 +46,8 @@ class DeferredSigint:
         self.is_committed = True
 
     def finish(self) -> None:
-        """Deliver a recorded interrupt, unless Python's own handler would raise for committed work."""
-        if not (self.is_committed and self._previous is signal.default_int_handler):
+        """Deliver a recorded interrupt, unless it would raise KeyboardInterrupt for committed work."""
+        if not (self.is_committed and _raises(self._previous)):
             self.deliver()
 
 
@@ -69,7 +74,7 @@ def defer_sigint() -> Iterator[DeferredSigint]:
 def sigint_raises() -> Iterator[None]:
     """Raise interrupts even after `mark_committed`, for a caller that can undo several transactions together."""
     previous = signal.getsignal(signal.SIGINT)
-    if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    if not _raises(previous) or threading.current_thread() is not threading.main_thread():
         yield
         return
 

@@ -132,9 +132,7 @@ class Guard:
                 interrupt = error
                 self._process.send_signal(signal.SIGINT)
         if not self._reports.closed:
-            with self._reports as reports:
-                for line in reports:
-                    self._handle_report(line)
+            self.wait()  # for its last report
         if interrupt is not None:
             raise interrupt
 

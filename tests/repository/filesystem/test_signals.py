@@ -114,6 +114,23 @@ def test_a_custom_handler_receives_a_late_interrupt(tmp_path: Path, monkeypatch:
     assert received == [signal.SIGINT]
 
 
+def test_a_late_interrupt_is_not_raised_by_a_handler_marked_as_raising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    handler.raises_keyboard_interrupt = True  # type: ignore[attr-defined]  # as the handler of the `defensemble` script
+    signal.signal(signal.SIGINT, handler)
+    remove = shutil.rmtree
+
+    def interrupted(path: Path) -> None:
+        signal.raise_signal(signal.SIGINT)
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    write_files(tmp_path / "repository", FIRST)
+    assert content(tmp_path / "repository") == FIRST
+
+
 def test_an_outer_defer_sigint_raises_a_late_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     remove = shutil.rmtree
     messages: list[str] = []
