@@ -20,7 +20,7 @@ from defensemble_repository.pbtxt import config_from_file, config_from_pbtxt, pb
 from defensemble_repository.profile_digest import matches_digest, write_digest
 from defensemble_repository.reader import model_backend, parameter, read_models, served_versions
 from defensemble_repository.transaction import check_writable, remove_files, remove_stale_staging, write_files
-from defensemble_repository.view import RepositoryView
+from defensemble_repository.view import RepositoryView, require_repository
 
 from .errors import ProfileError
 
@@ -76,11 +76,7 @@ def find_networks(repository: Path, on_progress: Callable[[str], None] = lambda 
         ProfileError: The repository does not exist, or has no such model.
         ConfigError: A configuration cannot be read.
     """
-    if not repository.is_dir():
-        problem = "is a file" if repository.exists() else "does not exist"
-        raise ProfileError(
-            f"model repository {repository} {problem}: name a folder that `defensemble export` has written (--repository FOLDER)"
-        )
+    require_repository(repository, ProfileError)
     networks = {
         name: config
         for name, config in read_models(repository, on_progress).items()

@@ -43,14 +43,15 @@ def read_reports(repository: Path, models: list[str] | None = None) -> list[Vers
     """
     if not repository.is_dir():
         raise RepositoryError(f"{repository} is not a folder. Choose a model repository with --repository.")
-    unknown = [name for name in models or [] if name not in _names(repository)]
+    names = _names(repository)
+    unknown = [name for name in models or [] if name not in names]
     if unknown:
-        existing = ", ".join(_names(repository))
+        existing = ", ".join(names)
         raise RepositoryError(
             f"{repository} has no model {', '.join(unknown)}; " + (f"its models are {existing}" if existing else "it has no models")
         )
     reports = []
-    for name in _names(repository) if not models else models:
+    for name in models or names:
         versions = [version for version in versions_in(repository / name) if (repository / name / str(version) / MODEL_FILE).exists()]
         reports += [_read(repository, name, version) for version in versions if not name.startswith(RESERVED_PREFIXES)]
     return reports

@@ -25,6 +25,13 @@ def _digest(path: str, *version: int) -> str:
     return digest.hexdigest()
 
 
+def require_repository(repository: Path, error: type[Exception]) -> None:
+    """Raise an error of a class unless a model repository is a folder."""
+    if not repository.is_dir():
+        problem = "is a file" if repository.exists() else "does not exist"
+        raise error(f"model repository {repository} {problem}; name a folder that `defensemble export` has written (--repository FOLDER)")
+
+
 def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file on disk, in hexadecimal, without reading the whole file into memory."""
     status = file.stat()

@@ -15,7 +15,7 @@ from defensemble_repository.names import AVERAGING_NAME, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import is_ensemble, model_backend, parameter, versions_by_policy
 from defensemble_repository.target import ANY, Target
-from defensemble_repository.view import RepositoryView
+from defensemble_repository.view import RepositoryView, require_repository
 
 from .errors import NotServableError
 
@@ -149,9 +149,7 @@ def read_repository(path: Path, *, profile: str | None = None, target: Target = 
     Raises:
         NotServableError: `path` is not a folder, has no model folder, or contains a dangling link.
     """
-    if not path.is_dir():
-        problem = "is a file" if path.exists() else "does not exist"
-        raise NotServableError(f"model repository {path} {problem}; expected a folder written by `defensemble export`")
+    require_repository(path, NotServableError)
     if not any(entry.is_dir() for entry in path.iterdir()):
         raise NotServableError(f"model repository {path} is empty: add models with `defensemble export CHECKPOINT... --repository {path}`")
     inspection = Inspection(RepositoryView(path), target, profile=profile, plans=False)

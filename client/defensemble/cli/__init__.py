@@ -73,15 +73,14 @@ class _RootGroup(VerbGroup):
         except click.Abort as error:
             if not standalone_mode:
                 raise
-            if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)):
+            if _was_interrupted(error):
                 click.echo("interrupted", err=True)
-                sys.exit(INTERRUPTED)
-            sys.exit(1)
+            sys.exit(INTERRUPTED if _was_interrupted(error) else 1)
         except click.ClickException as error:
             if not standalone_mode:
                 raise
             _show_shortened(error)
-            sys.exit(INTERRUPTED if any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error)) else error.exit_code)
+            sys.exit(INTERRUPTED if _was_interrupted(error) else error.exit_code)
         except OSError as error:  # of the root's own output: `--help` and `--version` are printed before a command is invoked
             if not standalone_mode:
                 raise
@@ -118,6 +117,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    return any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error))
 
 
 def _error_to_print(text: str, error: Exception) -> click.ClickException:

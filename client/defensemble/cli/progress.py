@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -28,6 +29,13 @@ def progress_bar(console: Console, *columns: ProgressColumn, shown: bool = True)
         transient=True,
         disable=not (shown and console.is_terminal and shows_progress()),
     )
+
+
+def line_printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints a line above the progress bar of `console`; `--quiet` silences it."""
+    if not shows_progress():
+        return lambda text: None
+    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

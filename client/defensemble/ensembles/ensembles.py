@@ -11,7 +11,7 @@ from defensemble_repository.ensemble import Ensemble
 from defensemble_repository.errors import EnsembleError, RepositoryError
 from defensemble_repository.reader import read_ensemble
 from defensemble_repository.target import TARGETS
-from defensemble_repository.view import RepositoryView
+from defensemble_repository.view import RepositoryView, require_repository
 
 from .._client.client import Client
 from .._exceptions import ConnectionFailedError, DefensembleError, InputError
@@ -377,9 +377,7 @@ def _targets(replicas: Sequence[Replica], load_timeout_s: float, on_progress: Ca
     if not replicas:
         raise InputError("no repository is given; expected at least one")
     for replica in replicas:
-        if not replica.repository.is_dir():
-            problem = "is a file" if replica.repository.exists() else "does not exist"
-            raise InputError(f"model repository {replica.repository} {problem}; name a folder that `defensemble export` has written")
+        require_repository(replica.repository, InputError)
     urls = [client.url for replica in replicas for client in replica.clients]
     folders = [str(replica.repository.resolve()) for replica in replicas]
     for kind, values in (("server", urls), ("folder", folders)):

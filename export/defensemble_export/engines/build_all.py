@@ -20,7 +20,7 @@ from defensemble_repository.pbtxt import schema
 from defensemble_repository.plan_manifest import Manifest, read_manifest
 from defensemble_repository.reader import is_ensemble, model_backend, read_models, served_versions, versions_in
 from defensemble_repository.transaction import check_writable, remove_stale_staging, write_files
-from defensemble_repository.view import RepositoryView, file_digest
+from defensemble_repository.view import RepositoryView, file_digest, require_repository
 
 from ..entries.stored_graph import stored_graph
 from ..errors import EngineError
@@ -96,11 +96,7 @@ def planned_engines(
         ['resnet@1', 'vgg@1']
     """
     options = options or EngineOptions()
-    if not repository.is_dir():
-        state = "is a file" if repository.exists() else "does not exist"
-        raise EngineError(
-            f"model repository {repository} {state}: name a folder that `defensemble export` has written (--repository FOLDER)"
-        )
+    require_repository(repository, EngineError)
     configs = read_models(repository, on_progress)
     supported = [name for name, config in configs.items() if _unsupported_reason(config) is None]
     for name in models or ():

@@ -6,14 +6,13 @@ import logging
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..._image_files import read_npy_images
-from ..notes import print_progress
+from ..notes import print_progress, shows_progress
 from ..shell import this_command
 
 
@@ -67,8 +66,10 @@ def building_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+    from ..progress import line_printer
+
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal and shows_progress()):
         yield print_progress, _print_phase
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -82,7 +83,7 @@ def building_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, 
             if done >= steps:
                 bar.remove_task(tasks.pop(phase))
 
-        yield partial(console.print, highlight=False, markup=False, soft_wrap=True), on_phase
+        yield line_printer(console), on_phase
 
 
 def _print_phase(phase: str, parent: str, done: int, steps: int) -> None:

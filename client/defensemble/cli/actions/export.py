@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,8 @@ from defensemble_repository.view import RepositoryView
 from ..._exceptions import InputError
 from ..._image_files import read_npy_images
 from ...ensembles.local_servers import find_local_servers
-from ..notes import print_note, shows_progress
-from ..progress import progress_bar
+from ..notes import print_note
+from ..progress import line_printer, progress_bar
 from ..shell import this_command
 from .export_settings import ExportSettings
 from .reports import summary
@@ -93,7 +92,7 @@ def fuse_ensemble(name: str, ensemble: str, settings: ExportSettings) -> None:
             data_dir=settings.data_dir,
             max_batch_size=settings.max_batch_size,
             replace=settings.replace,
-            on_progress=_printer(console),
+            on_progress=line_printer(console),
         )
     _print_written(written, settings.repository)
     _print_outdated_graphs(settings.repository, ensemble)
@@ -116,13 +115,6 @@ def _check_datasets(checkpoints: Sequence[Path], dataset: str | None) -> None:
 
 def _images(path: Path | None) -> NDArray[np.float32] | None:
     return None if path is None else read_npy_images(path)
-
-
-def _printer(console: Console) -> Callable[[str], None]:
-    """Return a function that prints a line above the progress bar of `console`; `--quiet` silences it."""
-    if not shows_progress():
-        return lambda text: None
-    return partial(console.print, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_engine_target(settings: ExportSettings) -> None:
@@ -160,7 +152,7 @@ def _export(
     console = Console(stderr=True)
     with progress_bar(console) as progress:
         task = progress.add_task("exporting", total=len(networks))
-        show = _printer(console)
+        show = line_printer(console)
 
         def on_exported(path: Path, member: ExportedMember) -> None:
             progress.advance(task)
