@@ -6,6 +6,7 @@
     ├── ClientClosedError                 the client was closed before the call
     ├── MissingExtraError (ImportError)   an optional part of this distribution is not installed
     └── ServiceError                      the call failed at the server or on the way to it
+        ├── RetriesExhaustedError         each attempt failed in a way that another attempt could have mended
         ├── ConnectionFailedError         no connection, or it was lost during the call
         ├── DeadlineExceededError (TimeoutError)
         ├── NotReadyError                 the server is loading or overloaded
@@ -18,6 +19,9 @@
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 class DefensembleError(Exception):
@@ -48,11 +52,21 @@ class MissingExtraError(DefensembleError, ImportError):
 
 
 class ServiceError(DefensembleError):
-    """The call failed at the server or on the way to it."""
+    """The call failed at the server or on the way to it.
+
+    Attributes:
+        is_retryable: Whether the same call may succeed at a second attempt, or on another server.
+        retry_after_s: Seconds to wait before it, as the server asked (`Retry-After`); None if it did not.
+    """
+
+    is_retryable: bool = False
+    retry_after_s: float | None = None
 
 
 class ConnectionFailedError(ServiceError):
     """The connection to the server could not be made, or was lost during the call."""
+
+    is_retryable = True
 
 
 class DeadlineExceededError(ServiceError, TimeoutError):
@@ -61,6 +75,8 @@ class DeadlineExceededError(ServiceError, TimeoutError):
 
 class NotReadyError(ServiceError):
     """The server responds, but cannot serve the call now: it is loading, or its queue is full."""
+
+    is_retryable = True
 
 
 class ForbiddenError(ServiceError):
@@ -77,3 +93,39 @@ class RequestRefusedError(ServiceError):
 
 class ServerFailedError(ServiceError):
     """The server failed, or its response breaks the protocol."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt of a call that failed.
+
+    Attributes:
+        url: The server.
+        error: Why it failed.
+        started_s: When it began, in seconds after the call's beginning.
+    """
+
+    url: str
+    error: ServiceError
+    started_s: float
+
+
+class RetriesExhaustedError(ServiceError):
+    """Each attempt of a call failed, and there is no more. The cause is the last error.
+
+    Attributes:
+        attempts: The attempts, in order.
+
+    Example:
+        >>> try:
+        ...     client.predict(images)
+        ... except RetriesExhaustedError as error:
+        ...     print([attempt.url for attempt in error.attempts])
+    """
+
+    def __init__(self, message: str, attempts: Sequence[Attempt] = ()) -> None:
+        super().__init__(message, tuple(attempts))
+        self.attempts = tuple(attempts)
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +17,29 @@ from defensemble_repository.errors import RepositoryError
 from .._exceptions import InputError
 
 Inputs = Mapping[str, NDArray[np.float32]]
-Outputs = dict[str, NDArray[Any]]
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+# Parts of the KServe v2 protocol, and Triton's extensions of it, that other servers may lack.
+BINARY_TENSORS = "binary tensors"
+CLASSIFICATION = "classification"
+MODEL_CONFIGURATION = "model configuration"
+STATISTICS = "statistics"
+
+
+class Outputs(dict[str, NDArray[Any]]):
+    """The outputs of a response, by name.
+
+    Attributes:
+        model_version: The version of the model that responded; empty if the server does not report it.
+
+    Example:
+        >>> outputs = transport.infer("alpha", {"images": images}, [OutputRequest("logits")], timeout_s=5)
+        >>> outputs["logits"], outputs.model_version
+    """
+
+    def __init__(self, values: Mapping[str, NDArray[Any]], model_version: str = "") -> None:
+        super().__init__(values)
+        self.model_version = model_version
 
 
 @dataclass(frozen=True)
@@ -101,6 +125,11 @@ class ModelStatistics:
         requests: Finished requests, failed ones included. A malformed request is rejected before it counts.
         executions: Executions of the model; requests that are batched together count as one.
         last_ms: Time of the last request in milliseconds since 1970; 0 if there was none.
+        failures: Failed requests.
+        images: Images in the successful requests.
+        success_ns: Total time of the successful requests in nanoseconds, from arrival to response.
+        queue_ns: Total time that they waited in the queue, in nanoseconds.
+        url: The server; empty if a transport returned them, which has only one.
 
     Example:
         >>> {entry.name: entry.requests for entry in transport.statistics(timeout_s=5)}
@@ -111,6 +140,47 @@ class ModelStatistics:
     requests: int
     executions: int
     last_ms: int
+    failures: int = 0
+    images: int = 0
+    success_ns: int = 0
+    queue_ns: int = 0
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """The PEM files of `https://` and `grpcs://`.
+
+    Attributes:
+        ca_file: Certificates of the authorities to trust; None for those of the system (HTTP) or of gRPC.
+        certificate_file: The client's certificate chain, for mutual TLS; None for none.
+        key_file: The private key of that certificate.
+
+    Example:
+        >>> Client("https://models.example:8443", tls=TlsFiles("ca.pem", "client.pem", "client.key"))
+    """
+
+    ca_file: str | Path | None = None
+    certificate_file: str | Path | None = None
+    key_file: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class ConnectionOptions:
+    """How a client connects to its servers.
+
+    Attributes:
+        admin_key: Sent only with calls of the repository API and for configurations.
+        tls: The PEM files for `https://` and `grpcs://`; None for the default authorities and no client certificate.
+        compression: `gzip` to compress requests and accept compressed responses; None for neither.
+
+    Example:
+        >>> HttpTransport("https://models.example:8443", ConnectionOptions(tls=TlsFiles("ca.pem")))
+    """
+
+    admin_key: str | None = None
+    tls: TlsFiles | None = None
+    compression: str | None = None
 
 
 class Transport(Protocol):
@@ -127,7 +197,22 @@ class Transport(Protocol):
     def url(self) -> str:
         """The server's URL, for messages."""
 
-    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
+    @property
+    def missing_features(self) -> frozenset[str]:
+        """Parts of the protocol that the server was found not to have, such as `BINARY_TENSORS`."""
+        return frozenset()
+
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
+        *,
+        request_id: str = "",
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Outputs:
         """Run a model.
 
         Args:
@@ -136,6 +221,8 @@ class Transport(Protocol):
             outputs: The outputs to request.
             timeout_s: Timeout in seconds.
             version: The version; None for the server's choice.
+            request_id: Sent with the request, for the server's logs and traces.
+            headers: More headers (HTTP) or metadata (gRPC), such as `traceparent`; names in lower case.
 
         Returns:
             The outputs by name. Numeric outputs are arrays of their own type; strings are object arrays of bytes.
@@ -162,7 +249,12 @@ class Transport(Protocol):
         """
 
     def models(self, timeout_s: float) -> list[str]:
-        """Return the names of the loaded models, sorted. They come from the statistics API, since the repository API is restricted."""
+        """Return the names of the loaded models, sorted. They come from the statistics API, since Triton's repository API is restricted.
+
+        Raises:
+            ModelNotFoundError: The server has no such API (HTTP).
+            RequestRefusedError: The server has no such API (gRPC).
+        """
         return sorted({entry.name for entry in self.statistics(timeout_s)})
 
     def repository_index(self, timeout_s: float) -> list[ModelState]:
@@ -212,6 +304,73 @@ class Transport(Protocol):
         """Return whether the server reports that it is ready. `Client.wait_ready` is stricter: it runs a model."""
 
     def close(self) -> None:
+        """Close the connections. May be called twice."""
+
+
+class AsyncTransport(Protocol):
+    """Access to a server from an event loop. Each method is that of `Transport` as a coroutine.
+
+    A transport may be used from several event loops, one after the other.
+
+    Example:
+        >>> transport: AsyncTransport = AsyncHttpTransport("http://localhost:8000")
+        >>> await transport.models(timeout_s=5)
+    """
+
+    @property
+    def url(self) -> str:
+        """The server's URL, for messages."""
+
+    @property
+    def missing_features(self) -> frozenset[str]:
+        """Parts of the protocol that the server was found not to have."""
+        return frozenset()
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
+        *,
+        request_id: str = "",
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Outputs:
+        """Run a model; see `Transport.infer`."""
+
+    async def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
+        """Return the metadata of a model; see `Transport.model_metadata`."""
+
+    async def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
+        """Return the model's configuration; see `Transport.model_config`."""
+
+    async def models(self, timeout_s: float) -> list[str]:
+        """Return the names of the loaded models; see `Transport.models`."""
+        return sorted({entry.name for entry in await self.statistics(timeout_s)})
+
+    async def repository_index(self, timeout_s: float) -> list[ModelState]:
+        """Return the state of each model; see `Transport.repository_index`."""
+
+    async def load_model(self, model: str, timeout_s: float) -> None:
+        """Load a model; see `Transport.load_model`."""
+
+    async def unload_model(self, model: str, timeout_s: float) -> None:
+        """Unload a model; see `Transport.unload_model`."""
+
+    async def statistics(self, timeout_s: float) -> list[ModelStatistics]:
+        """Return the counters of each version of each loaded model."""
+
+    async def server_metadata(self, timeout_s: float) -> ServerMetadata:
+        """Return the server's name and version."""
+
+    async def live(self, timeout_s: float) -> bool:
+        """Return whether the server reports that it is alive."""
+
+    async def ready(self, timeout_s: float) -> bool:
+        """Return whether the server reports that it is ready."""
+
+    async def close(self) -> None:
         """Close the connections. May be called twice."""
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .._exceptions import ConnectionFailedError, ForbiddenError, ModelNotFoundError, RequestRefusedError
 from .base import (
+    NO_HEADERS,
     Inputs,
     ModelMetadata,
     ModelState,
@@ -92,7 +93,17 @@ class FakeTransport(Transport):
     def url(self) -> str:
         return self._url
 
-    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
+        *,
+        request_id: str = "",
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Outputs:
         fake = self._find_model(model, version)
         images = inputs["images"]
         with self._lock:
@@ -113,7 +124,7 @@ class FakeTransport(Transport):
                 raise RequestRefusedError(f"{self._url}: unexpected inference output {output.name!r} for {model!r}")
             value = np.array(values_by_name[output.name])
             requested[output.name] = _classification_strings(value, fake.class_names, output.class_count) if output.class_count else value
-        return requested
+        return Outputs(requested, "1")
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
         fake = self._find_model(model)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from .._exceptions import ConnectionFailedError, ForbiddenError, InputError, NotReadyError, ServerFailedError, ServiceError
 from .address import address_from_url
 from .base import (
+    NO_HEADERS,
     Inputs,
     ModelMetadata,
     ModelState,
@@ -103,7 +104,17 @@ class GrpcTransport(Transport):
     def url(self) -> str:
         return self._url
 
-    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
+        *,
+        request_id: str = "",
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Outputs:
         request = service_pb2.ModelInferRequest(model_name=model)
         if version is not None:
             request.model_version = format_version(version)
@@ -119,10 +130,11 @@ class GrpcTransport(Transport):
         if len(response.raw_output_contents) != len(response.outputs):
             reason = f"the response has {len(response.outputs)} outputs, but data for {len(response.raw_output_contents)}"
             raise service_error(ServerFailedError, context, reason)
-        return {
+        arrays = {
             output.name: array_from_wire(output.datatype, tuple(output.shape), content, context)
             for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
         }
+        return Outputs(arrays, response.model_version)
 
     def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
         request = service_pb2.ModelMetadataRequest(name=model)

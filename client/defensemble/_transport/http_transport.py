@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from .._exceptions import InputError, ServerFailedError, ServiceError
 from .address import address_from_url
 from .base import (
+    NO_HEADERS,
     Inputs,
     ModelMetadata,
     ModelState,
@@ -87,7 +88,17 @@ class HttpTransport(Transport):
     def url(self) -> str:
         return self._url
 
-    def infer(self, model: str, inputs: Inputs, outputs: Sequence[OutputRequest], timeout_s: float, version: int | None = None) -> Outputs:
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        outputs: Sequence[OutputRequest],
+        timeout_s: float,
+        version: int | None = None,
+        *,
+        request_id: str = "",
+        headers: Mapping[str, str] = NO_HEADERS,
+    ) -> Outputs:
         contents = [np.ascontiguousarray(array).data.cast("B") for array in inputs.values()]
         head = _encode_head(tuple((name, array.shape) for name, array in inputs.items()), tuple(outputs))
         headers = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(head)}\r\n"
@@ -256,13 +267,13 @@ def _parse_tensor(document: Mapping[str, Any]) -> TensorMetadata:
     return TensorMetadata(_check_string(document["name"]), _check_string(document["datatype"]), _check_shape(document["shape"]))
 
 
-def _arrays_from_response(response: HttpResponse, context: str) -> dict[str, NDArray[Any]]:
+def _arrays_from_response(response: HttpResponse, context: str) -> Outputs:
     length = response.headers.get(b"inference-header-content-length", b"")
     if not length.isdigit():
         raise service_error(ServerFailedError, context, f"the response has no binary data: {_error_text(response)!r}")
     with protocol_errors(context):
         position = int(length)  # raises for too many digits
-    arrays = {}
+    arrays = Outputs({})
     for name, datatype, shape, size in _parse_layout(bytes(response.body[:position]), context):
         arrays[name] = array_from_wire(datatype, shape, response.body[position : position + size], context)
         position += size
