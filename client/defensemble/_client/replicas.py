@@ -163,6 +163,8 @@ class ReplicaSet:
                 if replica._failures:
                     self._restore(replica)
                 return
+            if isinstance(error, ServiceError):
+                self._counts["failures"] += 1
             if self.is_single:
                 return
             if isinstance(error, ConnectionFailedError):
