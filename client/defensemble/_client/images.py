@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "uint8")
+_UINT8 = np.dtype(np.uint8)
 _PICTURE = "a PIL image, a path, or the bytes of an image file"
 _SMALL_BYTES = 64 << 20  # less is not compared with the free memory, whose size takes 0.2 ms to read
 
@@ -115,12 +116,12 @@ def _images_from_array(
 ) -> NDArray[np.float32]:
     if isinstance(images, np.ma.MaskedArray):
         raise InputError(image_problem(images, name))
-    if images.dtype == object:
+    if images.dtype.hasobject:
         raise InputError(
             f"{name} must be an array of numbers, got an object array of shape {images.shape}: pass numpy.stack(list({name})) if it holds "
             f"arrays, or list({name}) if it holds pictures"
         )
-    if (images.dtype == np.uint8) != (dtype == "uint8"):
+    if (images.dtype == _UINT8) != (dtype == "uint8"):
         fix = 'pass dtype="uint8", which divides by 255'
         if dtype == "uint8":
             fix = f'omit dtype="uint8" if the values are in [0, 1], or pass {name}.astype(numpy.uint8) if they are 0 to 255'
@@ -163,8 +164,10 @@ def _check_shape(shape: tuple[int, ...], info: ModelInfo, layout: str, name: str
 def _matches(shape: tuple[int, ...], info: ModelInfo, layout: str) -> bool:
     if len(shape) != 4:
         return False
-    got = dict(zip(layout, shape, strict=True))
-    return all(got[axis] == size if size > 0 else got[axis] > 0 for axis, size in zip("CHW", info.image_shape, strict=True))
+    got = shape[1:] if layout == "NCHW" else (shape[3], *shape[1:3])
+    return got == info.image_shape or all(
+        size == expected if expected > 0 else size > 0 for size, expected in zip(got, info.image_shape, strict=True)
+    )
 
 
 def _encoded_picture(picture: object, name: str, layout: str, dtype: str) -> EncodedImage:
