@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -22,7 +22,6 @@ from defensemble import (
     GrpcTransport,
     HttpTransport,
     NotReadyError,
-    OutputRequest,
     ServerFailedError,
     ServiceError,
 )
@@ -113,16 +112,9 @@ class _Observed:
 
     has_response = False
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def infer(self, *arguments: Any, **options: Any) -> Any:
         self.has_response = False
-        response: dict[str, NDArray[Any]] = super().infer(model, inputs, outputs, timeout_s, version)  # type: ignore[misc]
+        response = super().infer(*arguments, **options)  # type: ignore[misc]
         self.has_response = True
         return response
 

@@ -57,6 +57,9 @@ from .grpc_messages import arrays_from_response, infer_request
 
 _PROBE_TIMEOUT_S = 1.0  # for finding out why a connection failed
 _ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton adds the prefix to the header that it is configured with
+_UNIMPLEMENTED: Mapping[type[ServiceError], str] = {
+    RequestRefusedError: "The server does not support this call, an extension of the KServe protocol, or its compression."
+}
 # How servers refuse tensors in a form that they do not know: Python servers answer an exception of their own with the last two.
 _REFUSALS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "INTERNAL", "UNKNOWN")
 
@@ -257,11 +260,11 @@ class AsyncGrpcTransport(AsyncTransport):
             if not isinstance(error, grpc.RpcError):
                 raise
             code = error.code().name
-            if code == "UNIMPLEMENTED" and feature:
-                self._missing.add(feature)
+            if code == "UNIMPLEMENTED":
+                self._missing |= {feature} - {""}
             unreachable = await self._unreachable(context, deadline) if code == "UNAVAILABLE" else None
             details = redact_key(error.details() or "", self._admin_key)
-            hints = hints_for_admins(self._admin_key) if is_admin else NO_HINTS
+            hints = _UNIMPLEMENTED if code == "UNIMPLEMENTED" else hints_for_admins(self._admin_key) if is_admin else NO_HINTS
             raise error_from_grpc(code, details, context, lambda: unreachable, hints) from error
 
     async def _repository_call(self, method: str, request: Any, timeout_s: float, action: str, model: str = "") -> Any:

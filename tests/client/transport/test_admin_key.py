@@ -67,7 +67,7 @@ def test_invalid_admin_keys_are_rejected(key: Any) -> None:
 @pytest.mark.parametrize("key", ["0123456789abcdef", "A_-z" * 64])
 def test_valid_admin_keys_are_accepted_and_not_shown(key: str) -> None:
     for url in ("grpc://localhost", "http://localhost"):
-        transport = transport_from_url(url, key)
+        transport = transport_from_url(url, ConnectionOptions(admin_key=key))
         client = Client(url, "ensemble", admin_key=key)
         assert key not in f"{transport!r} {client!r} {client.transport!r}"
         client.close()

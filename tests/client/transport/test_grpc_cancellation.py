@@ -230,6 +230,7 @@ def test_the_end_of_an_event_loop_and_of_the_interpreter_wait_for_calls() -> Non
         )
         server.wait_for(2, server.requests)
         assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline() == "at the end\n"
         assert select.select([process.stderr], [], [], 0.3)[0] == [], "it waits"
         server.release.set()

@@ -153,7 +153,11 @@ def test_models_come_from_the_index_where_there_are_no_statistics() -> None:
         with pytest.raises(RequestRefusedError):
             transport.model_config("a", 5)
         assert transport.missing_features == {"statistics", "model configuration"}
-    with observing(name="other") as server, transport_to(server.url) as transport, raises(RequestRefusedError, "UNIMPLEMENTED | models"):
+    with (
+        observing(name="other") as server,
+        transport_to(server.url) as transport,
+        raises(RequestRefusedError, "UNIMPLEMENTED | models | extension"),
+    ):
         transport.models(5)
 
 
