@@ -140,8 +140,8 @@ class GrpcChannel(ABC):
         self._count(1)
 
         def end(call: Any) -> None:
-            self._count(-1)
             finish(call)
+            self._count(-1)
 
         call.add_done_callback(end)  # which also keeps the call, and this channel, from the garbage collector, which cancels calls
         return call
@@ -149,8 +149,7 @@ class GrpcChannel(ABC):
     def _count(self, change: int) -> None:
         with self._changed:
             self._under_way += change
-            if not self._under_way:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
 
 class BlockingChannel(GrpcChannel):
