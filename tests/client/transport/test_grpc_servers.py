@@ -289,10 +289,13 @@ def test_a_server_that_is_missing_or_silent_does_not_block_the_event_loop() -> N
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
         return longest, call.exception()
 
-    def nothing(connection: socket.socket, received: bytes) -> None: ...
+    def say_nothing(connection: socket.socket, received: bytes) -> None:
+        over.wait(10)
+        cut_off(connection, received)
 
     transports = []
-    with scripted(cut_off) as cutting, scripted(nothing) as silent:
+    over = threading.Event()
+    with scripted(cut_off) as cutting, scripted(say_nothing) as silent:
         for port, kind, facts in (
             (free_port(), ConnectionFailedError, "connection refused"),
             (cutting.port, ConnectionFailedError, "closed the connection"),
@@ -303,8 +306,9 @@ def test_a_server_that_is_missing_or_silent_does_not_block_the_event_loop() -> N
             assert type(error) is kind
             assert_facts(str(error), f"{transport.url} | {facts}")
             assert pause_s < 0.2
-    for transport in transports:  # now no call is under way
-        asyncio.run(transport.close())
+        over.set()  # which ends the call that closing waits for
+        for transport in transports:
+            asyncio.run(transport.close())
 
 
 def _call_repeatedly(answers: dict[int, list[int]], number: int, call: Callable[[int], int]) -> None:
