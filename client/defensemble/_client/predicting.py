@@ -191,8 +191,11 @@ class Predictor:
 def _read(images: Any, info: ModelInfo, request: Request) -> NDArray[np.float32]:
     if not isinstance(images, Items):
         return images_from_input(images, info, layout=request.layout, dtype=request.dtype, resize=request.resize)
-    options = {"layout": request.layout, "dtype": request.dtype, "resize": request.resize}
-    return np.stack([image_from_input(item, info, name=f"images[{n}]", **options) for n, item in enumerate(images.items, images.first)])
+    arrays = [
+        image_from_input(item, info, layout=request.layout, dtype=request.dtype, resize=request.resize, name=f"images[{number}]")
+        for number, item in enumerate(images.items, images.first)
+    ]
+    return np.stack(arrays)
 
 
 def _mismatch(responses: list[tuple[int, Outputs]], outputs: Sequence[OutputRequest], info: ModelInfo) -> str | None:

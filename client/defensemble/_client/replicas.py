@@ -26,7 +26,7 @@ class Counters:
 
     Attributes:
         calls: Calls of `predict`, and batches of `predict_iter`.
-        requests: Inference requests sent, retries included.
+        requests: Requests sent, retries and look-ups of models included.
         retries: Requests sent again after a failure, to the same or another server.
         failures: Requests that failed.
         ejections: How often a server was left out because it failed.
@@ -151,6 +151,7 @@ class ReplicaSet:
         """Count a request that starts."""
         with self._lock:
             replica.pending += 1
+            self._counts["requests"] += 1
 
     def end(self, replica: Replica, error: BaseException | None) -> None:
         """Count a request that is over, and eject a server whose connection failed or that did not respond in time."""
@@ -162,6 +163,8 @@ class ReplicaSet:
                 if replica._failures:
                     self._restore(replica)
                 return
+            if isinstance(error, ServiceError):
+                self._counts["failures"] += 1
             if self.is_single:
                 return
             if isinstance(error, ConnectionFailedError):

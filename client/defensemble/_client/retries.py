@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import random
 from dataclasses import dataclass
 
@@ -50,7 +49,7 @@ class RetryPolicy:
                 raise InputError(f"{name} must be an integer of 0 or more, got {value!r:.100}")
         for name in ("initial_backoff_s", "max_backoff_s", "budget"):
             value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
                 raise InputError(f"{name} must be a finite number of 0 or more, got {value!r:.100}")
 
     def backoff_s(self, retry: int) -> float:

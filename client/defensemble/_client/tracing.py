@@ -41,12 +41,13 @@ def trace_headers(action: str, model: str | None, url: str, traceparent: str | N
     if "opentelemetry.trace" not in sys.modules:  # an application that does not use it pays nothing
         yield given
         return
-    from opentelemetry import propagate, trace
+    from opentelemetry.propagate import extract, inject
+    from opentelemetry.trace import SpanKind, get_tracer
 
     attributes = {"server.address": url} if model is None else {"server.address": url, "defensemble.model": model}
-    tracer = trace.get_tracer("defensemble", __version__)
-    context = propagate.extract(given) if given else None
-    with tracer.start_as_current_span(f"defensemble {action}", context, trace.SpanKind.CLIENT, attributes):
+    tracer = get_tracer("defensemble", __version__)
+    context = extract(given) if given else None
+    with tracer.start_as_current_span(f"defensemble {action}", context, SpanKind.CLIENT, attributes):
         headers: dict[str, str] = {}
-        propagate.inject(headers)
+        inject(headers)
         yield headers or given
