@@ -35,7 +35,7 @@ CLASSES = 5
 SEED = 16
 
 _FLEXIBLE_SHAPE = [-1, 3, -1, -1]
-_MODELS: dict[str, tuple[str, list[int] | None]] = {  # the output, and the shape of the input in the metadata, if there are any
+MODELS: dict[str, tuple[str, list[int] | None]] = {  # the output, and the shape of the input in the metadata, if there are any
     "linear": ("logits", [-1, *SHAPE]),
     "softmax": ("probabilities", [-1, *SHAPE]),
     "flexible": ("logits", _FLEXIBLE_SHAPE),
@@ -89,7 +89,7 @@ class KserveServer:
 
 @contextmanager
 def running(kind: str, folder: Path) -> Iterator[KserveServer]:
-    """Start a server of `KINDS` with the models of `_MODELS`, and stop it with all its processes.
+    """Start a server of `KINDS` with the models of `MODELS`, and stop it with all its processes.
 
     Args:
         kind: The kind of server.
@@ -165,7 +165,7 @@ def _write_files(kind: str, folder: Path, ports: dict[str, int]) -> list[str]:
     """Write the models, and return the command that serves them, without the Python."""
     np.save(folder / "weights.npy", weights(SEED, SHAPE, CLASSES))
     if kind == "kserve":
-        models = {name: {"output": output, "metadata": _metadata(output, shape)} for name, (output, shape) in _MODELS.items()}
+        models = {name: {"output": output, "metadata": _metadata(output, shape)} for name, (output, shape) in MODELS.items()}
         (folder / "models.json").write_text(json.dumps(models))
         return [str(SOURCES / "kserve_server.py"), "weights.npy", "models.json", str(ports["http"]), str(ports["grpc"])]
     shutil.copy(SOURCES / "mlserver_classifier.py", folder)
@@ -177,7 +177,7 @@ def _write_files(kind: str, folder: Path, ports: dict[str, int]) -> list[str]:
         "parallel_workers": 0,
     }
     (folder / "settings.json").write_text(json.dumps(settings))
-    for name, (output, shape) in _MODELS.items():
+    for name, (output, shape) in MODELS.items():
         parameters = {"uri": str(folder / "weights.npy"), "extra": {"output": output}, "version": _VERSIONS.get(name)}
         model = {"name": name, "implementation": "mlserver_classifier.LinearClassifier", "parameters": parameters}
         (folder / name).mkdir()
@@ -204,7 +204,7 @@ def _is_ready(server: KserveServer) -> bool:
     """Whether the server reports each model as ready, and listens for gRPC."""
     try:
         socket.create_connection(("127.0.0.1", server.ports["grpc"]), 5).close()
-        return all(_get(server, f"/v2/models/{name}/ready") == 200 for name in _MODELS)
+        return all(_get(server, f"/v2/models/{name}/ready") == 200 for name in MODELS)
     except OSError:
         return False
 

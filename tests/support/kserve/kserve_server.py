@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from grpc import aio
+from grpc import aio  # type: ignore[import-untyped]
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 from kserve.errors import InvalidInput
 
@@ -30,10 +30,10 @@ class LinearClassifier(Model):  # type: ignore[misc]
         self.load()
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        return self._metadata.get("inputs", [])
+        return list(self._metadata.get("inputs", []))
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        return self._metadata.get("outputs", [])
+        return list(self._metadata.get("outputs", []))
 
     def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> InferResponse:
         images = payload.inputs[0].as_numpy()
@@ -46,10 +46,11 @@ class LinearClassifier(Model):  # type: ignore[misc]
             powers = np.exp(scores - scores.max(axis=1, keepdims=True))
             scores = powers / powers.sum(axis=1, keepdims=True)
         output = InferOutput(self._output, list(scores.shape), "FP32", scores.ravel().tolist())
+        identifier = payload.id or "none"  # the server cannot send a response without one
         if self._output == "probabilities":
-            return InferResponse(payload.id, self.name, [output])
+            return InferResponse(identifier, self.name, [output])
         return InferResponse(
-            payload.id, self.name, [output], use_binary_outputs=payload.use_binary_outputs, requested_outputs=payload.request_outputs
+            identifier, self.name, [output], use_binary_outputs=payload.use_binary_outputs, requested_outputs=payload.request_outputs
         )
 
 
