@@ -174,22 +174,27 @@ class AsyncGrpcTransport(AsyncTransport):
 
     async def models(self, timeout_s: float) -> list[str]:
         deadline = time.monotonic() + timeout_s
-        try:
-            return await super().models(timeout_s)
-        except RequestRefusedError as error:
-            if _code(error) != "UNIMPLEMENTED":
-                raise
-            code, index = await self._try_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), deadline, self._admin_metadata)
-            if code != "OK":
-                raise
-        return sorted({entry.name for entry in index.models if entry.state.rpartition(".")[2] == "READY"})  # MLServer: "State.READY"
+        if STATISTICS not in self._missing:
+            try:
+                return await super().models(timeout_s)
+            except RequestRefusedError as error:
+                if _code(error) != "UNIMPLEMENTED":
+                    raise
+        index = await self.repository_index(max(deadline - time.monotonic(), 0.001))
+        return sorted({entry.name for entry in index if entry.state == "READY"})
 
     async def repository_index(self, timeout_s: float) -> list[ModelState]:
         action = "read the repository index"
         response = await self._repository_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s, action)
         with protocol_errors(call_context(self._url, action)):
             return [
-                ModelState(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+                # MLServer: "State.READY", and any text as the version
+                ModelState(
+                    entry.name,
+                    int(entry.version) if entry.version.isdecimal() else None,
+                    entry.state.rpartition(".")[2],
+                    entry.reason,
+                )
                 for entry in response.models
             ]
 
