@@ -17,10 +17,15 @@ from typing import TYPE_CHECKING
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from ._client.async_client import AsyncClient as AsyncClient
+    from ._client.calls import ServerHealth as ServerHealth
     from ._client.client import Client as Client
     from ._client.model_info import ModelInfo as ModelInfo
     from ._client.prediction import Prediction as Prediction
+    from ._client.replicas import Counters as Counters
+    from ._client.retries import RetryPolicy as RetryPolicy
     from ._exceptions import (
+        Attempt as Attempt,
         ClientClosedError as ClientClosedError,
         ConnectionFailedError as ConnectionFailedError,
         DeadlineExceededError as DeadlineExceededError,
@@ -32,26 +37,36 @@ if TYPE_CHECKING:
         NotReadyError as NotReadyError,
         OutputNotRequestedError as OutputNotRequestedError,
         RequestRefusedError as RequestRefusedError,
+        RetriesExhaustedError as RetriesExhaustedError,
         ServerFailedError as ServerFailedError,
         ServiceError as ServiceError,
     )
     from ._transport.base import (
+        AsyncTransport as AsyncTransport,
+        ConnectionOptions as ConnectionOptions,
         ModelMetadata as ModelMetadata,
         ModelState as ModelState,
         ModelStatistics as ModelStatistics,
         OutputRequest as OutputRequest,
+        Outputs as Outputs,
         ServerMetadata as ServerMetadata,
         TensorMetadata as TensorMetadata,
+        TlsFiles as TlsFiles,
         Transport as Transport,
     )
     from ._transport.fake import FakeModel as FakeModel, FakeTransport as FakeTransport
-    from ._transport.grpc_transport import GrpcTransport as GrpcTransport
-    from ._transport.http_transport import HttpTransport as HttpTransport
+    from ._transport.grpc_transport import AsyncGrpcTransport as AsyncGrpcTransport, GrpcTransport as GrpcTransport
+    from ._transport.http_transport import AsyncHttpTransport as AsyncHttpTransport, HttpTransport as HttpTransport
     from .results.intervals import Rate as Rate, rate as rate, wilson as wilson
 
 _NAMES_BY_MODULE = {
+    "_client.async_client": ("AsyncClient",),
+    "_client.calls": ("ServerHealth",),
     "_client.client": ("Client",),
+    "_client.replicas": ("Counters",),
+    "_client.retries": ("RetryPolicy",),
     "_exceptions": (
+        "Attempt",
         "ClientClosedError",
         "ConnectionFailedError",
         "DeadlineExceededError",
@@ -63,22 +78,27 @@ _NAMES_BY_MODULE = {
         "NotReadyError",
         "OutputNotRequestedError",
         "RequestRefusedError",
+        "RetriesExhaustedError",
         "ServerFailedError",
         "ServiceError",
     ),
     "_transport.fake": ("FakeModel", "FakeTransport"),
-    "_transport.grpc_transport": ("GrpcTransport",),
-    "_transport.http_transport": ("HttpTransport",),
+    "_transport.grpc_transport": ("AsyncGrpcTransport", "GrpcTransport"),
+    "_transport.http_transport": ("AsyncHttpTransport", "HttpTransport"),
     "results.intervals": ("Rate", "rate", "wilson"),
     "_client.model_info": ("ModelInfo",),
     "_client.prediction": ("Prediction",),
     "_transport.base": (
+        "AsyncTransport",
+        "ConnectionOptions",
         "ModelMetadata",
         "ModelState",
         "ModelStatistics",
         "OutputRequest",
+        "Outputs",
         "ServerMetadata",
         "TensorMetadata",
+        "TlsFiles",
         "Transport",
     ),
 }

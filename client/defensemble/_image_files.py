@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +82,11 @@ def input_errors() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
+def accepts_any_size(info: ModelInfo) -> bool:
+    """Return whether a model takes images of any height or width."""
+    return min(info.image_shape[1:]) <= 0
+
+
 def choose_preprocessing(info: ModelInfo, resize: str | None) -> tuple[Preprocessing | None, str | None]:
     """Choose how images are resized for a model. Returns the rule, and a note for the user or None.
 
@@ -95,7 +100,7 @@ def choose_preprocessing(info: ModelInfo, resize: str | None) -> tuple[Preproces
     if resize is None:
         return recorded_preprocessing(info), None
     chosen = Preprocessing(resize)
-    if _accepts_any_size(info):
+    if accepts_any_size(info):
         return chosen, f"model {info.name!r} takes images of any size: --resize {resize} has no effect"
     try:
         is_same_rule = recorded_preprocessing(info) in (None, chosen)
@@ -140,21 +145,19 @@ def find_labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> t
     return [labelled.root / file.name for file in labelled.files], classes[labelled.indices]
 
 
-def decode_memory_bytes(files: Sequence[Path], info: ModelInfo) -> int:
+def decode_memory_bytes(files: Sequence[Path | EncodedImage], info: ModelInfo) -> int:
     """Return the bytes needed to decode images one after the other without keeping them. Reads only their headers."""
     channels, height, width = _input_shape(info)
-    return memory_to_decode(
-        [EncodedImage(str(path), path) for path in files], channels, None if _accepts_any_size(info) else (height, width)
-    )
+    return memory_to_decode(list(map(_encoded_image, files)), channels, None if accepts_any_size(info) else (height, width))
 
 
 def decode_for_model(
-    files: Sequence[Path], info: ModelInfo, preprocessing: Preprocessing | None, skip_damaged: bool, counts: ReadCounts
+    files: Iterable[Path | EncodedImage], info: ModelInfo, preprocessing: Preprocessing | None, skip_damaged: bool, counts: ReadCounts
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Decode image files for a model, a few at a time. Yields the index of each file and its image, float32 (C, H, W) in [0, 1].
+    """Decode images for a model, a few at a time. Yields the index of each image and the image, float32 (C, H, W) in [0, 1].
 
     Args:
-        files: The image files.
+        files: Image files, or other images before they are decoded.
         info: The model. If it accepts any size, images keep theirs.
         preprocessing: How images are resized; None if they must have the model's size.
         skip_damaged: Skip images that cannot be decoded.
@@ -165,9 +168,9 @@ def decode_for_model(
         OSError: A file cannot be read.
     """
     channels, height, width = _input_shape(info)
-    images = [EncodedImage(str(path), path) for path in files]
+    images = map(_encoded_image, files)
     with input_errors():
-        if _accepts_any_size(info):
+        if accepts_any_size(info):
             for index, image in enumerate(images):
                 try:
                     decoded = decode_image(image, channels, None)
@@ -203,9 +206,9 @@ def read_npy_images(path: Path) -> NDArray[np.float32]:
 
 def _input_shape(info: ModelInfo) -> tuple[int, int, int]:
     if info.image_shape[0] not in (1, 3):
-        raise InputError(f"model {info.name!r} takes {info.image_shape[0]} channels, but image files have 1 or 3: pass a .npy or .npz file")
+        raise InputError(f"model {info.name!r} takes {info.image_shape[0]} channels, but image files have 1 or 3: pass an array (a .npy or .npz file)")
     return info.image_shape
 
 
-def _accepts_any_size(info: ModelInfo) -> bool:
-    return min(info.image_shape[1:]) <= 0
+def _encoded_image(file: Path | EncodedImage) -> EncodedImage:
+    return file if isinstance(file, EncodedImage) else EncodedImage(str(file), file)

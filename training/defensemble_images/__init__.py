@@ -20,4 +20,9 @@ from .folders import labelled_files as labelled_files
 from .memory import check_memory as check_memory
 from .notes import reading_notes as reading_notes
 from .preprocessing import RESIZES as RESIZES, Preprocessing as Preprocessing
-from .reader import SUFFIXES as SUFFIXES, EncodedImage as EncodedImage, decode_image as decode_image
+from .reader import (
+    SUFFIXES as SUFFIXES,
+    EncodedImage as EncodedImage,
+    decode_image as decode_image,
+    load_opened as load_opened,
+)

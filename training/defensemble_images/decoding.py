@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
@@ -139,6 +139,12 @@ def _map_chunks(work: Callable[[list[EncodedImage]], Result], images: Iterable[E
     """Apply a function to chunks of images with a thread pool. Yield results in order and read ahead only as far as the threads need."""
     threads = _threads()
     iterator = iter(images)
+    chunk = list(islice(iterator, chunk_images))
+    if len(chunk) < chunk_images:  # the only one: starting threads takes longer than decoding a small image
+        if chunk:
+            yield work(chunk)
+        return
+    iterator = chain(chunk, iterator)
     queue: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -50,7 +50,7 @@ class EncodedImage:
     """
 
     where: str  # its name in error messages: a path, or a file and a row
-    data: bytes | Path | None  # the encoded bytes, or the image file; None if the bytes are missing
+    data: bytes | Path | Image.Image | None  # encoded bytes, an image file, or what Pillow opened; None if the bytes are missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def decode_image(
     """Decode an image.
 
     Args:
-        image: A file or encoded bytes.
+        image: A file, encoded bytes, or an image that Pillow opened, which stays as it is.
         channels: 1 for grey, 3 for RGB.
         size: (height, width) of the result. None keeps the image's size.
         preprocessing: How to resize the image to `size`. None requires that it has this size.
@@ -108,20 +108,23 @@ def decode_image(
         if on_pixels is not None:
             on_pixels(opened.width * opened.height)
         opened.load()
+        image_format = opened.format or "unknown"
+        if opened is image.data:
+            opened = opened.copy()
         try:
             ImageOps.exif_transpose(opened, in_place=True)
         except MemoryError:
             raise
         except Exception:  # the pixels are intact; like other programs, ignore unreadable EXIF data
             pass
-        image_format = opened.format or "unknown"
         flat = _flatten(opened, channels, image_format)
         if size is not None and flat.size != size[::-1]:
             if preprocessing is None:
                 raise ImageSizeError(
                     f"{image.where} is {flat.width} x {flat.height} pixels (width x height); expected {size[1]} x {size[0]}, the model's "
-                    "input size, because the model does not state how its images are resized. Pass --resize crop (scale, then crop the "
-                    "centre) or --resize squash (scale height and width separately), whichever the network was trained with."
+                    "input size, because the model does not state how its images are resized. Pass resize=\"crop\" (scale, then crop the "
+                    "centre) or resize=\"squash\" (scale height and width separately), whichever the network was trained with; on the "
+                    "command line, --resize crop or --resize squash."
                 )
             flat = preprocessing.fit(flat, size[1], size[0])
         if flat.mode == "RGBa":
@@ -139,13 +142,30 @@ def read_header(image: EncodedImage) -> tuple[tuple[int, int], bool]:
         return opened.size, opened.mode in _GREY_MODES or opened.mode.startswith("I;16")
 
 
+def load_opened(image: EncodedImage) -> EncodedImage:
+    """Load the pixels of an image that Pillow opened, and return the argument.
+
+    Pillow opens images lazily, and two threads cannot load one at the same time: call this before several may decode the same image.
+    Errors are raised when it is decoded.
+    """
+    if not isinstance(image.data, (bytes, Path, type(None))):
+        with suppress(DamagedImageError), _open_image(image) as opened:
+            opened.load()
+    return image
+
+
 @contextmanager
 def _open_image(image: EncodedImage) -> Iterator[Image.Image]:
     """Open an image after a check of its size, and raise every error of Pillow as a `DamagedImageError`."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with _stream(image) as stream, Image.open(stream, formats=FORMATS) as opened:
+        with ExitStack() as stack:
+            if isinstance(image.data, Image.Image):
+                opened = image.data
+            else:
+                stream = stack.enter_context(_stream(image.where, image.data))
+                opened = stack.enter_context(Image.open(stream, formats=FORMATS))
             if opened.width * opened.height > MAX_PIXELS:
                 raise DamagedImageError(
                     image.where, f"it has {opened.width} x {opened.height} pixels; expected at most {MAX_PIXELS:,} in total"
@@ -163,15 +183,15 @@ def _open_image(image: EncodedImage) -> Iterator[Image.Image]:
         raise DamagedImageError(image.where, str(error).partition("\n")[0] or type(error).__name__) from error
 
 
-def _stream(image: EncodedImage) -> IO[bytes]:
-    if image.data is None:
-        raise DamagedImageError(image.where, "it has no bytes")
-    if isinstance(image.data, bytes):
-        return io.BytesIO(image.data)
-    kind = irregular_file_kind(image.data.stat().st_mode)
+def _stream(where: str, data: bytes | Path | None) -> IO[bytes]:
+    if data is None:
+        raise DamagedImageError(where, "it has no bytes")
+    if isinstance(data, bytes):
+        return io.BytesIO(data)
+    kind = irregular_file_kind(data.stat().st_mode)
     if kind is not None:
-        raise DamagedImageError(image.where, f"it is {kind}, not a regular file")
-    return image.data.open("rb")
+        raise DamagedImageError(where, f"it is {kind}, not a regular file")
+    return data.open("rb")
 
 
 def _flatten(image: Image.Image, channels: int, image_format: str) -> Image.Image:

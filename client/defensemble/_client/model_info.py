@@ -40,6 +40,8 @@ class ModelInfo:
         steps: The models that an ensemble runs, in order, or that a fused graph consists of.
         preprocessing: The parameter of that name in the model's configuration, JSON that describes how images are resized; None if there is
             none, or if the server restricts configurations.
+        missing_features: Parts of Triton's protocol that the server was found not to have, such as `model configuration`: the client goes
+            without them.
 
     Example:
         >>> info = client.describe("ensemble")
@@ -55,6 +57,7 @@ class ModelInfo:
     class_names: tuple[str, ...]
     steps: tuple[str, ...]
     preprocessing: str | None = None
+    missing_features: frozenset[str] = frozenset()
 
     @property
     def is_ensemble(self) -> bool:
@@ -146,18 +149,16 @@ def class_names_from_response(values: NDArray[Any], num_classes: int) -> tuple[s
     return tuple(names)
 
 
-def matches_model(images: object, info: ModelInfo) -> bool:
-    """Return whether size and number of images match a model; True if `check_images` rejects them for another reason."""
+def matches_model(images: object, info: ModelInfo, layout: str = "NCHW") -> bool:
+    """Return whether the size of images matches a model; True if `check_images` rejects them for another reason."""
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         return True
-    if info.max_batch_size is not None and len(images) > info.max_batch_size:
-        return False
-    sizes = images.shape[1:]
-    return sizes == info.image_shape or all(got == size or size <= 0 for got, size in zip(sizes, info.image_shape, strict=True))
+    _, *sizes = images.shape if layout == "NCHW" else (images.shape[index] for index in (0, 3, 1, 2))
+    return all(got == size or size <= 0 for got, size in zip(sizes, info.image_shape, strict=True))
 
 
 def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
-    """Return the images if the model accepts them: float32 (N, C, H, W) in [0, 1], 1 <= N <= the largest batch.
+    """Return the images if the model accepts them: float32 (N, C, H, W) in [0, 1].
 
     Raises:
         InputError: The model does not accept the images.
@@ -166,13 +167,7 @@ def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:
     problem = image_problem(images, shape=shape, consumer=f"model {info.name!r}")
     if problem is not None:
         raise InputError(problem)
-    images = np.asarray(images)  # without the subclass, if it is one
-    if info.max_batch_size is not None and images.shape[0] > info.max_batch_size:
-        raise InputError(
-            f"model {info.name!r} takes at most {info.max_batch_size} images per call, got {images.shape[0]}: send {info.max_batch_size} "
-            "at a time"
-        )
-    return images
+    return np.asarray(images)  # without the subclass, if it is one
 
 
 def names_from_outputs(outputs: object) -> tuple[str, ...]:

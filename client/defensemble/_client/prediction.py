@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._exceptions import OutputNotRequestedError
+from .._exceptions import InputError, OutputNotRequestedError
 from .._transport.base import OutputRequest
 from .model_info import ModelInfo
 
@@ -30,35 +31,83 @@ def entropy(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     return np.maximum(nats, 0.0).astype(np.float32)  # the sum can be -0.0, or negative if a probability is rounded above 1
 
 
+def top_indices(probabilities: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
+    """Return the indices of the `count` most probable classes in order, (N, count), or (N, K) if there are fewer; the first of equals first."""
+    best: NDArray[np.intp] = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
+    return best
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """The prediction of a model for N images and K classes. Arrays are read-only.
+
+    It is a sequence: `prediction[i]` and iteration give predictions of length 1, slices and index arrays those of several images. All
+    have the model, server, request and latency of the call.
 
     Attributes:
         model: Name of the model.
         class_names: K names; the indices as strings if the model has no names.
         received: The requested outputs, by name.
+        model_version: Version of the model that responded; empty if the server does not report it.
+        request_id: Id of the request, which servers log; empty if there is none.
+        latency_s: Seconds that the call took, with all of its images and retries.
+        url: The server that responded.
 
     Example:
         >>> prediction = client.predict(images)
         >>> for label, probability in zip(prediction.labels, prediction.probabilities.max(axis=1)):
         ...     print(f"{label}: {probability:.0%}")
+        >>> prediction[0].top(3)
+        [[('cat', 0.81), ('dog', 0.12), ('frog', 0.03)]]
     """
 
     model: str
     class_names: tuple[str, ...]
     received: Mapping[str, NDArray[np.float32]]
+    model_version: str = ""
+    request_id: str = ""
+    latency_s: float = 0.0
+    url: str = ""
 
     def __len__(self) -> int:
         return len(next(iter(self.received.values())))
 
+    def __getitem__(self, index: SupportsIndex | slice | Sequence[int] | Sequence[bool] | NDArray[Any]) -> Prediction:
+        if isinstance(index, slice):
+            return self._rows(index)
+        if isinstance(index, (list, np.ndarray)) and np.ndim(index) == 1:
+            return self._rows(np.asarray(index) if len(index) else np.empty(0, np.intp))
+        try:
+            position = operator.index(index)  # type: ignore[arg-type]
+        except TypeError:
+            kind = type(index).__name__
+            raise TypeError(f"a prediction is indexed by an integer, a slice or a 1-D array of integers or booleans, not {kind}") from None
+        count = len(self)
+        if not -count <= position < count:
+            raise IndexError(f"image {position} of a prediction of {count} images")
+        position %= count
+        return self._rows(slice(position, position + 1))
+
+    def __iter__(self) -> Iterator[Prediction]:
+        for position in range(len(self)):
+            yield self._rows(slice(position, position + 1))
+
     def __repr__(self) -> str:
+        count = len(self)
+        version = f" version {self.model_version}" if self.model_version else ""
+        source = f"; {1000 * self.latency_s:.3g} ms, {self.url}" if self.url else ""
         outputs = ", ".join(f"{name} {value.shape}" for name, value in self.received.items())
-        if "probabilities" not in self.received:
-            return f"<Prediction of {len(self)} images by {self.model!r}; outputs: {outputs}>"
-        best = self.probabilities.max(axis=1)
-        shown = ", ".join(f"{label} {value:.3f}" for label, value in zip(self.labels[:4], best[:4], strict=True))
-        return f"<Prediction of {len(self)} images by {self.model!r}: {shown}{', ...' if len(self) > 4 else ''}; outputs: {outputs}>"
+        shown = ""
+        if "probabilities" in self.received and count:
+            best = self.probabilities[:4].max(axis=1)
+            pairs = ", ".join(f"{label} {value:.3f}" for label, value in zip(self[:4].labels, best, strict=True))
+            shown = f": {pairs}{', ...' if count > 4 else ''}"
+        return f"<Prediction of {count} image{'' if count == 1 else 's'} by {self.model!r}{version}{shown}; outputs: {outputs}{source}>"
+
+    def _repr_html_(self) -> str:
+        from .prediction_html import prediction_html
+
+        return prediction_html(self)
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
@@ -79,6 +128,21 @@ class Prediction:
     def labels(self) -> list[str]:
         """Names of the most probable classes, N of them; the indices as strings if the model has no names."""
         return [self.class_names[index] for index in self.indices]
+
+    def top(self, count: int = 5) -> list[list[tuple[str, float]]]:
+        """Return the most probable classes of each image, in order, as (label, probability).
+
+        Args:
+            count: Number of classes; all if the model has fewer.
+
+        Raises:
+            InputError: `count` is no positive integer.
+            OutputNotRequestedError: Probabilities were not requested in `predict`.
+        """
+        best = top_indices(self.probabilities, _check_count(count))
+        names = self.class_names
+        rows = zip(best.tolist(), np.take_along_axis(self.probabilities, best, axis=1).tolist(), strict=True)
+        return [[(names[index], value) for index, value in zip(indices, values, strict=True)] for indices, values in rows]
 
     @property
     def entropy(self) -> NDArray[np.float32]:
@@ -107,11 +171,66 @@ class Prediction:
         """
         return self._output("mutual_information")
 
+    def to_dict(self, top: int = 5) -> dict[str, Any]:
+        """Return the prediction as values that `json.dumps` accepts.
+
+        The keys are `model`, `model_version`, `request_id`, `latency_s`, `url` and `images`. `images` has an object for each image: `label`,
+        `index` and `probability` of the most probable class, `entropy`, `top`, a list of objects with `label`, `index` and `probability`,
+        and, if they were received, `mutual_information` (a number) and `member_probabilities` (a list for each member). Without
+        probabilities, it has only what was received.
+
+        Args:
+            top: Number of classes in `top`; all if the model has fewer.
+
+        Raises:
+            InputError: `top` is no positive integer.
+        """
+        images: list[dict[str, Any]] = [{} for _ in range(len(self))]
+        top = _check_count(top)
+        if "probabilities" in self.received:
+            best = top_indices(self.probabilities, top)
+            for image, indices, classes in zip(images, best.tolist(), self.top(top), strict=True):
+                entries = [
+                    {"label": label, "index": index, "probability": probability}
+                    for index, (label, probability) in zip(indices, classes, strict=True)
+                ]
+                image |= {**entries[0], "top": entries}
+        for name, values in self.to_numpy().items():
+            if name in ("entropy", "mutual_information", "member_probabilities"):
+                for image, value in zip(images, values.tolist(), strict=True):
+                    image[name] = value
+        metadata = {"model": self.model, "model_version": self.model_version, "request_id": self.request_id}
+        return {**metadata, "latency_s": self.latency_s, "url": self.url, "images": images}
+
+    def to_numpy(self) -> dict[str, NDArray[Any]]:
+        """Return the received outputs by name and, with probabilities, `indices`, `labels` and `entropy`; for `numpy.savez`, for example.
+
+        Example:
+            >>> np.savez("prediction.npz", **prediction.to_numpy())
+        """
+        arrays: dict[str, NDArray[Any]] = dict(self.received)
+        if "probabilities" in arrays:
+            arrays |= {"indices": self.indices, "labels": np.array(self.labels, np.str_), "entropy": self.entropy}
+        return arrays
+
+    def _rows(self, rows: slice | NDArray[Any]) -> Prediction:
+        received = {name: value[rows] for name, value in self.received.items()}
+        if not isinstance(rows, slice):  # copies; a view of a read-only array is read-only
+            for value in received.values():
+                value.setflags(write=False)
+        return Prediction(self.model, self.class_names, received, self.model_version, self.request_id, self.latency_s, self.url)
+
     def _output(self, name: str) -> NDArray[np.float32]:
         if name not in self.received:
             call = f"predict(images, outputs=({', '.join(repr(output) for output in (*self.received, name))}))"
             raise OutputNotRequestedError(f"this prediction has {', '.join(self.received)} but not {name}: call {call}")
         return self.received[name]
+
+
+def _check_count(count: object) -> int:
+    if not isinstance(count, (int, np.integer)) or count < 1:
+        raise InputError(f"the number of classes must be a positive integer, got {count!r:.100}")
+    return int(count)
 
 
 def response_mismatch(response: Mapping[str, NDArray[Any]], requests: Sequence[OutputRequest], count: int, info: ModelInfo) -> str | None:
@@ -156,3 +275,13 @@ def outputs_from_response(response: Mapping[str, NDArray[Any]]) -> dict[str, NDA
     for value in received.values():
         value.setflags(write=False)
     return received
+
+
+def join_outputs(parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> Mapping[str, NDArray[np.float32]]:
+    """Return the received outputs of several requests as those of one, in order. All have the same outputs; there is at least one."""
+    if len(parts) == 1:
+        return parts[0]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for value in joined.values():
+        value.setflags(write=False)
+    return joined

@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._exceptions import InputError, ServerFailedError, ServiceError
 from .address import address_from_url

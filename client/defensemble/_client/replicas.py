@@ -1,0 +1,221 @@
+"""The servers of a client: which one gets a request, and which ones are left out for a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._exceptions import ConnectionFailedError, DeadlineExceededError, ServiceError
+from .._transport.base import AsyncTransport, Transport
+from .model_info import ModelInfo
+from .retries import RetryBudget, RetryPolicy
+
+_log = logging.getLogger("defensemble")
+_FIRST_EJECTION_S = 0.2
+_LONGEST_EJECTION_S = 1.0  # a probe is one small request, and calls may be waiting for a server to come back
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a client has done since it was created.
+
+    Attributes:
+        calls: Calls of `predict`, and batches of `predict_iter`.
+        requests: Requests sent, retries and look-ups of models included.
+        retries: Requests sent again after a failure, to the same or another server.
+        failures: Requests that failed.
+        ejections: How often a server was left out because it failed.
+        images: Images classified.
+
+    Example:
+        >>> client.counters.retries
+    """
+
+    calls: int = 0
+    requests: int = 0
+    retries: int = 0
+    failures: int = 0
+    ejections: int = 0
+    images: int = 0
+
+
+class Replica:
+    """One server of a client.
+
+    Attributes:
+        transport: Access to the server.
+        is_async: Whether the transport's methods are coroutines.
+        info_by_name: What is known of its models.
+        batch_limits: The largest batch that it was found to accept, for models that do not report theirs.
+        missing_features: Features that it was found not to have, in addition to those that its transport found.
+        pending: Requests under way.
+        was_reached: Whether it has ever responded.
+    """
+
+    def __init__(self, transport: Transport | AsyncTransport, is_async: bool) -> None:
+        # Either protocol: whoever calls a method also looks at is_async.
+        self.transport: Any = transport
+        self.is_async = is_async
+        self.info_by_name: dict[str, ModelInfo] = {}
+        self.batch_limits: dict[str, int] = {}
+        self.missing_features: set[str] = set()
+        self.pending = 0
+        self.was_reached = False
+        self._failures = 0
+        self._ejected_until: float | None = None
+        self._is_probing = False
+
+    def __repr__(self) -> str:
+        return f"Replica({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The server's URL."""
+        url: str = self.transport.url
+        return url
+
+    @property
+    def is_ejected(self) -> bool:
+        """Whether requests avoid this server."""
+        return self._ejected_until is not None
+
+
+class ReplicaSet:
+    """The servers of a client. Thread-safe.
+
+    Args:
+        replicas: The servers.
+        policy: The budget of retries.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], policy: RetryPolicy) -> None:
+        self.replicas = tuple(replicas)
+        self._budget = RetryBudget(policy)
+        self._lock = threading.Lock()
+        self._turn = 0
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is only one server."""
+        return len(self.replicas) == 1
+
+    @property
+    def was_reached(self) -> bool:
+        """Whether any of them has ever responded."""
+        return any(replica.was_reached for replica in self.replicas)
+
+    @property
+    def counters(self) -> Counters:
+        """A copy of the counters."""
+        with self._lock:
+            return Counters(**self._counts)
+
+    def count(self, **added: int) -> None:
+        """Add to the counters."""
+        with self._lock:
+            self._counts.update(added)
+
+    def choose(self, avoided: Collection[Replica] = ()) -> Replica | None:
+        """Return the server with the fewest requests under way, or None if all are ejected. Servers with equally few take turns.
+
+        Args:
+            avoided: Servers to use only if there is no other.
+        """
+        if self.is_single:
+            return self.replicas[0]
+        with self._lock:
+            usable = [replica for replica in self.replicas if not replica.is_ejected]
+            candidates = [replica for replica in usable if replica not in avoided] or usable
+            if not candidates:
+                return None
+            self._turn += 1
+            start = self._turn % len(candidates)
+            return min(candidates[start:] + candidates[:start], key=lambda replica: replica.pending)
+
+    def next_ejected(self) -> Replica:
+        """Return the ejected server that has waited longest."""
+        with self._lock:
+            return min(self.replicas, key=lambda replica: replica._ejected_until or 0.0)
+
+    def has_other(self, replica: Replica) -> bool:
+        """Return whether another server is not ejected."""
+        return any(other is not replica and not other.is_ejected for other in self.replicas)
+
+    def begin(self, replica: Replica) -> None:
+        """Count a request that starts."""
+        with self._lock:
+            replica.pending += 1
+            self._counts["requests"] += 1
+
+    def end(self, replica: Replica, error: BaseException | None) -> None:
+        """Count a request that is over, and eject a server whose connection failed or that did not respond in time."""
+        with self._lock:
+            replica.pending -= 1
+            is_unreachable = isinstance(error, (ConnectionFailedError, DeadlineExceededError))
+            replica.was_reached |= error is None or (isinstance(error, ServiceError) and not is_unreachable)
+            if error is None:
+                if replica._failures:
+                    self._restore(replica)
+                return
+            if self.is_single:
+                return
+            if isinstance(error, ConnectionFailedError):
+                self._eject(replica, error)
+            elif (
+                isinstance(error, DeadlineExceededError) and not error.is_retryable
+            ):  # it timed out here, which may be the caller's impatience: a probe decides at once
+                self._eject(replica, error, pause_s=0.0)
+
+    def due_probes(self) -> list[Replica]:
+        """Return the ejected servers that should be probed now, each to one caller; the caller then calls `end_probe`."""
+        if self.is_single:
+            return []
+        now = time.monotonic()
+        due = []
+        with self._lock:
+            for replica in self.replicas:
+                if replica._ejected_until is not None and replica._ejected_until <= now and not replica._is_probing:
+                    replica._is_probing = True
+                    due.append(replica)
+        return due
+
+    def end_probe(self, replica: Replica, error: ServiceError | None) -> None:
+        """Use a server again after a successful probe; wait longer before the next one after a failed probe."""
+        with self._lock:
+            replica._is_probing = False
+            if error is None:
+                replica.was_reached = True
+                self._restore(replica)
+            else:
+                self._eject(replica, error)
+
+    def add_request(self) -> None:
+        """Count a request for the budget of retries."""
+        with self._lock:
+            self._budget.add_request()
+
+    def take_retry(self) -> bool:
+        """Return whether the budget allows a retry, and count it if it does."""
+        with self._lock:
+            return self._budget.take_retry()
+
+    def _eject(self, replica: Replica, error: ServiceError, pause_s: float | None = None) -> None:
+        if not replica.is_ejected:
+            self._counts["ejections"] += 1
+            _log.warning("%s is not used for now: %s", replica.url, error)
+        if pause_s is None:
+            pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
+            replica._failures += 1
+        replica._ejected_until = time.monotonic() + pause_s
+
+    def _restore(self, replica: Replica) -> None:
+        if replica.is_ejected:
+            _log.warning("%s is used again", replica.url)
+        replica._failures = 0
+        replica._ejected_until = None
