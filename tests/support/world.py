@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from defensemble import Client, DefensembleError, GrpcTransport, OutputRequest, Transport
+from defensemble._transport.base import ConnectionOptions
 from defensemble.ensembles import Ensembles
 from tests.support import tiny
 
@@ -172,7 +173,7 @@ class _Recording:
 def recording_client(world: World) -> Iterator[tuple[Client, list[str]]]:
     """Return a client with the admin key, and the list of its loads and unloads."""
     calls: list[str] = []
-    inner = GrpcTransport(world.server.grpc_url, admin_key=KEY)
+    inner = GrpcTransport(world.server.grpc_url, ConnectionOptions(admin_key=KEY))
     with Client(inner.url, transport=cast("Transport", _Recording(inner, calls))) as client:
         yield client, calls
 

@@ -249,12 +249,7 @@ class Transport(Protocol):
         """
 
     def models(self, timeout_s: float) -> list[str]:
-        """Return the names of the loaded models, sorted. They come from the statistics API, since Triton's repository API is restricted.
-
-        Raises:
-            ModelNotFoundError: The server has no such API (HTTP).
-            RequestRefusedError: The server has no such API (gRPC).
-        """
+        """Return the names of the loaded models, sorted: from the statistics or, where a server has none, its repository index."""
         return sorted({entry.name for entry in self.statistics(timeout_s)})
 
     def repository_index(self, timeout_s: float) -> list[ModelState]:
@@ -395,3 +390,10 @@ def check_admin_key(key: object) -> str | None:
         return None if key is None else admin_key.check_admin_key(key)
     except RepositoryError as error:
         raise InputError(f"{error}: pass the key that the server was started with, or None") from error
+
+
+def check_compression(compression: str | None) -> str | None:
+    """Return the compression; raise an `InputError` if it is neither `gzip` nor None."""
+    if compression not in ("gzip", None):
+        raise InputError(f"compression must be 'gzip' or None, got {compression!r:.100}")
+    return compression

@@ -1,24 +1,34 @@
-"""The gRPC transport: the protocol's stubs from tritonclient on a channel that threads share.
-
-`tritonclient.grpc.InferenceServerClient` wraps the same stubs, has no deadline by default, and took 650 us per call where this takes 607.
-"""
+"""The gRPC transport: the protocol's stubs from tritonclient on a channel that threads, or tasks, share."""
 
 from __future__ import annotations
 
 import os
-import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 from google.protobuf.json_format import MessageToDict
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
-from .._exceptions import ConnectionFailedError, ForbiddenError, InputError, NotReadyError, ServerFailedError, ServiceError
+from .._exceptions import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    ForbiddenError,
+    InputError,
+    NotReadyError,
+    RequestRefusedError,
+    ServiceError,
+)
 from .address import address_from_url
 from .base import (
+    BINARY_TENSORS,
+    CLASSIFICATION,
+    MODEL_CONFIGURATION,
     NO_HEADERS,
+    STATISTICS,
+    AsyncTransport,
+    ConnectionOptions,
     Inputs,
     ModelMetadata,
     ModelState,
@@ -27,10 +37,10 @@ from .base import (
     Outputs,
     ServerMetadata,
     TensorMetadata,
-    Transport,
     check_admin_key,
     format_version,
 )
+from .blocking import BlockingTransport
 from .error_mapping import (
     NO_HINTS,
     call_context,
@@ -42,69 +52,58 @@ from .error_mapping import (
     redact_key,
     service_error,
 )
-from .http_connection import connect
-from .tensor_codec import array_from_wire
+from .grpc_channel import AsyncioChannel, BlockingChannel, GrpcChannel, Metadata
+from .grpc_messages import arrays_from_response, infer_request
 
-_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # Reconnect quickly to a server that starts late: gRPC's default pauses grow to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    # Reconnecting to a restarted server took 0.13 s after it listened, at most 0.24; with 1000 here, 0.27 and at most 0.53.
-    ("grpc.max_reconnect_backoff_ms", 250),
-    # min_reconnect_backoff_ms is not set: it also limits the time to connect.
-    # Two clients of one address share nothing, above all not the pause after a failure.
-    ("grpc.use_local_subchannel_pool", 1),
-    # As in the HTTP transport, no proxy is read from the environment.
-    ("grpc.enable_http_proxy", 0),
-]
 _PROBE_TIMEOUT_S = 1.0  # for finding out why a connection failed
 _ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton adds the prefix to the header that it is configured with
+# How servers refuse tensors in a form that they do not know: Python servers answer an exception of their own with the last two.
+_REFUSALS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "INTERNAL", "UNKNOWN")
 
 
-class GrpcTransport(Transport):
-    """Call a Triton server over gRPC (`grpc://`, or `grpcs://` with TLS). Threads may share it; calls in a forked child raise an error.
+class AsyncGrpcTransport(AsyncTransport):
+    """Call a server over gRPC (`grpc://`, or `grpcs://` with TLS) from any event loop. Calls in a forked child raise an error.
 
     Args:
         url: The server's URL.
-        credentials: The channel credentials for `grpcs://`; by default, gRPC's root certificates are trusted.
-        admin_key: Sent only with calls of the repository API and for configurations.
+        options: The admin key, the files for TLS, and the compression.
 
     Raises:
-        InputError: The URL is not the URL of a gRPC server, or the key is malformed.
+        InputError: The URL is not the URL of a gRPC server, or an option is invalid.
 
     Example:
-        >>> transport = GrpcTransport("grpc://localhost:8001", admin_key="the-key-of-the-server")
-        >>> client = Client("grpc://localhost:8001", transport=transport)
+        >>> transport = AsyncGrpcTransport("grpc://localhost:8001")
+        >>> await transport.models(timeout_s=5)
     """
 
-    def __init__(self, url: str, *, credentials: grpc.ChannelCredentials | None = None, admin_key: str | None = None) -> None:
+    _channel_class: type[GrpcChannel] = AsyncioChannel
+
+    def __init__(self, url: str, options: ConnectionOptions | None = None) -> None:
+        options = options or ConnectionOptions()
         address = address_from_url(url)
         if address.scheme not in ("grpc", "grpcs"):
             raise InputError(
-                f"GrpcTransport expects grpc:// or grpcs://, got {url!r:.120}: use HttpTransport, or Client, which chooses by the URL"
+                f"a gRPC transport expects grpc:// or grpcs://, got {url!r:.120}: use HttpTransport, or Client, which chooses by the URL"
             )
-        self._admin_key = check_admin_key(admin_key)
-        self._admin_metadata: tuple[tuple[str, str], ...] = () if admin_key is None else ((_ADMIN_HEADER, admin_key),)
-        if address.scheme == "grpcs":
-            self._channel = grpc.secure_channel(address.netloc, credentials or grpc.ssl_channel_credentials(), _OPTIONS)
-        else:
-            self._channel = grpc.insecure_channel(address.netloc, _OPTIONS)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._address = address
-        self._credentials = credentials
         self._url = address.url
-        self._is_closed = False
-        self._process = os.getpid()
+        self._admin_key = check_admin_key(options.admin_key)
+        self._admin_metadata: Metadata = () if self._admin_key is None else ((_ADMIN_HEADER, self._admin_key),)
+        self._channel = self._channel_class(address, options)
+        self._takes_raw: bool | None = None  # whether the server accepts tensors as bytes; None until it accepted any
+        self._missing: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"GrpcTransport({self._url!r})"
+        return f"{type(self).__name__}({self._url!r})"
 
     @property
     def url(self) -> str:
         return self._url
 
-    def infer(
+    @property
+    def missing_features(self) -> frozenset[str]:
+        return frozenset(self._missing)
+
+    async def infer(
         self,
         model: str,
         inputs: Inputs,
@@ -115,156 +114,193 @@ class GrpcTransport(Transport):
         request_id: str = "",
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Outputs:
-        request = service_pb2.ModelInferRequest(model_name=model)
-        if version is not None:
-            request.model_version = format_version(version)
-        for name, array in inputs.items():
-            request.inputs.add(name=name, datatype="FP32", shape=array.shape)
-            request.raw_input_contents.append(array.tobytes())
-        for output in outputs:
-            requested = request.outputs.add(name=output.name)
-            if output.class_count:
-                requested.parameters["classification"].int64_param = output.class_count
-        response = self._call(self._stub.ModelInfer, request, timeout_s, "run model", model)
-        context = call_context(self._url, "run model", model)
-        if len(response.raw_output_contents) != len(response.outputs):
-            reason = f"the response has {len(response.outputs)} outputs, but data for {len(response.raw_output_contents)}"
-            raise service_error(ServerFailedError, context, reason)
-        arrays = {
-            output.name: array_from_wire(output.datatype, tuple(output.shape), content, context)
-            for output, content in zip(response.outputs, response.raw_output_contents, strict=True)
-        }
+        deadline = time.monotonic() + timeout_s
+        version_text = "" if version is None else format_version(version)
+        metadata = tuple(headers.items())
+
+        async def send(is_raw: bool) -> Any:
+            request = infer_request(model, version_text, inputs, outputs, request_id, is_raw=is_raw)
+            return await self._call("ModelInfer", request, deadline - time.monotonic(), "run model", model, headers=metadata)
+
+        is_raw = self._takes_raw is not False
+        try:
+            response = await send(is_raw)
+        except ServiceError as error:
+            if self._takes_raw is not None or _code(error) not in _REFUSALS or not await self._is_foreign(deadline):
+                raise
+            is_raw = False
+            try:
+                response = await send(is_raw)
+            except ServiceError:
+                raise error from error.__cause__  # the form was not the reason
+        if self._takes_raw is not is_raw:
+            self._takes_raw = is_raw
+            self._missing |= set() if is_raw else {BINARY_TENSORS}
+        arrays = arrays_from_response(response, call_context(self._url, "run model", model))
+        if any(output.class_count and output.name in arrays and arrays[output.name].dtype != object for output in outputs):
+            self._missing.add(CLASSIFICATION)
         return Outputs(arrays, response.model_version)
 
-    def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
+    async def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
         request = service_pb2.ModelMetadataRequest(name=model)
-        response = self._call(self._stub.ModelMetadata, request, timeout_s, "read the metadata of model", model)
+        response = await self._call("ModelMetadata", request, timeout_s, "read the metadata of model", model)
         inputs, outputs = (
             tuple(TensorMetadata(t.name, t.datatype, tuple(t.shape)) for t in tensors) for tensors in (response.inputs, response.outputs)
         )
         return ModelMetadata(response.name, response.platform, inputs, outputs)
 
-    def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
+    async def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
         """Return the model's configuration as JSON. For a ready model, Triton's UNAVAILABLE means that it is restricted."""
+        deadline = time.monotonic() + timeout_s
         version_text = "" if version is None else format_version(version)
         action = "read the configuration of model"
         request = service_pb2.ModelConfigRequest(name=model, version=version_text)
         try:
-            response = self._call(self._stub.ModelConfig, request, timeout_s, action, model, self._admin_metadata)
+            response = await self._call("ModelConfig", request, timeout_s, action, model, is_admin=True, feature=MODEL_CONFIGURATION)
         except NotReadyError as error:
             ready_request = service_pb2.ModelReadyRequest(name=model, version=version_text)
-            if self._call(self._stub.ModelReady, ready_request, timeout_s, "check the readiness of model", model).ready:
+            if (await self._call("ModelReady", ready_request, deadline - time.monotonic(), "check the readiness of model", model)).ready:
                 raise self._forbidden(error, action, model) from error
             raise
         config: dict[str, Any] = MessageToDict(response.config, preserving_proto_field_name=True)
         return config
 
-    def repository_index(self, timeout_s: float) -> list[ModelState]:
+    async def models(self, timeout_s: float) -> list[str]:
+        deadline = time.monotonic() + timeout_s
+        try:
+            return await super().models(timeout_s)
+        except RequestRefusedError as error:
+            if _code(error) != "UNIMPLEMENTED":
+                raise
+            code, index = await self._try_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), deadline, self._admin_metadata)
+            if code != "OK":
+                raise
+        return sorted({entry.name for entry in index.models if entry.state.rpartition(".")[2] == "READY"})  # MLServer: "State.READY"
+
+    async def repository_index(self, timeout_s: float) -> list[ModelState]:
         action = "read the repository index"
-        response = self._repository_call(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), timeout_s, action)
+        response = await self._repository_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s, action)
         with protocol_errors(call_context(self._url, action)):
             return [
                 ModelState(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
                 for entry in response.models
             ]
 
-    def load_model(self, model: str, timeout_s: float) -> None:
+    async def load_model(self, model: str, timeout_s: float) -> None:
         request = service_pb2.RepositoryModelLoadRequest(model_name=model)
-        self._repository_call(self._stub.RepositoryModelLoad, request, timeout_s, "load model", model)
+        await self._repository_call("RepositoryModelLoad", request, timeout_s, "load model", model)
 
-    def unload_model(self, model: str, timeout_s: float) -> None:
+    async def unload_model(self, model: str, timeout_s: float) -> None:
         request = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-        self._repository_call(self._stub.RepositoryModelUnload, request, timeout_s, "unload model", model)
+        await self._repository_call("RepositoryModelUnload", request, timeout_s, "unload model", model)
 
-    def statistics(self, timeout_s: float) -> list[ModelStatistics]:
+    async def statistics(self, timeout_s: float) -> list[ModelStatistics]:
         action = "list the models"
-        response = self._call(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest(), timeout_s, action)
+        request = service_pb2.ModelStatisticsRequest()
+        response = await self._call("ModelStatistics", request, timeout_s, action, feature=STATISTICS)
         with protocol_errors(call_context(self._url, action)):
-            return [
-                ModelStatistics(
-                    entry.name,
-                    int(entry.version),
-                    entry.inference_stats.success.count + entry.inference_stats.fail.count,
-                    entry.execution_count,
-                    entry.last_inference,
-                )
-                for entry in response.model_stats
-            ]
+            return [_statistics(entry) for entry in response.model_stats]
 
-    def server_metadata(self, timeout_s: float) -> ServerMetadata:
-        response = self._call(self._stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout_s, "read the server metadata")
+    async def server_metadata(self, timeout_s: float) -> ServerMetadata:
+        response = await self._call("ServerMetadata", service_pb2.ServerMetadataRequest(), timeout_s, "read the server metadata")
         return ServerMetadata(response.name, response.version)
 
-    def live(self, timeout_s: float) -> bool:
-        return bool(self._call(self._stub.ServerLive, service_pb2.ServerLiveRequest(), timeout_s, "check the health").live)
+    async def live(self, timeout_s: float) -> bool:
+        return bool((await self._call("ServerLive", service_pb2.ServerLiveRequest(), timeout_s, "check the health")).live)
 
-    def ready(self, timeout_s: float) -> bool:
-        return bool(self._call(self._stub.ServerReady, service_pb2.ServerReadyRequest(), timeout_s, "check the readiness").ready)
+    async def ready(self, timeout_s: float) -> bool:
+        return bool((await self._call("ServerReady", service_pb2.ServerReadyRequest(), timeout_s, "check the readiness")).ready)
 
-    def close(self) -> None:
-        self._is_closed = True
-        if self._process == os.getpid():
-            self._channel.close()
+    async def close(self) -> None:
+        if self._channel.process == os.getpid():
+            await self._channel.close()
 
-    def _call(
+    async def _call(
         self,
-        method: Callable[..., Any],
+        method: str,
         request: Any,
         timeout_s: float,
         action: str,
         model: str = "",
-        metadata: tuple[tuple[str, str], ...] | None = None,
+        *,
+        headers: Metadata = (),
+        is_admin: bool = False,
+        feature: str = "",
     ) -> Any:
-        if self._process != os.getpid():
+        """Call a method of the service.
+
+        Args:
+            method: Name of the method.
+            request: Its message.
+            timeout_s: Timeout in seconds.
+            action: What the call does, for messages.
+            model: Name of the model that it is about.
+            headers: Metadata to send.
+            is_admin: Whether to send the admin key.
+            feature: What the server does not have if the method is unimplemented.
+        """
+        deadline = time.monotonic() + timeout_s
+        context = call_context(self._url, action, model)
+        if self._channel.process != os.getpid():
             # The channel's threads exist only in the parent, and its socket belongs to the parent.
-            raise ConnectionFailedError(
-                f"{call_context(self._url, action, model)}: gRPC does not survive a fork, and process {self._process} opened this channel; "
-                "create a new client in this process, or use http://"
+            raise _permanent(
+                f"{context}: gRPC does not survive a fork, and process {self._channel.process} opened this channel; create a new client in "
+                "this process, or use http://"
             )
         try:
-            return method(request, timeout=timeout_s, metadata=metadata)
-        except grpc.RpcError as error:
-            hints = NO_HINTS if metadata is None else hints_for_admins(self._admin_key)
+            return await self._channel.invoke(method, request, timeout_s, self._admin_metadata if is_admin else headers)
+        except TimeoutError as error:
+            raise service_error(DeadlineExceededError, context, "timed out") from error
+        except (grpc.RpcError, ValueError) as error:
+            if self._channel.is_closed:  # its calls are cancelled, and gRPC raises ValueError for new ones
+                raise _permanent(f"{context}: this transport is closed") from error
+            if not isinstance(error, grpc.RpcError):
+                raise InputError(f"{context}: gRPC refuses the headers ({error}); expected names in lower case and ASCII values") from error
+            code = error.code().name
+            if code == "UNIMPLEMENTED" and feature:
+                self._missing.add(feature)
+            unreachable = await self._unreachable(context, deadline) if code == "UNAVAILABLE" else None
             details = redact_key(error.details() or "", self._admin_key)
-            context = call_context(self._url, action, model)
-            raise error_from_grpc(error.code().name, details, context, lambda: self._unreachable(context), hints) from error
-        except ValueError as error:  # grpc raises this for a closed channel
-            if not self._is_closed:
-                raise
-            raise service_error(ConnectionFailedError, call_context(self._url, action, model), "this transport is closed") from error
+            hints = hints_for_admins(self._admin_key) if is_admin else NO_HINTS
+            raise error_from_grpc(code, details, context, lambda: unreachable, hints) from error
 
-    def _repository_call(self, method: Callable[..., Any], request: Any, timeout_s: float, action: str, model: str = "") -> Any:
+    async def _repository_call(self, method: str, request: Any, timeout_s: float, action: str, model: str = "") -> Any:
         """Call the repository API, and find out what the code UNAVAILABLE means.
 
         Triton returns it if the call is restricted, if its model control mode is not explicit, or while it starts or shuts down. A server
         opens its ports after its start and does not return from a shutdown: if it serves after such a response, it did before.
         """
+        deadline = time.monotonic() + timeout_s
         try:
-            return self._call(method, request, timeout_s, action, model, self._admin_metadata)
+            return await self._call(method, request, timeout_s, action, model, is_admin=True)
         except NotReadyError as error:
-            deadline = time.monotonic() + timeout_s
-            index, _ = self._try_call(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest(), deadline, self._admin_metadata)
-            if index == "OK" and model:
+            code, _ = await self._try_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), deadline, self._admin_metadata)
+            if code == "OK" and model:
                 raise model_control_disabled(call_context(self._url, action, model), self._reason(error)) from error
-            if index == "UNAVAILABLE" and self._is_serving(deadline):
+            if code == "UNAVAILABLE" and await self._is_serving(deadline):
                 raise self._forbidden(error, action, model) from error
             raise
 
-    def _is_serving(self, deadline: float) -> bool:
+    async def _is_serving(self, deadline: float) -> bool:
         """Return whether the server is up: ready or, if a model keeps it from that, serving its statistics, which it does only when up."""
-        _, response = self._try_call(self._stub.ServerReady, service_pb2.ServerReadyRequest(), deadline)
+        _, response = await self._try_call("ServerReady", service_pb2.ServerReadyRequest(), deadline)
         if response is not None and response.ready:
             return True
-        return self._try_call(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest(), deadline)[0] == "OK"
+        return (await self._try_call("ModelStatistics", service_pb2.ModelStatisticsRequest(), deadline))[0] == "OK"
 
-    def _try_call(
-        self, method: Callable[..., Any], request: Any, deadline: float, metadata: tuple[tuple[str, str], ...] | None = None
-    ) -> tuple[str, Any]:
-        """Return the status code and the response, None after an error. Callers use it on the way to raising another error."""
+    async def _is_foreign(self, deadline: float) -> bool:
+        """Return whether the server is not Triton, or does not report what it is."""
+        _, response = await self._try_call("ServerMetadata", service_pb2.ServerMetadataRequest(), deadline)
+        return response is None or response.name != "triton"
+
+    async def _try_call(self, method: str, request: Any, deadline: float, metadata: Metadata = ()) -> tuple[str, Any]:
+        """Return the status code, empty without one, and the response, None after an error. Callers use it on the way to raising another error."""
         try:
-            return "OK", method(request, timeout=max(deadline - time.monotonic(), 0.001), metadata=metadata)
+            return "OK", await self._channel.invoke(method, request, max(deadline - time.monotonic(), 0.001), metadata)
         except grpc.RpcError as error:
             return error.code().name, None
+        except (TimeoutError, ValueError):  # no time is left, or the transport was closed
+            return "", None
 
     def _forbidden(self, error: NotReadyError, action: str, model: str) -> ServiceError:
         return service_error(ForbiddenError, call_context(self._url, action, model), self._reason(error), hints_for_admins(self._admin_key))
@@ -273,27 +309,68 @@ class GrpcTransport(Transport):
         status: Any = error.__cause__
         return f"{status.code().name}, {redact_key(status.details() or '', self._admin_key)!r}"
 
-    def _unreachable(self, context: str) -> ServiceError | None:
+    async def _unreachable(self, context: str, deadline: float) -> ServiceError | None:
         """Return the error of a failed connection, or None if the server is alive.
 
         The reason comes from a connection of our own: gRPC states it only as text.
         """
-        deadline = time.monotonic() + _PROBE_TIMEOUT_S
-        _, response = self._try_call(self._stub.ServerLive, service_pb2.ServerLiveRequest(), deadline)
+        self._channel.forget_server()
+        deadline = min(deadline, time.monotonic() + _PROBE_TIMEOUT_S)
+        _, response = await self._try_call("ServerLive", service_pb2.ServerLiveRequest(), deadline)
         if response is not None and response.live:
             return None
         try:
-            connect(self._address, self._probe_context(), time.monotonic() + _PROBE_TIMEOUT_S).close()
+            await self._channel.connect(max(deadline - time.monotonic(), 0.05))
         except OSError as error:
             return error_from_connect(error, self._url, kind=ConnectionFailedError)
         reason = "the server closed the connection (is this a gRPC port, and does it require grpcs://?)"
         return service_error(ConnectionFailedError, context, reason)
 
-    def _probe_context(self) -> ssl.SSLContext | None:
-        if self._address.scheme != "grpcs":
-            return None
-        context = ssl.create_default_context()
-        if self._credentials is not None:  # they hold the trusted certificates and cannot be read: the probe checks none
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+
+class GrpcTransport(BlockingTransport):
+    """Call a server over gRPC (`grpc://`, or `grpcs://` with TLS). Threads may share it; calls in a forked child raise an error.
+
+    Args:
+        url: The server's URL.
+        options: The admin key, the files for TLS, and the compression.
+
+    Raises:
+        InputError: The URL is not the URL of a gRPC server, or an option is invalid.
+
+    Example:
+        >>> transport = GrpcTransport("grpc://localhost:8001", ConnectionOptions(admin_key="the-key-of-the-server"))
+        >>> client = Client("grpc://localhost:8001", transport=transport)
+    """
+
+    def __init__(self, url: str, options: ConnectionOptions | None = None) -> None:
+        super().__init__(_BlockingCalls(url, options))
+
+
+class _BlockingCalls(AsyncGrpcTransport):
+    _channel_class = BlockingChannel
+
+
+def _code(error: ServiceError) -> str | None:
+    """Return the name of the gRPC status that caused an error; None if none did."""
+    return error.__cause__.code().name if isinstance(error.__cause__, grpc.RpcError) else None
+
+
+def _permanent(text: str) -> ConnectionFailedError:
+    error = ConnectionFailedError(text)
+    error.is_retryable = False
+    return error
+
+
+def _statistics(entry: Any) -> ModelStatistics:
+    done, failed, queued = entry.inference_stats.success, entry.inference_stats.fail, entry.inference_stats.queue
+    return ModelStatistics(
+        entry.name,
+        int(entry.version),
+        requests=done.count + failed.count,
+        executions=entry.execution_count,
+        last_ms=entry.last_inference,
+        failures=failed.count,
+        images=entry.inference_count,
+        success_ns=done.ns,
+        queue_ns=queued.ns,
+    )

@@ -23,6 +23,7 @@ from defensemble import (
     ServerFailedError,
     ServiceError,
 )
+from defensemble._transport.grpc_transport import AsyncGrpcTransport
 from tests.support.facts import assert_facts, raises
 from tests.support.scripted import cut_off, free_port, scripted
 
@@ -142,7 +143,9 @@ def test_a_timeout_ends_a_call() -> None:
         assert time.monotonic() - started < 0.4
 
 
-@pytest.mark.parametrize(("contents", "facts"), [([], "1 outputs | 0"), ([b"123"], "3 bytes | FP32 | [2, 1]")])
+@pytest.mark.parametrize(
+    ("contents", "facts"), [([b"", b""], "1 outputs | 2"), ([], "0 bytes | FP32 | [2, 1]"), ([b"123"], "3 bytes | FP32 | [2, 1]")]
+)
 def test_an_invalid_response_is_rejected(contents: list[bytes], facts: str) -> None:
     def broken(request: Any, context: Any) -> Any:
         response = good(request, context)
@@ -219,7 +222,10 @@ def test_a_late_server_is_reached_within_a_second() -> None:
 
 @pytest.mark.slow
 def test_a_missing_server_is_tried_four_times_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GrpcTransport, "_unreachable", lambda transport, context: ConnectionFailedError(context))  # which connects, too
+    async def unreachable(transport: object, context: str, deadline: float) -> ServiceError:
+        return ConnectionFailedError(context)
+
+    monkeypatch.setattr(AsyncGrpcTransport, "_unreachable", unreachable)  # which connects, too
     with scripted(cut_off) as server:
         transport = GrpcTransport(f"grpc://127.0.0.1:{server.port}")
         deadline = time.monotonic() + 4

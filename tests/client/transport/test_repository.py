@@ -27,6 +27,7 @@ from defensemble import (
     ServerFailedError,
     Transport,
 )
+from defensemble._transport.base import ConnectionOptions
 from tests.support.facts import raises
 from tests.support.fakes import ensemble, member
 from tests.support.tiny import content, edit_config, images, leftovers, logits, write_repository, write_second_version
@@ -96,7 +97,11 @@ def folder(server: Server) -> Iterator[Path]:
 
 
 def transport_to(server: Server, kind: str, admin_key: str | None = KEY) -> Transport:
-    return GrpcTransport(server.grpc_url, admin_key=admin_key) if kind == "grpc" else HttpTransport(server.http_url, admin_key=admin_key)
+    return (
+        GrpcTransport(server.grpc_url, ConnectionOptions(admin_key=admin_key))
+        if kind == "grpc"
+        else HttpTransport(server.http_url, admin_key=admin_key)
+    )
 
 
 @pytest.fixture(params=["grpc", "http"])

@@ -1,0 +1,250 @@
+"""A gRPC channel that threads and event loops share. Its two drivers differ in how they wait for a call: one blocks, one awaits.
+
+Triton before 2.54 may crash if a channel closes during a call (server PR 7840). Against such a server a call is never cut off: its
+deadline is not sent but kept here, a caller who gives up leaves the call to run out, and a channel waits for its calls before it closes.
+
+Why not `grpc.aio`: its calls are tasks of the event loop, and `asyncio.run` cancels all tasks at its end. Calls on one channel of the
+synchronous library, with futures that wake the loop, run out whatever happens to the loop, and serve any number of loops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from .address import Address
+from .base import ConnectionOptions, TlsFiles, check_compression
+from .tls import check_tls, ssl_context_from_files
+
+Metadata = tuple[tuple[str, str], ...]
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Reconnect quickly to a server that starts late: gRPC's default pauses grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Reconnecting to a restarted server took 0.13 s after it listened, at most 0.24; with 1000 here, 0.27 and at most 0.53.
+    ("grpc.max_reconnect_backoff_ms", 250),
+    # min_reconnect_backoff_ms is not set: it also limits the time to connect.
+    # Two clients of one address share nothing, above all not the pause after a failure.
+    ("grpc.use_local_subchannel_pool", 1),
+    # As in the HTTP transport, no proxy is read from the environment.
+    ("grpc.enable_http_proxy", 0),
+]
+_CLOSE_WAIT_S = 2.0  # how long a channel that closes waits for its calls
+_FIRST_SAFE_RELEASE = (2, 54)  # of Triton: it survives a channel that closes during a call
+
+
+class GrpcChannel(ABC):
+    """A channel to one server.
+
+    Attributes:
+        server: What the server reported about itself; None until it did. Asked once, in the background, with the first call.
+        is_closed: Whether `close` was called.
+        process: The process that opened the channel, the only one that can use it.
+    """
+
+    def __init__(self, address: Address, options: ConnectionOptions) -> None:
+        self._address = address
+        tls = check_tls(options.tls)
+        compression = grpc.Compression.Gzip if check_compression(options.compression) else None
+        self._tls_context: ssl.SSLContext | None = None
+        if address.scheme == "grpcs":
+            self._tls_context = ssl_context_from_files(tls)
+            self._tls_context.set_alpn_protocols(["h2"])
+            self._channel = grpc.secure_channel(address.netloc, _credentials(tls), _OPTIONS, compression)
+        else:
+            self._channel = grpc.insecure_channel(address.netloc, _OPTIONS, compression)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._under_way: set[Any] = set()
+        self._is_asked = False
+        self._keeps_calls = True
+        self.server: Any = None
+        self.is_closed = False
+        self.process = os.getpid()
+        _CHANNELS.add(self)
+
+    @abstractmethod
+    async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
+        """Call a method of the service.
+
+        Args:
+            method: Name of the method.
+            request: Its message.
+            timeout_s: Timeout in seconds.
+            metadata: Metadata to send.
+
+        Raises:
+            grpc.RpcError: The call failed.
+            TimeoutError: The call did not end in time.
+            ValueError: The channel is closed.
+        """
+
+    @abstractmethod
+    async def connect(self, timeout_s: float) -> None:
+        """Make a connection, with TLS if the channel has it, and close it again: gRPC states only as text why it failed.
+
+        Raises:
+            OSError: No connection could be made; `TimeoutError` after the timeout.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the channel, after the calls that must not be cut off, at most 2 s. May be called twice."""
+
+    def forget_server(self) -> None:
+        """Ask for the server's version again with the next call: another one may have started."""
+        self.server, self._keeps_calls, self._is_asked = None, True, False
+
+    def wait_blocking(self, deadline: float) -> None:
+        """Wait for the calls that must not be cut off."""
+        for call in self._calls_to_keep():
+            with suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError):
+                call.exception(max(deadline - time.monotonic(), 0))
+
+    def _calls_to_keep(self) -> list[Any]:
+        return list(self._under_way) if self._keeps_calls else []
+
+    def _start(self, method: str, request: Any, timeout_s: float | None, metadata: Metadata, finish: Callable[[Any], object]) -> Any:
+        """Start a call and return its future. Another thread calls `finish` with it at its end."""
+        call = getattr(self._stub, method).future(request, timeout=timeout_s, metadata=metadata)
+        self._under_way.add(call)
+
+        def forget(call: Any) -> None:
+            self._under_way.discard(call)
+            finish(call)
+
+        call.add_done_callback(forget)  # which also keeps the call, and this channel, from the garbage collector, which cancels calls
+        return call
+
+    def _check(self, timeout_s: float) -> None:
+        """Check that a call can begin, and ask for the server's version if this is the first one."""
+        if self.is_closed:
+            raise ValueError("the channel is closed")
+        if timeout_s <= 0:
+            raise TimeoutError
+        if not self._is_asked:
+            self._is_asked = True
+            self._start("ServerMetadata", service_pb2.ServerMetadataRequest(), None, (), self._note_server)
+
+    def _note_server(self, call: Any) -> None:
+        if call.code() is grpc.StatusCode.OK:
+            self.server = call.result()
+            self._keeps_calls = crashes_on_close(self.server.name, self.server.version)
+
+
+class BlockingChannel(GrpcChannel):
+    """A channel whose calls block the thread and never suspend."""
+
+    async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
+        self._check(timeout_s)
+        if not self._keeps_calls:
+            return getattr(self._stub, method)(request, timeout=timeout_s, metadata=metadata)
+        finished = threading.Lock()  # 30 us faster than the future's own wait, whose condition two threads contend for
+        finished.acquire()
+        call = self._start(method, request, None, metadata, lambda _: finished.release())
+        if not finished.acquire(timeout=timeout_s):
+            raise TimeoutError
+        return call.result()
+
+    async def connect(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        with socket.create_connection((self._address.host, self._address.port), timeout_s) as connection:
+            if self._tls_context is not None:
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                self._tls_context.wrap_socket(connection, server_hostname=self._address.host).close()
+
+    async def close(self) -> None:
+        self.is_closed = True
+        self.wait_blocking(time.monotonic() + _CLOSE_WAIT_S)
+        self._channel.close()
+
+
+class AsyncioChannel(GrpcChannel):
+    """A channel whose calls are awaited, on whatever event loop runs."""
+
+    async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
+        self._check(timeout_s)
+        keeps_call = self._keeps_calls
+        loop = asyncio.get_running_loop()
+        is_over = loop.create_future()
+        call = self._start(method, request, None if keeps_call else timeout_s, metadata, lambda _: _wake(loop, is_over))
+        timer = loop.call_later(timeout_s, _resolve, is_over, False)
+        try:
+            if not await is_over:
+                raise TimeoutError
+        finally:
+            timer.cancel()
+            if not keeps_call:
+                call.cancel()  # without effect on a call that is over
+        return call.result()
+
+    async def connect(self, timeout_s: float) -> None:
+        try:
+            opening = asyncio.open_connection(self._address.host, self._address.port, ssl=self._tls_context)
+            _, writer = await asyncio.wait_for(opening, timeout_s)
+        except asyncio.TimeoutError as error:  # no OSError in Python 3.10
+            raise TimeoutError from error
+        writer.transport.abort()
+
+    async def close(self) -> None:
+        self.is_closed = True
+        loop = asyncio.get_running_loop()
+        waiting = []
+        for call in self._calls_to_keep():
+            waiting.append(is_over := loop.create_future())
+            call.add_done_callback(lambda _, is_over=is_over: _wake(loop, is_over))
+        if waiting:
+            await asyncio.wait(waiting, timeout=_CLOSE_WAIT_S)
+        self._channel.close()
+
+
+def crashes_on_close(name: str, version: str) -> bool:
+    """Return whether a server may crash if a channel closes during a call, by what it reports about itself."""
+    release = re.match(r"(\d+)\.(\d+)", version)
+    return name == "triton" and (release is None or (int(release[1]), int(release[2])) < _FIRST_SAFE_RELEASE)
+
+
+def _credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
+    certificate_file, key_file = tls.certificate_file, tls.key_file or tls.certificate_file
+    authorities, key, chain = (None if file is None else Path(file).read_bytes() for file in (tls.ca_file, key_file, certificate_file))
+    return grpc.ssl_channel_credentials(authorities, key, chain)
+
+
+def _resolve(is_over: asyncio.Future[bool], value: bool) -> None:
+    if not is_over.done():
+        is_over.set_result(value)
+
+
+def _wake(loop: asyncio.AbstractEventLoop, is_over: asyncio.Future[bool]) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(_resolve, is_over, True)
+
+
+_CHANNELS: weakref.WeakSet[GrpcChannel] = weakref.WeakSet()
+
+
+@atexit.register  # after gRPC's own functions, and therefore called before them
+def _wait_at_exit() -> None:
+    channels = [channel for channel in _CHANNELS if channel.process == os.getpid()]
+    for channel in channels:
+        channel.is_closed = True  # daemon threads start no more calls
+    deadline = time.monotonic() + _CLOSE_WAIT_S
+    with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the wait
+        for channel in channels:
+            channel.wait_blocking(deadline)

@@ -1,0 +1,60 @@
+"""The PEM files of TLS connections, checked before the first connection."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from .._exceptions import InputError
+from .base import TlsFiles
+
+
+def ssl_context_from_files(tls: TlsFiles | None) -> ssl.SSLContext:
+    """Return the context of a client that trusts the authorities of `tls` and shows its certificate.
+
+    Raises:
+        InputError: A file cannot be read or is no PEM file of its kind, or the key does not belong to the certificate.
+    """
+    tls = check_tls(tls)
+    ca_file, certificate_file, key_file = tls.ca_file, tls.certificate_file, tls.key_file
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # the class of SSLError, too
+        raise InputError(f"cannot read ca_file {str(ca_file)!r} ({_reason(error)}): expected a PEM file of certificates") from error
+    if certificate_file is not None:
+        files = f"certificate_file {str(certificate_file)!r}" + ("" if key_file is None else f" and key_file {str(key_file)!r}")
+        try:
+            context.load_cert_chain(certificate_file, key_file, _refuse_password)
+        except OSError as error:
+            expected = "expected PEM files of a certificate chain and of its private key, or one file with both"
+            raise InputError(f"cannot use {files} ({_reason(error)}): {expected}") from error
+    return context
+
+
+def check_tls(tls: object) -> TlsFiles:
+    """Return the files, or those for the default authorities. No file is opened.
+
+    Raises:
+        InputError: `tls` is of another type, or a key has no certificate.
+    """
+    if tls is None:
+        return TlsFiles()
+    if not isinstance(tls, TlsFiles):
+        raise InputError(f"tls must be TlsFiles(ca_file, certificate_file, key_file) or None, got {tls!r:.100}")
+    for name, file in vars(tls).items():
+        if not (file is None or isinstance(file, (str, Path))):
+            raise InputError(f"{name} of tls must be a path or None, got {file!r:.100}")
+    if tls.key_file is not None and tls.certificate_file is None:
+        raise InputError(f"tls has key_file {str(tls.key_file)!r} but no certificate_file: pass the certificate of the key, too")
+    return tls
+
+
+def _refuse_password() -> str:
+    # Without this, OpenSSL asks for the password on the terminal, and gRPC cannot take one.
+    raise OSError("the private key is encrypted; decrypt it first, for example with 'openssl pkey'")
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).lower().replace("_", " ")
+    return (error.strerror or str(error)).lower()
