@@ -206,7 +206,9 @@ def read_npy_images(path: Path) -> NDArray[np.float32]:
 
 def _input_shape(info: ModelInfo) -> tuple[int, int, int]:
     if info.image_shape[0] not in (1, 3):
-        raise InputError(f"model {info.name!r} takes {info.image_shape[0]} channels, but image files have 1 or 3: pass an array (a .npy or .npz file)")
+        raise InputError(
+            f"model {info.name!r} takes {info.image_shape[0]} channels, but image files have 1 or 3: pass an array (a .npy or .npz file)"
+        )
     return info.image_shape
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from .runtime import Runtime
 
@@ -14,10 +14,11 @@ _Result = TypeVar("_Result")
 class AsyncioRuntime(Runtime):
     """Runs coroutines as tasks of the running event loop. Operations of blocking transports run in threads."""
 
-    async def call(self, operation: Callable[[], _Result | Awaitable[_Result]], is_async: bool) -> _Result:
-        if is_async:
-            return await cast("Awaitable[_Result]", operation())
-        return cast("_Result", await asyncio.to_thread(operation))
+    async def call(self, operation: Callable[[float], Any], timeout_s: float, is_async: bool) -> Any:
+        return await (operation(timeout_s) if is_async else asyncio.to_thread(operation, timeout_s))
+
+    async def close(self, close: Callable[[], Any], is_async: bool) -> None:
+        await (close() if is_async else asyncio.to_thread(close))
 
     async def run(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.to_thread(function)

@@ -144,7 +144,7 @@ class Calls:
         call = self._call(timeout_s, stop=stop)
         with trace_headers("predict", request.model or self.model, self.url, request.traceparent) as headers:
             prediction = await self._sender.anywhere(call, lambda replica: self._predictor.predict(call, replica, images, request, headers))
-        self.replicas.count(calls=1, images=len(prediction))
+        self.replicas.count_call(len(prediction))
         return prediction
 
     async def predict_iter(

@@ -199,8 +199,7 @@ class Client(ClientBase):
         """Return the names of all loaded models, sorted. Members and averaging models of ensembles are included.
 
         Raises:
-            InputError: The server cannot list its models.
-            ServiceError: The server could not be reached, or did not respond.
+            ServiceError: The server could not be reached, did not respond, or cannot list its models.
         """
         return run_blocking(self._calls.models())
 

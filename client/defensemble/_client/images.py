@@ -102,7 +102,9 @@ def _check_options(layout: object, dtype: object) -> None:
 
 def _check_no_resize(resize: object) -> None:
     if resize is not None:
-        raise InputError(f"resize={resize!r:.100} is for pictures ({_PICTURE}), got an array, which must have the model's size: omit resize")
+        raise InputError(
+            f"resize={resize!r:.100} is for pictures ({_PICTURE}), got an array, which must have the model's size: omit resize"
+        )
 
 
 def _images_from_array(images: NDArray[Any], info: ModelInfo, layout: str, dtype: str, name: str) -> NDArray[np.float32]:

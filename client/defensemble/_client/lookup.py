@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._exceptions import ForbiddenError, InputError, ModelNotFoundError, NotReadyError, RequestRefusedError, ServerFailedError
-from .._transport.base import CLASSIFICATION, MODEL_CONFIGURATION, STATISTICS, ModelMetadata, OutputRequest
+from .._transport.base import CLASSIFICATION, MODEL_CONFIGURATION, ModelMetadata, OutputRequest
 from .._transport.error_mapping import call_context, protocol_errors, service_error
 from .model_info import (
     ModelInfo,
@@ -30,13 +30,14 @@ async def served_models(sender: Sender, call: Call, replica: Replica) -> list[st
     """Return the names of the models that a server has loaded, sorted.
 
     Raises:
-        InputError: The server cannot list its models.
+        ModelNotFoundError: The server cannot list its models (HTTP).
+        RequestRefusedError: The server cannot list its models (gRPC).
     """
     try:
         names: list[str] = await sender.send(call, replica, replica.transport.models)
     except _REFUSALS as error:
-        replica.missing_features.add(STATISTICS)
-        raise InputError(f"{replica.url} cannot list its models: choose one with Client(url, model=...) or --model NAME") from error
+        hint = "choose one with Client(url, model=...) or --model NAME"
+        raise type(error)(f"{replica.url} cannot list its models: {hint}. Its response: {error}") from error
     return names
 
 
@@ -44,8 +45,9 @@ async def find_ensemble(sender: Sender, call: Call, replica: Replica) -> str:
     """Return the only ensemble that a server serves.
 
     Raises:
-        InputError: There are several, or the server cannot list its models.
+        InputError: There are several.
         ModelNotFoundError: There is none.
+        ServiceError: The server cannot list its models, or could not be reached.
     """
     models = await served_models(sender, call, replica)
     ensembles = []
@@ -88,7 +90,7 @@ async def look_up(sender: Sender, call: Call, replica: Replica, name: str) -> Mo
     except ModelNotFoundError as error:
         try:
             served = ", ".join(await served_models(sender, call, replica)) or "none"
-        except InputError:
+        except _REFUSALS:
             served = "others, which it does not list"
         raise ModelNotFoundError(f"{replica.url} has no model {name!r}; it serves {served}") from error
     signature = signature_from_metadata(metadata)

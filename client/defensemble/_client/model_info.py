@@ -153,8 +153,9 @@ def matches_model(images: object, info: ModelInfo, layout: str = "NCHW") -> bool
     """Return whether the size of images matches a model; True if `check_images` rejects them for another reason."""
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         return True
-    _, *sizes = images.shape if layout == "NCHW" else (images.shape[index] for index in (0, 3, 1, 2))
-    return all(got == size or size <= 0 for got, size in zip(sizes, info.image_shape, strict=True))
+    rest = images.shape[1:]
+    sizes = rest if layout == "NCHW" else (rest[2], rest[0], rest[1])
+    return sizes == info.image_shape or all(got == size or size <= 0 for got, size in zip(sizes, info.image_shape, strict=True))
 
 
 def check_images(images: object, info: ModelInfo) -> NDArray[np.float32]:

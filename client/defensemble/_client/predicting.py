@@ -199,8 +199,11 @@ def _read(images: Any, info: ModelInfo, request: Request) -> NDArray[np.float32]
 
 
 def _mismatch(responses: list[tuple[int, Outputs]], outputs: Sequence[OutputRequest], info: ModelInfo) -> str | None:
-    problems = (response_mismatch(response, outputs, count, info) for count, response in responses)
-    return next((problem for problem in problems if problem is not None), None)
+    for count, response in responses:
+        problem = response_mismatch(response, outputs, count, info)
+        if problem is not None:
+            return problem
+    return None
 
 
 def _received(responses: list[Outputs], outputs: Sequence[OutputRequest]) -> Mapping[str, NDArray[Any]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from .._coroutines import run_blocking
 
@@ -16,13 +16,17 @@ _Result = TypeVar("_Result")
 class Runtime(Protocol):
     """Waiting, and running several coroutines at the same time."""
 
-    async def call(self, operation: Callable[[], _Result | Awaitable[_Result]], is_async: bool) -> _Result:
+    async def call(self, operation: Callable[[float], Any], timeout_s: float, is_async: bool) -> Any:
         """Run an operation of a transport.
 
         Args:
-            operation: The operation.
+            operation: The operation; its argument is the timeout.
+            timeout_s: Its timeout in seconds.
             is_async: Whether it returns an awaitable.
         """
+
+    async def close(self, close: Callable[[], Any], is_async: bool) -> None:
+        """Close a transport."""
 
     async def run(self, function: Callable[[], _Result]) -> _Result:
         """Run a function that takes long, without blocking others."""
@@ -46,8 +50,11 @@ class BlockingRuntime(Runtime):
     The threads are daemons: neither an interrupted call nor the end of the interpreter waits for them.
     """
 
-    async def call(self, operation: Callable[[], _Result | Awaitable[_Result]], is_async: bool) -> _Result:
-        return cast("_Result", operation())
+    async def call(self, operation: Callable[[float], Any], timeout_s: float, is_async: bool) -> Any:
+        return operation(timeout_s)
+
+    async def close(self, close: Callable[[], Any], is_async: bool) -> None:
+        close()
 
     async def run(self, function: Callable[[], _Result]) -> _Result:
         return function()

@@ -128,7 +128,7 @@ class Sender:
         for probe in self._probes:
             self.runtime.cancel(probe)
         for replica in self.replicas.replicas:
-            await self.runtime.call(replica.transport.close, replica.is_async)
+            await self.runtime.close(replica.transport.close, replica.is_async)
 
     def check_open(self) -> None:
         """Raise a `ClientClosedError` if the client is closed."""
@@ -152,7 +152,7 @@ class Sender:
                 return await function(replica)
             except _MovedError:
                 call.avoided.add(replica)
-                self.replicas.count(retries=1)
+                self.replicas.count_move()
 
     async def send(self, call: Call, replica: Replica, operation: Callable[[float], Any], *, can_move: bool = True) -> Any:
         """Send a request to a server until it succeeds.
@@ -166,16 +166,15 @@ class Sender:
         Raises:
             ServiceError: The request failed, and another attempt would not help or is not allowed.
         """
-        self.replicas.add_request()
         retries = 0
         while True:
             self.check_open()
             left_s = call.remaining_s()
             started_s = call.timeout_s - left_s
             error: BaseException | None = None
-            self.replicas.begin(replica)
+            self.replicas.begin(replica, is_retry=retries > 0)
             try:
-                return await self.runtime.call(lambda left_s=left_s: operation(left_s), replica.is_async)  # type: ignore[misc]
+                return await self.runtime.call(operation, left_s, replica.is_async)
             except BaseException as raised:
                 error = raised
                 if not isinstance(raised, ServiceError):
@@ -192,7 +191,6 @@ class Sender:
             await self._before_retry(call, failed, retries)
             if may_leave and can_move and self.replicas.has_other(replica):
                 raise _MovedError from failed
-            self.replicas.count(retries=1)
             retries += 1
 
     async def in_order(self, coroutines: AsyncGenerator[Coroutine[Any, Any, _Result], None], limit: int) -> AsyncGenerator[_Result, None]:
@@ -231,7 +229,7 @@ class Sender:
     async def _probe(self, replica: Replica) -> None:
         error: ServiceError | None = ServiceError(f"the probe of {replica.url} was stopped")
         try:
-            is_ready = await self.runtime.call(lambda: replica.transport.ready(_PROBE_TIMEOUT_S), replica.is_async)
+            is_ready = await self.runtime.call(replica.transport.ready, _PROBE_TIMEOUT_S, replica.is_async)
             error = None if is_ready else ServiceError(f"{replica.url} reports that it is not ready")
         except ServiceError as raised:
             error = raised

@@ -1,0 +1,176 @@
+"""`predict_iter` is lazy and bounded, and chunks keep their order."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from defensemble import AsyncClient, Client, FakeModel, FakeTransport, InputError, Outputs, RequestRefusedError
+from tests.support.facts import raises
+from tests.support.fakes import ensemble_answer, house
+from tests.support.tiny import CLASSES, SHAPE, images
+
+BATCH = images(64)
+EXPECTED = ensemble_answer(BATCH)["probabilities"]
+
+
+class Late(FakeTransport):
+    """Answers chunks in random order."""
+
+    def infer(self, *args: Any, **options: Any) -> Outputs:
+        time.sleep(float(np.random.default_rng().uniform(0, 0.003)))
+        return super().infer(*args, **options)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 64), st.integers(1, 9), st.integers(1, 8))
+def test_chunks_are_joined_in_order(count: int, parallel: int, largest: int) -> None:
+    transport = Late({"ensemble": FakeModel(ensemble_answer, SHAPE, class_names=CLASSES, max_batch_size=largest, platform="ensemble")})
+    prediction = Client("fake", transport=transport, max_parallel=parallel).predict(BATCH[:count])
+    np.testing.assert_array_equal(prediction.probabilities, EXPECTED[:count])
+    assert transport.calls["ensemble"] == 1 + -(-count // largest)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 64), st.integers(1, 8), st.integers(1, 5))
+def test_predictions_come_in_order_and_at_most_the_bound_is_pulled_ahead(count: int, batch_size: int, parallel: int) -> None:
+    pulled = 0
+
+    def pull() -> Iterator[np.ndarray[Any, Any]]:
+        nonlocal pulled
+        for image in BATCH[:count]:
+            pulled += 1
+            yield image
+
+    client = Client("fake", transport=Late(house()._models), max_parallel=parallel)
+    done = 0
+    for prediction in client.predict_iter(pull(), batch_size=batch_size):
+        np.testing.assert_array_equal(prediction.probabilities[0], EXPECTED[done])
+        done += 1
+        assert len(prediction) == 1
+        assert pulled - done <= parallel * batch_size
+    assert done == pulled == count
+
+
+def test_nothing_is_pulled_before_the_first_prediction_is_asked_for() -> None:
+    pulled: list[int] = []
+    predictions = Client("fake", transport=house()).predict_iter(pulled.append(n) or BATCH[n % 64] for n in itertools.count())  # type: ignore[func-returns-value]
+    assert pulled == []
+    next(predictions)
+    assert len(pulled) == 4 * 8
+    predictions.close()  # type: ignore[attr-defined]
+    assert len(pulled) == 4 * 8
+
+
+def test_an_invalid_image_is_named_by_its_position_after_the_predictions_before_it() -> None:
+    items: list[Any] = [*BATCH[:9], BATCH[0] + 1, *BATCH[:3]]
+    done = 0
+    with raises(InputError, "images[9]"):
+        for _ in Client("fake", transport=house()).predict_iter(items, batch_size=3):
+            done += 1
+    assert done == 9
+
+
+def test_what_is_no_iterable_of_images_is_rejected() -> None:
+    for wrong in (5, "photo.png", b"png"):
+        with raises(InputError, f"iterable | {type(wrong).__name__}"):
+            list(Client("fake", transport=house()).predict_iter(wrong))  # type: ignore[arg-type]
+    with raises(InputError, "batch_size | 0"):
+        list(Client("fake", transport=house()).predict_iter([], batch_size=0))
+
+
+def test_a_failure_ends_the_iteration_and_its_threads() -> None:
+    def answer(batch: np.ndarray[Any, Any]) -> Any:
+        if batch.max() >= 1:
+            raise RequestRefusedError("no")
+        return ensemble_answer(batch)
+
+    model = FakeModel(answer, SHAPE, class_names=CLASSES, max_batch_size=8, platform="ensemble")
+    client = Client("fake", transport=FakeTransport({"ensemble": model}))
+    with pytest.raises(RequestRefusedError):
+        list(client.predict_iter([*BATCH[:20], np.ones(SHAPE, np.float32), *BATCH]))
+    deadline = time.monotonic() + 5
+    while any(thread.name == "defensemble" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+
+
+def test_asynchronous_iterators_and_their_backpressure() -> None:
+    pulled = 0
+
+    async def pull() -> AsyncIterator[np.ndarray[Any, Any]]:
+        nonlocal pulled
+        for image in BATCH:
+            pulled += 1
+            await asyncio.sleep(0)
+            yield image
+
+    async def main() -> int:
+        done = 0
+        async with AsyncClient("fake", transport=house(), max_parallel=2) as client:
+            async for prediction in client.predict_iter(pull(), batch_size=5):
+                np.testing.assert_array_equal(prediction.probabilities[0], EXPECTED[done])
+                done += 1
+                assert pulled - done <= 2 * 5
+            async for _ in client.predict_iter(BATCH, batch_size=5):
+                break
+        return done
+
+    assert asyncio.run(main()) == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_memory_of_a_million_images_is_bounded(is_async: bool) -> None:
+    constant = ensemble_answer(BATCH)
+    model = FakeModel(
+        lambda batch: {name: value[: len(batch)] for name, value in constant.items()},
+        SHAPE,
+        class_names=CLASSES,
+        max_batch_size=64,
+        platform="ensemble",
+    )
+    transport = FakeTransport({"ensemble": model})
+    total = 1_000_000
+    pulled = done = 0
+
+    def pull() -> Iterator[np.ndarray[Any, Any]]:
+        nonlocal pulled
+        for _ in range(total):
+            pulled += 1
+            yield np.array(BATCH[0])
+
+    async def consume() -> None:
+        nonlocal done
+        async with AsyncClient("fake", transport=transport) as client:
+            async for _ in client.predict_iter(pull()):
+                done += 1
+                assert pulled - done <= 4 * 64
+
+    transport.requests = Forgetful()
+    tracemalloc.start()
+    try:
+        if is_async:
+            asyncio.run(consume())
+        else:
+            for _ in Client("fake", transport=transport).predict_iter(pull()):
+                done += 1
+                assert pulled - done <= 4 * 64
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert done == total
+    assert peak < 50 << 20
+
+
+class Forgetful(list[Any]):
+    def append(self, item: Any) -> None:
+        """Keep nothing."""

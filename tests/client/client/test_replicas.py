@@ -1,0 +1,178 @@
+"""Several servers behind one client: balancing, failover, ejection, and one server and version for all chunks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defensemble import (
+    Client,
+    ConnectionFailedError,
+    DeadlineExceededError,
+    FakeTransport,
+    InputError,
+    NotReadyError,
+    Outputs,
+    RetriesExhaustedError,
+    RetryPolicy,
+)
+from tests.support.facts import raises
+from tests.support.fakes import ensemble_answer
+from tests.support.flaky import FlakyTransport
+from tests.support.tiny import images
+
+AT_ONCE = RetryPolicy(initial_backoff_s=0)
+
+
+def down() -> ConnectionFailedError:
+    return ConnectionFailedError("connection refused")
+
+
+def pair(**options: Any) -> tuple[Client, FlakyTransport, FlakyTransport]:
+    first, second = FlakyTransport(url="fake://one"), FlakyTransport(url="fake://two")
+    return Client(["fake"], transport=[first, second], retry=AT_ONCE, **options), first, second
+
+
+def test_calls_alternate_between_idle_servers() -> None:
+    client, _, _ = pair()
+    urls = Counter(client.predict(images(1)).url for _ in range(10))
+    assert urls == {"fake://one": 5, "fake://two": 5}
+    assert client.urls == ("fake://one", "fake://two")
+    assert client.url == "fake://one, fake://two"
+
+
+def test_a_busy_server_gets_no_call_while_another_is_idle() -> None:
+    gate = threading.Event()
+
+    class Slow(FlakyTransport):
+        def infer(self, *args: Any, **options: Any) -> Outputs:
+            assert not options or gate.wait(5)  # look-ups have no options
+            return super().infer(*args, **options)
+
+    client = Client("fake", transport=[FlakyTransport(url="fake://fast"), Slow(url="fake://slow")], retry=AT_ONCE)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(client.predict, images(1)) for _ in range(2)]
+        deadline = time.monotonic() + 5
+        while sum(call.done() for call in calls) != 1 or client.health()[1].pending != 1:
+            assert time.monotonic() < deadline
+        assert {client.predict(images(1)).url for _ in range(10)} == {"fake://fast"}
+        gate.set()
+        assert {call.result(5).url for call in calls} == {"fake://fast", "fake://slow"}
+
+
+def test_a_call_moves_to_another_server_and_the_dead_one_is_left_out_until_it_is_back() -> None:
+    client, first, _ = pair()
+    for _ in range(4):
+        client.predict(images(1))
+    first.down = down
+    before = first.attempts
+    assert {client.predict(images(1)).url for _ in range(20)} == {"fake://two"}
+    assert first.attempts == before + 1, "later calls do not try it"
+    assert client.counters.ejections == 1
+    assert [(server.url, server.is_ejected) for server in client.health()] == [("fake://one", True), ("fake://two", False)]
+    first.down = None
+    deadline = time.monotonic() + 5
+    while client.predict(images(1)).url != "fake://one":
+        assert time.monotonic() < deadline
+
+
+def test_calls_wait_for_a_server_if_all_are_down() -> None:
+    client, first, second = pair()
+    client.predict(images(1)), client.predict(images(1))
+    first.down = second.down = down
+    timer = threading.Timer(0.3, lambda: setattr(second, "down", None))
+    timer.start()
+    started = time.monotonic()
+    assert client.predict(images(1), timeout_s=5).url == "fake://two"
+    assert time.monotonic() - started >= 0.2
+    timer.join()
+    second.down = down
+    with pytest.raises(DeadlineExceededError, match="connection refused"):
+        client.predict(images(1), timeout_s=0.3)
+
+
+def test_servers_that_were_never_reached_fail_soon() -> None:
+    client, first, second = pair()
+    first.down = second.down = down
+    with raises(RetriesExhaustedError, "2 servers | connection refused") as caught:
+        client.predict(images(1))
+    assert {attempt.url for attempt in caught.value.attempts} == {"fake://one", "fake://two"}
+    assert len(caught.value.attempts) == 2 + AT_ONCE.max_retries
+
+
+def test_an_overloaded_server_passes_its_call_on() -> None:
+    client, first, second = pair()
+    client.predict(images(1)), client.predict(images(1))
+    first.failures = [NotReadyError("queue is full")] * 3
+    assert [client.predict(images(1)).url for _ in range(6)] == ["fake://two"] * 6 or second.attempts > first.attempts
+    assert client.counters.ejections == 0
+
+
+def test_a_server_that_times_out_is_probed_and_left_out_while_it_hangs() -> None:
+    client, first, _ = pair()
+    client.predict(images(1)), client.predict(images(1))
+    hung = DeadlineExceededError("timed out")
+    first.down = lambda: hung
+    for _ in range(2):
+        try:
+            client.predict(images(1))
+        except DeadlineExceededError:
+            break
+    assert {client.predict(images(1)).url for _ in range(10)} == {"fake://two"}
+
+
+class ByChunk(FlakyTransport):
+    """Fails the third chunk of each call as if the server died."""
+
+    def infer(self, *args: Any, **options: Any) -> Outputs:
+        if options.get("request_id", "").endswith("/16"):
+            self.down = down
+        return super().infer(*args, **options)
+
+
+def test_all_chunks_come_from_one_server_even_if_one_dies_meanwhile() -> None:
+    dying, other = ByChunk(url="fake://dying"), FlakyTransport(url="fake://other")
+    client = Client("fake", transport=[other, dying], retry=AT_ONCE)
+    client.describe()
+    batch = images(30)
+    predictions = [client.predict(batch) for _ in range(3)]
+    assert {prediction.url for prediction in predictions} == {"fake://other"}
+    for prediction in predictions:
+        np.testing.assert_array_equal(prediction.probabilities, ensemble_answer(batch)["probabilities"])
+    assert dying.attempts > 1, "it was tried"
+
+
+class Versions(FlakyTransport):
+    """Replaces version 1 by version 2 in the middle of a call; both stay loaded."""
+
+    def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None, **options: Any) -> Outputs:
+        response = FakeTransport.infer(self, model, inputs, outputs, timeout_s, **options)
+        self.attempts += 1
+        response.model_version = str(version or (1 if self.attempts < 3 else 2))
+        return response
+
+
+def test_all_chunks_come_from_one_version() -> None:
+    transport = Versions()
+    client = Client("fake", transport=transport)
+    prediction = client.predict(images(32))
+    assert prediction.model_version == "2"
+    assert transport.attempts == 1 + 4 + 4
+    assert client.predict(images(32)).model_version == "2"
+
+
+def test_every_replica_answers_to_the_same_client_options() -> None:
+    with raises(InputError, "empty"):
+        Client([])
+    with raises(InputError, "empty"):
+        Client("fake", transport=[])
+    with raises(InputError, "transport | compression"):
+        Client("fake", transport=FlakyTransport(), compression="gzip")
+    with raises(InputError, "max_parallel | 0"):
+        Client("fake", transport=FlakyTransport(), max_parallel=0)
