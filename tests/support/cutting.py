@@ -203,7 +203,10 @@ def _run_edit(case: dict[str, Any], pipe_fd: int) -> None:
     warnings: list[str] = []
     outcome: dict[str, Any] = {"progress": progress, "warnings": warnings, "error": None}
     clients = [
-        [Client(url, transport=CountingTransport(HttpTransport(url, ConnectionOptions(admin_key=key)), case.get("wrong_output"))) for url, key in servers]
+        [
+            Client(url, transport=CountingTransport(HttpTransport(url, ConnectionOptions(admin_key=key)), case.get("wrong_output")))
+            for url, key in servers
+        ]
         for _, servers in case["targets"]
     ]
     replicas = [Replica(Path(folder), tuple(of)) for (folder, _), of in zip(case["targets"], clients, strict=True)]

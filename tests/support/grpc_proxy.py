@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +12,11 @@ import grpc  # type: ignore[import-untyped]
 
 
 class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """`calls` holds the method of each call, `statuses` the status of the next ones ("UNAVAILABLE"), `always` that of the others."""
+    """`calls` holds the method of each call, `infer_statuses` the status of the next inferences, such as "UNAVAILABLE"."""
 
     def __init__(self, target: str) -> None:
         self.calls: list[str] = []
-        self.statuses: deque[str | None] = deque()
-        self.always: str | None = None
-        self.trailers: Sequence[tuple[str, str]] = ()
+        self.infer_statuses: deque[str] = deque()
         self._channel = grpc.insecure_channel(target)
         self._server = grpc.server(ThreadPoolExecutor(32), handlers=[self])
         self.port: int = self._server.add_insecure_port("127.0.0.1:0")
@@ -28,11 +26,10 @@ class GrpcProxy(grpc.GenericRpcHandler):  # type: ignore[misc]
         method = handler_call_details.method
 
         def forward(request: bytes, context: grpc.ServicerContext) -> Any:
-            self.calls.append(method.rpartition("/")[2])
-            status = self.statuses.popleft() if self.statuses else self.always
-            if status is not None:
-                context.set_trailing_metadata(self.trailers)
-                context.abort(grpc.StatusCode[status], "the proxy's own words")
+            name = method.rpartition("/")[2]
+            self.calls.append(name)
+            if name == "ModelInfer" and self.infer_statuses:
+                context.abort(grpc.StatusCode[self.infer_statuses.popleft()], "from the proxy")
             try:
                 return self._channel.unary_unary(method)(request, timeout=30)
             except grpc.RpcError as error:

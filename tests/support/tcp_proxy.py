@@ -25,12 +25,13 @@ _CHUNK = 1 << 16
 class Fault:
     """What happens to a connection once `after` more bytes have gone in a direction. Only `slow` lasts; the others happen once."""
 
-    action: Literal["delay", "slow", "cut", "reset", "corrupt", "stall", "answer"]
+    action: Literal["delay", "slow", "cut", "reset", "corrupt", "substitute", "stall", "answer"]
     after: int = 0
     direction: Direction = "down"
     seconds: float = 0.0
     count: int = 0
     content: bytes = b""
+    old: bytes = b""
 
 
 def delay(seconds: float, after: int = 0, direction: Direction = "down") -> Fault:
@@ -61,6 +62,12 @@ def corrupt(after: int = 0, count: int = 1, direction: Direction = "down") -> Fa
 def replace(content: bytes, after: int = 0, direction: Direction = "down") -> Fault:
     """The bytes from `after` on are overwritten with `content`."""
     return Fault("corrupt", after, direction, count=len(content), content=content)
+
+
+def substitute(old: bytes, new: bytes) -> Fault:
+    """The next `old` of the response becomes `new`, which is as long."""
+    assert len(old) == len(new)
+    return Fault("substitute", content=new, old=old)
 
 
 def stall(after: int = 0, direction: Direction = "down") -> Fault:
@@ -109,6 +116,7 @@ class TcpProxy:
         self._random = random.Random(seed)
         self._server_port = port
         self._connections: set[asyncio.Task[None]] = set()
+        self._open: set[_Connection] = set()
         # A socket that is bound but does not listen keeps the port while the proxy refuses connections.
         self._placeholder = _bound(0)
         self.port: int = self._placeholder.getsockname()[1]
@@ -119,8 +127,10 @@ class TcpProxy:
         self._run(self._listen())
 
     def inject(self, *faults: Fault | None) -> None:
-        """Give these faults to the next exchanges, one each; None leaves one alone."""
+        """Give these faults to the next exchanges, one each; None leaves one alone. What a client sends after this begins an exchange."""
         self._faults.extend(faults)
+        for connection in list(self._open):  # gRPC may have acknowledged the last response
+            connection.direction = "down"
 
     @contextmanager
     def refusing(self) -> Iterator[None]:
@@ -171,11 +181,13 @@ class TcpProxy:
             except OSError:
                 return
             connection = _Connection(reader, writer, *server)
+            self._open.add(connection)
             down = asyncio.create_task(self._forward(connection, "down"))
             try:
                 with suppress(ConnectionError):  # the client has reset it, which ends it as well
                     await self._forward(connection, "up")
             finally:
+                self._open.discard(connection)
                 server[1].transport.abort()
                 down.cancel()
                 await asyncio.gather(down, return_exceptions=True)
@@ -225,6 +237,11 @@ class TcpProxy:
         fault = connection.fault
         if fault is None or fault.direction != direction:
             yield data
+            return
+        if fault.action == "substitute":
+            if fault.old in data:
+                connection.fault = None
+            yield data.replace(fault.old, fault.content, 1)
             return
         room = max(0, fault.after - connection.passed)
         start = max(0, connection.passed - fault.after)  # of the corrupted bytes, those that are done
