@@ -122,8 +122,8 @@ def decode_image(
             if preprocessing is None:
                 raise ImageSizeError(
                     f"{image.where} is {flat.width} x {flat.height} pixels (width x height); expected {size[1]} x {size[0]}, the model's "
-                    "input size, because the model does not state how its images are resized. Pass resize=\"crop\" (scale, then crop the "
-                    "centre) or resize=\"squash\" (scale height and width separately), whichever the network was trained with; on the "
+                    'input size, because the model does not state how its images are resized. Pass resize="crop" (scale, then crop the '
+                    'centre) or resize="squash" (scale height and width separately), whichever the network was trained with; on the '
                     "command line, --resize crop or --resize squash."
                 )
             flat = preprocessing.fit(flat, size[1], size[0])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "uint8")
+_UINT8 = np.dtype(np.uint8)
 _PICTURE = "a PIL image, a path, or the bytes of an image file"
 _SMALL_BYTES = 64 << 20  # less is not compared with the free memory, whose size takes 0.2 ms to read
 
@@ -90,8 +91,11 @@ def image_from_input(
                 f"{name} must be one image of shape ({', '.join(layout[1:])}), got an array of shape {image.shape}: an array of several "
                 "images yields them when it is iterated, as in predict_iter(array), and predict(array) takes it as a whole"
             )
-        return _images_from_array(image[np.newaxis], info, layout, dtype, name)[0]
-    return _images_from_pictures([_encoded_picture(image, name, layout, dtype)], info, resize)[0]
+        images = _images_from_array(image[np.newaxis], info, layout, dtype, name, is_single=True)
+    else:
+        images = _images_from_pictures([_encoded_picture(image, name, layout, dtype)], info, resize)
+    only: NDArray[np.float32] = images[0]
+    return only
 
 
 def _check_options(layout: object, dtype: object) -> None:
@@ -107,40 +111,43 @@ def _check_no_resize(resize: object) -> None:
         )
 
 
-def _images_from_array(images: NDArray[Any], info: ModelInfo, layout: str, dtype: str, name: str) -> NDArray[np.float32]:
+def _images_from_array(
+    images: NDArray[Any], info: ModelInfo, layout: str, dtype: str, name: str, is_single: bool = False
+) -> NDArray[np.float32]:
     if isinstance(images, np.ma.MaskedArray):
         raise InputError(image_problem(images, name))
-    if images.dtype == object:
+    if images.dtype.hasobject:
         raise InputError(
             f"{name} must be an array of numbers, got an object array of shape {images.shape}: pass numpy.stack(list({name})) if it holds "
             f"arrays, or list({name}) if it holds pictures"
         )
-    if (images.dtype == np.uint8) != (dtype == "uint8"):
+    if (images.dtype == _UINT8) != (dtype == "uint8"):
         fix = 'pass dtype="uint8", which divides by 255'
         if dtype == "uint8":
             fix = f'omit dtype="uint8" if the values are in [0, 1], or pass {name}.astype(numpy.uint8) if they are 0 to 255'
         raise InputError(f"{name} must be {dtype}, got {images.dtype}: {fix}")
-    _check_shape(images.shape, info, layout, name)
+    _check_shape(images.shape, info, layout, name, is_single)
     plain = np.asarray(images)  # without the subclass, if it is one
     channels_first = plain if layout == "NCHW" else plain.transpose(0, 3, 1, 2)
     if dtype == "uint8":
         if 4 * plain.size > _SMALL_BYTES:
             with input_errors():
                 check_memory(f"{name} as float32", 4 * plain.size, option=None)
-        return np.divide(channels_first, np.float32(255), order="C", dtype=np.float32)
+        scaled: NDArray[np.float32] = np.divide(channels_first, np.float32(255), order="C", dtype=np.float32)
+        return scaled
     problem = image_problem(channels_first, name)
     if problem is not None:
         raise InputError(problem)
     return channels_first
 
 
-def _check_shape(shape: tuple[int, ...], info: ModelInfo, layout: str, name: str) -> None:
+def _check_shape(shape: tuple[int, ...], info: ModelInfo, layout: str, name: str, is_single: bool) -> None:
     if _matches(shape, info, layout):
         if shape[0] == 0:
             raise InputError(f"{name} must hold at least one image, got an empty array of shape {shape}")
         return
     sizes = dict(zip("CHW", info.image_shape, strict=True))
-    expected = ", ".join(str(sizes[axis]) if sizes[axis] > 0 else axis for axis in layout[1:])
+    axes = [str(sizes[axis]) if sizes.get(axis, 0) > 0 else axis for axis in layout[is_single:]]
     other = LAYOUTS[1 - LAYOUTS.index(layout)]
     fix = ""
     if _matches(shape, info, other):
@@ -149,14 +156,18 @@ def _check_shape(shape: tuple[int, ...], info: ModelInfo, layout: str, name: str
         fix = f": pass {name}[numpy.newaxis] for one image"
     elif _matches((1, *shape), info, other):
         fix = f': pass {name}[numpy.newaxis] and layout="{other}" for one image'
-    raise InputError(f'{name} must have the shape (N, {expected}) for model {info.name!r} with layout="{layout}", got {shape}{fix}')
+    raise InputError(
+        f'{name} must have the shape ({", ".join(axes)}) for model {info.name!r} with layout="{layout}", got {shape[is_single:]}{fix}'
+    )
 
 
 def _matches(shape: tuple[int, ...], info: ModelInfo, layout: str) -> bool:
     if len(shape) != 4:
         return False
-    got = dict(zip(layout, shape, strict=True))
-    return all(got[axis] == size if size > 0 else got[axis] > 0 for axis, size in zip("CHW", info.image_shape, strict=True))
+    got = shape[1:] if layout == "NCHW" else (shape[3], *shape[1:3])
+    return got == info.image_shape or all(
+        size == expected if expected > 0 else size > 0 for size, expected in zip(got, info.image_shape, strict=True)
+    )
 
 
 def _encoded_picture(picture: object, name: str, layout: str, dtype: str) -> EncodedImage:
@@ -176,7 +187,10 @@ def _read_later(picture: object, name: str) -> EncodedImage:
     pillow = sys.modules.get("PIL.Image")  # there is no PIL image where Pillow was not imported
     if pillow is not None and isinstance(picture, pillow.Image):
         return EncodedImage(name, picture)
-    raise InputError(f"{name} must be {_PICTURE}, or a numpy array; got {_name_of_type(picture)}{_fix(picture, name)}")
+    raise InputError(
+        f"{name} must be a numpy array, a picture ({_PICTURE}), or a list of pictures in predict; got {_name_of_type(picture)}"
+        f"{_fix(picture, name)}"
+    )
 
 
 def _name_of_type(value: object) -> str:
@@ -188,7 +202,7 @@ def _fix(value: object, name: str) -> str:
     if isinstance(value, np.ndarray):  # in a list, since an array is no picture
         return f" of shape {value.shape} in a list: pass numpy.stack(images), one array of shape (N, C, H, W)"
     if type(value).__module__.partition(".")[0] == "torch":
-        return f": pass {name}.detach().cpu().numpy(), of shape (N, C, H, W)"
+        return f": pass {name}.detach().cpu().numpy()"
     if isinstance(value, (bytearray, memoryview)):
         return f": pass bytes({name})"
     if hasattr(value, "read"):
@@ -221,8 +235,8 @@ def _images_from_pictures(pictures: Sequence[EncodedImage], info: ModelInfo, res
             images = np.empty((len(pictures), *image.shape), np.float32)
         elif image.shape != images.shape[1:]:
             raise InputError(
-                f"{pictures[number].where} has the shape {image.shape}, others have {images.shape[1:]}; expected one size in a call, because "
-                f"model {info.name!r} takes any size: resize them, or send those of one size at a time"
+                f"{pictures[number].where} has the shape {image.shape}, others have {images.shape[1:]}; expected one size per call: "
+                f"model {info.name!r} takes any size, so that pictures keep theirs. Resize them, or send those of one size at a time."
             )
         images[number] = image
     if counts.damaged or images is None:

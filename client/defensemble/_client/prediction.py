@@ -32,7 +32,7 @@ def entropy(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
 
 def top_indices(probabilities: NDArray[np.floating[Any]], count: int) -> NDArray[np.intp]:
-    """Return the indices of the `count` most probable classes in order, (N, count), or (N, K) if there are fewer; the first of equals first."""
+    """Return the indices of the `count` most probable classes in order, (N, count); all K if there are fewer."""
     best: NDArray[np.intp] = np.argsort(-probabilities, axis=1, kind="stable")[:, :count]
     return best
 
@@ -174,10 +174,10 @@ class Prediction:
     def to_dict(self, top: int = 5) -> dict[str, Any]:
         """Return the prediction as values that `json.dumps` accepts.
 
-        The keys are `model`, `model_version`, `request_id`, `latency_s`, `url` and `images`. `images` has an object for each image: `label`,
-        `index` and `probability` of the most probable class, `entropy`, `top`, a list of objects with `label`, `index` and `probability`,
-        and, if they were received, `mutual_information` (a number) and `member_probabilities` (a list for each member). Without
-        probabilities, it has only what was received.
+        The keys are `model`, `model_version`, `request_id`, `latency_s`, `url` and `images`. `images` has an object for each image:
+        `label`, `index` and `probability` of the most probable class, `top` (a list of such triples, as objects), `entropy`, and, if they
+        were received, `mutual_information` (a number) and `member_probabilities` (a list for each member). Without probabilities, it has
+        only what was received.
 
         Args:
             top: Number of classes in `top`; all if the model has fewer.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import queue
 import re
 import socket
 import ssl
@@ -21,6 +22,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,8 @@ class GrpcChannel(ABC):
         else:
             self._channel = grpc.insecure_channel(address.netloc, _OPTIONS, compression)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._under_way: set[Any] = set()
+        self._under_way = 0
+        self._changed = threading.Condition()
         self._is_asked = False
         self._keeps_calls = True
         self.server: Any = None
@@ -111,26 +114,10 @@ class GrpcChannel(ABC):
         """Ask for the server's version again with the next call: another one may have started."""
         self.server, self._keeps_calls, self._is_asked = None, True, False
 
-    def wait_blocking(self, deadline: float) -> None:
-        """Wait for the calls that must not be cut off."""
-        for call in self._calls_to_keep():
-            with suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError):
-                call.exception(max(deadline - time.monotonic(), 0))
-
-    def _calls_to_keep(self) -> list[Any]:
-        return list(self._under_way) if self._keeps_calls else []
-
-    def _start(self, method: str, request: Any, timeout_s: float | None, metadata: Metadata, finish: Callable[[Any], object]) -> Any:
-        """Start a call and return its future. Another thread calls `finish` with it at its end."""
-        call = getattr(self._stub, method).future(request, timeout=timeout_s, metadata=metadata)
-        self._under_way.add(call)
-
-        def forget(call: Any) -> None:
-            self._under_way.discard(call)
-            finish(call)
-
-        call.add_done_callback(forget)  # which also keeps the call, and this channel, from the garbage collector, which cancels calls
-        return call
+    def wait_for_calls(self, deadline: float) -> None:
+        """Block until no call is under way that must not be cut off, or until the deadline."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._under_way == 0 or not self._keeps_calls, max(deadline - time.monotonic(), 0))
 
     def _check(self, timeout_s: float) -> None:
         """Check that a call can begin, and ask for the server's version if this is the first one."""
@@ -147,20 +134,63 @@ class GrpcChannel(ABC):
             self.server = call.result()
             self._keeps_calls = crashes_on_close(self.server.name, self.server.version)
 
+    def _start(self, method: str, request: Any, timeout_s: float | None, metadata: Metadata, finish: Callable[[Any], object]) -> Any:
+        """Start a call and return its future. Another thread calls `finish` with it at its end."""
+        call = getattr(self._stub, method).future(request, timeout=timeout_s, metadata=metadata)
+        self._count(1)
+
+        def end(call: Any) -> None:
+            self._count(-1)
+            finish(call)
+
+        call.add_done_callback(end)  # which also keeps the call, and this channel, from the garbage collector, which cancels calls
+        return call
+
+    def _count(self, change: int) -> None:
+        with self._changed:
+            self._under_way += change
+            if not self._under_way:
+                self._changed.notify_all()
+
 
 class BlockingChannel(GrpcChannel):
     """A channel whose calls block the thread and never suspend."""
 
+    def __init__(self, address: Address, options: ConnectionOptions) -> None:
+        super().__init__(address, options)
+        self._idle: list[_Worker] = []  # its append and pop are atomic
+        weakref.finalize(self, _stop, self._idle)
+
     async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
         self._check(timeout_s)
+        call = partial(getattr(self._stub, method), request, metadata=metadata)
         if not self._keeps_calls:
-            return getattr(self._stub, method)(request, timeout=timeout_s, metadata=metadata)
-        finished = threading.Lock()  # 30 us faster than the future's own wait, whose condition two threads contend for
+            return call(timeout=timeout_s)
+        responses: list[Any] = []
+        errors: list[BaseException] = []
+        finished = threading.Lock()
         finished.acquire()
-        call = self._start(method, request, None, metadata, lambda _: finished.release())
+
+        def run() -> None:
+            try:
+                responses.append(call())
+            except BaseException as error:  # raised in the thread of the caller
+                errors.append(error)
+            finally:
+                self._count(-1)
+                finished.release()
+
+        self._count(1)
+        try:
+            worker = self._idle.pop()
+        except IndexError:
+            worker = _Worker(self._idle)
+        worker.jobs.put(run)
         if not finished.acquire(timeout=timeout_s):
             raise TimeoutError
-        return call.result()
+        if errors:
+            raise errors[0]
+        return responses[0]
 
     async def connect(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -171,8 +201,9 @@ class BlockingChannel(GrpcChannel):
 
     async def close(self) -> None:
         self.is_closed = True
-        self.wait_blocking(time.monotonic() + _CLOSE_WAIT_S)
+        self.wait_for_calls(time.monotonic() + _CLOSE_WAIT_S)
         self._channel.close()
+        _stop(self._idle)
 
 
 class AsyncioChannel(GrpcChannel):
@@ -204,14 +235,34 @@ class AsyncioChannel(GrpcChannel):
 
     async def close(self) -> None:
         self.is_closed = True
-        loop = asyncio.get_running_loop()
-        waiting = []
-        for call in self._calls_to_keep():
-            waiting.append(is_over := loop.create_future())
-            call.add_done_callback(lambda _, is_over=is_over: _wake(loop, is_over))
-        if waiting:
-            await asyncio.wait(waiting, timeout=_CLOSE_WAIT_S)
+        if self._keeps_calls and self._under_way:
+            await asyncio.to_thread(self.wait_for_calls, time.monotonic() + _CLOSE_WAIT_S)
         self._channel.close()
+
+
+class _Worker(threading.Thread):
+    """A thread that makes calls, one after the other, which those who wait for them may leave behind.
+
+    Against a call in one's own thread, this takes 80 us more; a future takes 200 more, since gRPC starts a thread for each that is the only
+    one.
+    """
+
+    def __init__(self, idle: list[_Worker]) -> None:
+        super().__init__(name="defensemble-grpc", daemon=True)
+        self.jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle = idle
+        self.start()
+
+    def run(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            job()
+            self._idle.append(self)
+            del job  # it holds the channel, whose end stops idle threads
+
+
+def _stop(idle: list[_Worker]) -> None:
+    while idle:
+        idle.pop().jobs.put(None)
 
 
 def crashes_on_close(name: str, version: str) -> bool:
@@ -247,4 +298,4 @@ def _wait_at_exit() -> None:
     deadline = time.monotonic() + _CLOSE_WAIT_S
     with suppress(KeyboardInterrupt):  # a second Ctrl-C ends the wait
         for channel in channels:
-            channel.wait_blocking(deadline)
+            channel.wait_for_calls(deadline)

@@ -256,7 +256,7 @@ class AsyncGrpcTransport(AsyncTransport):
             if self._channel.is_closed:  # its calls are cancelled, and gRPC raises ValueError for new ones
                 raise _permanent(f"{context}: this transport is closed") from error
             if not isinstance(error, grpc.RpcError):
-                raise InputError(f"{context}: gRPC refuses the headers ({error}); expected names in lower case and ASCII values") from error
+                raise
             code = error.code().name
             if code == "UNIMPLEMENTED" and feature:
                 self._missing.add(feature)
@@ -298,7 +298,7 @@ class AsyncGrpcTransport(AsyncTransport):
         return response is None or response.name != "triton"
 
     async def _try_call(self, method: str, request: Any, deadline: float, metadata: Metadata = ()) -> tuple[str, Any]:
-        """Return the status code, empty without one, and the response, None after an error. Callers use it on the way to raising another error."""
+        """Return the status code, empty without one, and the response, None after an error. Used on the way to raising another error."""
         try:
             return "OK", await self._channel.invoke(method, request, max(deadline - time.monotonic(), 0.001), metadata)
         except grpc.RpcError as error:

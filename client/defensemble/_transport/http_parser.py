@@ -129,11 +129,13 @@ class ResponseReader:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
             raise (error.__context__ or error) from None  # KeyboardInterrupt, for example
+        except httptools.HttpParserUpgrade:
+            self.is_reusable = False  # status 101
         except httptools.HttpParserError as error:
-            if not self._status:
-                raise ProtocolError(f"{error}; the response starts with {bytes(data[:40])!r} (is this the gRPC port?)") from error
             if not self.is_complete:
-                raise ProtocolError(str(error)) from error
+                start = "" if self._status else f"; the response starts with {bytes(data[:40])!r}"
+                hint = "" if start == "" or data[:5] == b"HTTP/" else " (is this the gRPC port?)"
+                raise ProtocolError(f"{error}{start}{hint}") from error
             self.is_reusable = False  # there is more than the response
         if is_head and self._status:
             self._check_head()
@@ -168,8 +170,6 @@ class ResponseReader:
         elif length is not None:
             self._length = int(length)  # the parser accepts one number of at most 64 bits only
             _check_length(self._length)
-        elif self.is_reusable:
-            raise ProtocolError("the response has neither Content-Length nor chunks")
         else:
             self._ends_with_connection = True  # a proxy responds like this for a server that it cannot reach
 

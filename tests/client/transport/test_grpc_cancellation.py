@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import signal
 import subprocess
 import sys
@@ -196,7 +197,8 @@ def test_closing_waits_two_seconds_at_most(kind: str) -> None:
 
 
 ABANDON = """
-import asyncio, sys, threading, time
+import asyncio, atexit, sys, threading
+atexit.register(print, "after the wait", file=sys.stderr, flush=True)
 import numpy as np
 from defensemble import GrpcTransport, OutputRequest
 from defensemble._transport.grpc_transport import AsyncGrpcTransport
@@ -214,7 +216,7 @@ thread = threading.Thread(target=blocking.infer, args=call, daemon=True)
 thread.start()
 while not blocking.live(5):
     pass
-print("at the end", time.monotonic(), flush=True)
+print("at the end", flush=True)
 """
 
 
@@ -228,8 +230,10 @@ def test_the_end_of_an_event_loop_and_of_the_interpreter_wait_for_calls() -> Non
         )
         server.wait_for(2, server.requests)
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("at the end")
-        threading.Timer(0.3, server.release.set).start()
+        assert process.stdout.readline() == "at the end\n"
+        assert select.select([process.stderr], [], [], 0.3)[0] == [], "it waits"
+        server.release.set()
         _, errors = process.communicate(timeout=20)
-        assert (process.returncode, errors) == (0, "")
+        assert (process.returncode, errors) == (0, "after the wait\n")
+        server.wait_for(2, server.endings)
         assert server.endings == [True, True]
