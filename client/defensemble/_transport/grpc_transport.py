@@ -22,6 +22,7 @@ from .._exceptions import (
     InputError,
     NotReadyError,
     RequestRefusedError,
+    ServerFailedError,
     ServiceError,
 )
 from .address import address_from_url
@@ -260,7 +261,7 @@ class AsyncGrpcTransport(AsyncTransport):
                 "this process, or use http://"
             )
         try:
-            return await self._channel.invoke(method, request, timeout_s, self._admin_metadata if is_admin else headers)
+            response = await self._channel.invoke(method, request, timeout_s, self._admin_metadata if is_admin else headers)
         except TimeoutError as error:
             raise service_error(DeadlineExceededError, context, "timed out") from error
         except (grpc.RpcError, ValueError) as error:
@@ -275,6 +276,9 @@ class AsyncGrpcTransport(AsyncTransport):
             details = redact_key(error.details() or "", self._admin_key)
             hints = _UNIMPLEMENTED if code == "UNIMPLEMENTED" else hints_for_admins(self._admin_key) if is_admin else NO_HINTS
             raise error_from_grpc(code, details, context, lambda: unreachable, hints) from error
+        if response is None:  # the status is OK, but the message was lost on the way
+            raise service_error(ServerFailedError, context, "the response has no message")
+        return response
 
     async def _repository_call(self, method: str, request: Any, timeout_s: float, action: str, model: str = "") -> Any:
         """Call the repository API, and find out what the code UNAVAILABLE means.
