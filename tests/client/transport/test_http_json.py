@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from defensemble import InputError, ModelNotFoundError, OutputRequest, RequestRefusedError, ServerFailedError, ServiceError
+from defensemble import (
+    ConnectionFailedError,
+    InputError,
+    ModelNotFoundError,
+    OutputRequest,
+    RequestRefusedError,
+    ServerFailedError,
+    ServiceError,
+)
 from defensemble._transport.base import BINARY_TENSORS, STATISTICS, ConnectionOptions
 from defensemble._transport.tensor_codec import array_from_json
 from tests.support.facts import raises
@@ -244,6 +252,17 @@ def test_triton_reads_and_sends_every_form(triton: Server, connect: Connect, com
     np.testing.assert_array_equal(as_json["logits"], binary["logits"])
     assert as_json.model_version == "1"
     transport.close()
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip"])
+def test_an_error_with_a_page_that_cannot_be_read_keeps_its_status(connect: Connect, encoding: str) -> None:
+    response = http(b"\x8b not to be read", "502 Bad Gateway", f"Content-Encoding: {encoding}\r\n")
+    with scripted(responding(lambda *_: response)) as server:
+        transport = connect(server.url)
+        with raises(ConnectionFailedError, "HTTP 502") as caught:
+            transport.server_metadata(5)
+        assert caught.value.is_retryable
+        transport.close()
 
 
 NUMBERS = {"FP32": "f4", "FP64": "f8", "INT32": "i4", "UINT8": "u1", "INT64": "i8", "UINT64": "u8"}
