@@ -1,4 +1,8 @@
-"""The gRPC transport: the protocol's stubs from tritonclient on a channel that threads, or tasks, share."""
+"""The gRPC transports: the protocol's stubs from tritonclient on a channel that threads, or tasks, share.
+
+Medians of one call at batch 1, 5 x 1,000 in random order on 2 busy cores: the bare stub 754 us, this transport 801, tritonclient's own
+client, which has no deadline by default, 818, and this transport 879 where calls must not be cut off (`grpc_channel.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from .._exceptions import (
     InputError,
     NotReadyError,
     RequestRefusedError,
+    ServerFailedError,
     ServiceError,
 )
 from .address import address_from_url
@@ -57,6 +62,9 @@ from .grpc_messages import arrays_from_response, infer_request
 
 _PROBE_TIMEOUT_S = 1.0  # for finding out why a connection failed
 _ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton adds the prefix to the header that it is configured with
+_UNIMPLEMENTED: Mapping[type[ServiceError], str] = {
+    RequestRefusedError: "The server does not support this call, an extension of the KServe protocol, or its compression."
+}
 # How servers refuse tensors in a form that they do not know: Python servers answer an exception of their own with the last two.
 _REFUSALS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "INTERNAL", "UNKNOWN")
 
@@ -253,7 +261,7 @@ class AsyncGrpcTransport(AsyncTransport):
                 "this process, or use http://"
             )
         try:
-            return await self._channel.invoke(method, request, timeout_s, self._admin_metadata if is_admin else headers)
+            response = await self._channel.invoke(method, request, timeout_s, self._admin_metadata if is_admin else headers)
         except TimeoutError as error:
             raise service_error(DeadlineExceededError, context, "timed out") from error
         except (grpc.RpcError, ValueError) as error:
@@ -262,12 +270,15 @@ class AsyncGrpcTransport(AsyncTransport):
             if not isinstance(error, grpc.RpcError):
                 raise
             code = error.code().name
-            if code == "UNIMPLEMENTED" and feature:
-                self._missing.add(feature)
+            if code == "UNIMPLEMENTED":
+                self._missing |= {feature} - {""}
             unreachable = await self._unreachable(context, deadline) if code == "UNAVAILABLE" else None
             details = redact_key(error.details() or "", self._admin_key)
-            hints = hints_for_admins(self._admin_key) if is_admin else NO_HINTS
+            hints = _UNIMPLEMENTED if code == "UNIMPLEMENTED" else hints_for_admins(self._admin_key) if is_admin else NO_HINTS
             raise error_from_grpc(code, details, context, lambda: unreachable, hints) from error
+        if response is None:  # the status is OK, but the message was lost on the way
+            raise service_error(ServerFailedError, context, "the response has no message")
+        return response
 
     async def _repository_call(self, method: str, request: Any, timeout_s: float, action: str, model: str = "") -> Any:
         """Call the repository API, and find out what the code UNAVAILABLE means.

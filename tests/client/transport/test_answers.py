@@ -14,6 +14,7 @@ from defensemble import (
     InputError,
     ModelMetadata,
     OutputRequest,
+    Outputs,
     RequestRefusedError,
     ServerFailedError,
     TensorMetadata,
@@ -100,8 +101,8 @@ def test_describe_rejects_an_invalid_configuration(config: dict[str, Any]) -> No
 @pytest.mark.parametrize("text", [b"", b"1.0", b"1.0:x:a", b"1.0:3:a", b"1.0:-1:a"])
 def test_describe_rejects_invalid_class_names(text: bytes) -> None:
     class Odd(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
-            return {outputs[0].name: np.array([[text]], dtype=object)}
+        def infer(self, model: str, inputs: Any, outputs: Any, *args: Any, **options: Any) -> Any:
+            return Outputs({outputs[0].name: np.array([[text]], dtype=object)})
 
     with raises(ServerFailedError, "class names | 'ensemble'"):
         client_of(Odd({"ensemble": ensemble()})).describe()
