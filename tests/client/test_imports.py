@@ -50,11 +50,13 @@ def test_the_http_transport_needs_no_grpc() -> None:
 
 def test_public_names_are_pinned_and_exist() -> None:
     assert defensemble.__all__ == [
-        *("Client", "ClientClosedError", "ConnectionFailedError", "DeadlineExceededError", "DefensembleError", "FakeModel"),
+        *("AsyncClient", "AsyncGrpcTransport", "AsyncHttpTransport", "AsyncTransport", "Attempt", "Client", "ClientClosedError"),
+        *("ConnectionFailedError", "ConnectionOptions", "Counters", "DeadlineExceededError", "DefensembleError", "FakeModel"),
         *("FakeTransport", "ForbiddenError", "GrpcTransport", "HttpTransport", "InputError", "MissingExtraError", "ModelInfo"),
         *("ModelMetadata", "ModelNotFoundError", "ModelState", "ModelStatistics", "NotReadyError", "OutputNotRequestedError"),
-        *("OutputRequest", "Prediction", "Rate", "RequestRefusedError", "ServerFailedError", "ServerMetadata", "ServiceError"),
-        *("TensorMetadata", "Transport", "__version__", "rate", "wilson"),
+        *("OutputRequest", "Outputs", "Prediction", "Rate", "RequestRefusedError", "RetriesExhaustedError", "RetryPolicy"),
+        *("ServerFailedError", "ServerHealth", "ServerMetadata", "ServiceError", "TensorMetadata", "TlsFiles", "Transport"),
+        *("__version__", "rate", "wilson"),
     ]
     for module in (defensemble, defensemble.probes):
         for name in module.__all__:

@@ -229,7 +229,7 @@ class Client(ClientBase):
         return run_blocking(self._calls.statistics())
 
     def health(self) -> list[ServerHealth]:
-        """Return how each server is. A server that does not respond is no error: its entry says so."""
+        """Return how each server is. A server that does not respond is no error: its entry has the reason."""
         return run_blocking(self._calls.health())
 
     def wait_ready(self, deadline_s: float = 60.0, model: str | None = None) -> None:

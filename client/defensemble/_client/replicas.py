@@ -57,7 +57,7 @@ class Replica:
     """
 
     def __init__(self, transport: Transport | AsyncTransport, is_async: bool) -> None:
-        # Either protocol: whoever calls a method also looks at is_async.
+        # Either protocol: callers of a method also look at is_async.
         self.transport: Any = transport
         self.is_async = is_async
         self.info_by_name: dict[str, ModelInfo] = {}

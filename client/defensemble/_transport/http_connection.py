@@ -157,9 +157,11 @@ class _Connection:
         reader = ResponseReader(self._scratch)
         while not reader.is_complete:
             reader.received(await _retry(self._waits, self._socket, self._socket.recv_into, reader.buffer(), READABLE, deadline))
+        response = reader.response()
         # What TLS has decrypted and nobody asked for would be read as the next response.
         has_more = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
-        return reader.response(), reader.is_reusable and not has_more
+        # After an error of its own, a server may close the connection a moment later without having announced it, as uvicorn does.
+        return response, reader.is_reusable and not has_more and response.status < 500
 
 
 async def open_socket(waits: SocketWaits, address: Address, context: ssl.SSLContext | None, deadline: float) -> socket.socket:

@@ -51,7 +51,7 @@ from .http_documents import (
     parse_statistics,
 )
 from .http_parser import HttpResponse, ProtocolError
-from .http_tensors import binary_request, json_request, outputs_from_response
+from .http_tensors import binary_request, fits_json, json_request, outputs_from_response
 from .socket_waits import BlockingWaits, SocketWaits
 
 _Body = Sequence[bytes | memoryview]
@@ -138,7 +138,7 @@ class AsyncHttpTransport(AsyncTransport):
             response = await send(json_request(inputs, outputs, request_id))
         else:
             response = await send(binary_request(inputs, outputs, request_id))
-            if response.status in _REFUSALS_OF_BINARY and not self._reads_binary:
+            if response.status in _REFUSALS_OF_BINARY and not self._reads_binary and fits_json(inputs):
                 # Every server reads JSON: what it refuses there, or cannot find, it did not refuse for the tensors' form.
                 second = await send(json_request(inputs, outputs, request_id))
                 if second.status == 200:

@@ -73,7 +73,7 @@ def array_from_json(datatype: str, shape: tuple[int, ...], data: object, context
     if isinstance(data, list) and min(shape, default=0) >= 0:
         with contextlib.suppress(ValueError, OverflowError):  # numpy raises these for rows of different lengths and too large numbers
             values = np.array(data, dtype=object if datatype == "BYTES" else None)
-            if values.size == math.prod(shape) and (values.ndim == 1 or values.shape == shape):
+            if values.size == math.prod(shape) and (values.ndim == 1 or values.shape == shape or not values.size):
                 converted = _convert(values.reshape(shape), datatype)
                 if converted is not None:
                     return converted

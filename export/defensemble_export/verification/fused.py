@@ -20,7 +20,7 @@ from .images import RANDOM_ONLY, RealImages
 
 Array = np.ndarray[Any, Any]
 _FUSED = "the fused graph"
-_COMPARISON = Comparison(_FUSED, "the ensemble", "it is not used")
+_COMPARISON = Comparison(_FUSED, "the ensemble", f"it is not used: {FUSING_ALTERNATIVE}")
 # Largest difference of a value, in units of max(1, largest |value|): both compute the same and differ only in ONNX Runtime's rounding.
 FUSED_TOLERANCE = 1e-6
 

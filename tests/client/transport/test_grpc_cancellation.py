@@ -19,6 +19,8 @@ import pytest
 from defensemble import ConnectionFailedError, DeadlineExceededError, GrpcTransport, OutputRequest
 from defensemble._transport.grpc_channel import crashes_on_close
 from defensemble._transport.grpc_transport import AsyncGrpcTransport
+from defensemble_server import Server
+from tests.support import tiny
 from tests.support.grpc_servers import NEW, OLD, ObservingServer, observing
 
 IMAGES = {"images": np.zeros((2, 1, 4, 4), np.float32)}
@@ -196,6 +198,22 @@ def test_closing_waits_two_seconds_at_most(kind: str) -> None:
         assert 1.5 < time.monotonic() - started < 3
 
 
+def test_triton_answers_calls_whose_transport_closes(triton: Server) -> None:
+    images = tiny.images(4, seed=3)
+
+    async def close_at_once() -> list[Any]:
+        transport = AsyncGrpcTransport(triton.grpc_url)
+        tasks = [asyncio.create_task(transport.infer("alpha", {"images": images}, [OutputRequest("logits")], 10)) for _ in range(20)]
+        await asyncio.sleep(0)  # now each task has begun its call
+        await transport.close()
+        return await asyncio.gather(*tasks)
+
+    for _ in range(5):
+        for outputs in asyncio.run(close_at_once()):
+            np.testing.assert_allclose(outputs["logits"], tiny.logits(1, images), rtol=1e-5)
+            assert outputs.model_version == "1"
+
+
 ABANDON = """
 import asyncio, atexit, sys, threading
 atexit.register(print, "after the wait", file=sys.stderr, flush=True)
@@ -230,6 +248,7 @@ def test_the_end_of_an_event_loop_and_of_the_interpreter_wait_for_calls() -> Non
         )
         server.wait_for(2, server.requests)
         assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline() == "at the end\n"
         assert select.select([process.stderr], [], [], 0.3)[0] == [], "it waits"
         server.release.set()

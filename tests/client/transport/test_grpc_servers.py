@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,13 +19,22 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from tritonclient.grpc import service_pb2
 
-from defensemble import ConnectionFailedError, GrpcTransport, InputError, OutputRequest, RequestRefusedError, ServerFailedError
+from defensemble import (
+    ConnectionFailedError,
+    DeadlineExceededError,
+    GrpcTransport,
+    InputError,
+    OutputRequest,
+    RequestRefusedError,
+    ServerFailedError,
+)
 from defensemble._transport.base import BINARY_TENSORS, CLASSIFICATION, ConnectionOptions, ModelStatistics, TlsFiles
 from defensemble._transport.grpc_messages import arrays_from_response
 from defensemble._transport.grpc_transport import AsyncGrpcTransport
 from tests.support.certificates import make_certificate
-from tests.support.facts import raises
+from tests.support.facts import assert_facts, raises
 from tests.support.grpc_servers import NEW, OLD, observing, one_output
+from tests.support.scripted import cut_off, free_port, scripted
 
 IMAGES = {"images": np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4)}
 OUTPUTS = [OutputRequest("y")]
@@ -36,8 +48,9 @@ def transport_to(url: str, options: ConnectionOptions | None = None) -> Iterator
     transport.close()
 
 
-def infer(transport: GrpcTransport, **more: Any) -> Any:
-    return transport.infer("m", IMAGES, OUTPUTS, 10, **more)
+def infer(transport: Any, **more: Any) -> Any:
+    outcome = transport.infer("m", IMAGES, OUTPUTS, 10, **more)
+    return asyncio.run(outcome) if asyncio.iscoroutine(outcome) else outcome
 
 
 def test_an_inference_carries_its_id_and_headers_and_returns_the_version() -> None:
@@ -153,7 +166,11 @@ def test_models_come_from_the_index_where_there_are_no_statistics() -> None:
         with pytest.raises(RequestRefusedError):
             transport.model_config("a", 5)
         assert transport.missing_features == {"statistics", "model configuration"}
-    with observing(name="other") as server, transport_to(server.url) as transport, raises(RequestRefusedError, "UNIMPLEMENTED | models"):
+    with (
+        observing(name="other") as server,
+        transport_to(server.url) as transport,
+        raises(RequestRefusedError, "UNIMPLEMENTED | models | extension"),
+    ):
         transport.models(5)
 
 
@@ -181,12 +198,15 @@ def test_tls_and_mutual_tls(pem: Path) -> None:
     for credentials, files, facts in cases:
         with observing(credentials=credentials) as server:
             url = server.url.replace("grpc", "grpcs")
-            with transport_to(url, ConnectionOptions(tls=files)) as transport:
-                if not facts:
-                    assert infer(transport)["y"].shape == (2, 2)
-                    continue
-                with raises(ConnectionFailedError, f"{url} | {facts}"):
-                    infer(transport)
+            with transport_to(url, ConnectionOptions(tls=files)) as blocking:
+                awaiting = AsyncGrpcTransport(url, ConnectionOptions(tls=files))
+                for transport in (blocking, awaiting):
+                    if not facts:
+                        assert infer(transport)["y"].shape == (2, 2)
+                        continue
+                    with raises(ConnectionFailedError, f"{url} | {facts}"):
+                        infer(transport)
+                asyncio.run(awaiting.close())
 
 
 def test_unusable_options_are_refused_before_any_connection(pem: Path) -> None:
@@ -247,6 +267,48 @@ def test_200_tasks_and_24_threads_share_a_transport(version: str) -> None:
         if thread.name == "defensemble-grpc":
             thread.join(5)
             assert not thread.is_alive(), "closing ends the transport's own threads"
+
+
+def test_an_abandoned_transport_leaves_no_thread() -> None:
+    with observing() as server:
+        transport = GrpcTransport(server.url)
+        infer(transport)
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "defensemble-grpc")
+        del transport
+        gc.collect()
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_a_server_that_is_missing_or_silent_does_not_block_the_event_loop() -> None:
+    async def longest_pause_s(transport: AsyncGrpcTransport) -> tuple[float, BaseException | None]:
+        call = asyncio.create_task(transport.live(0.3))
+        longest, last = 0.0, time.monotonic()
+        while not call.done():
+            await asyncio.sleep(0.005)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        return longest, call.exception()
+
+    def say_nothing(connection: socket.socket, received: bytes) -> None:
+        over.wait(10)
+        cut_off(connection, received)
+
+    transports = []
+    over = threading.Event()
+    with scripted(cut_off) as cutting, scripted(say_nothing) as silent:
+        for port, kind, facts in (
+            (free_port(), ConnectionFailedError, "connection refused"),
+            (cutting.port, ConnectionFailedError, "closed the connection"),
+            (silent.port, DeadlineExceededError, "timed out"),
+        ):
+            transports.append(transport := AsyncGrpcTransport(f"grpc://127.0.0.1:{port}"))
+            pause_s, error = asyncio.run(longest_pause_s(transport))
+            assert type(error) is kind
+            assert_facts(str(error), f"{transport.url} | {facts}")
+            assert pause_s < 0.2
+        over.set()  # which ends the call that closing waits for
+        for transport in transports:
+            asyncio.run(transport.close())
 
 
 def _call_repeatedly(answers: dict[int, list[int]], number: int, call: Callable[[int], int]) -> None:
