@@ -157,7 +157,7 @@ def test_an_invalid_response_is_rejected(contents: list[bytes], facts: str) -> N
         infer(transport)
 
 
-def test_versions_that_are_not_numbers_are_rejected() -> None:
+def test_versions_of_statistics_that_are_not_numbers_are_rejected() -> None:
     def statistics(request: Any, context: Any) -> Any:
         return service_pb2.ModelStatisticsResponse(model_stats=[service_pb2.ModelStatistics(name="m", version="x")])
 
@@ -166,8 +166,8 @@ def test_versions_that_are_not_numbers_are_rejected() -> None:
 
     with serving(statistics) as (_, transport), pytest.raises(ServerFailedError, match="models"):
         transport.models(5)
-    with serving(index) as (_, transport), pytest.raises(ServerFailedError, match="repository index"):
-        transport.repository_index(5)
+    with serving(index) as (_, transport):
+        assert transport.repository_index(5)[0].version is None, "MLServer's versions may be any text"
 
 
 def test_a_missing_server_is_one_plain_sentence() -> None:
@@ -213,7 +213,7 @@ def test_a_late_server_is_reached_within_a_second() -> None:
     while not live and time.monotonic() < deadline:
         try:
             live = transport.live(1)
-        except ConnectionFailedError:
+        except (ConnectionFailedError, NotReadyError):  # the second if the server begins to listen before the failure is examined
             time.sleep(0.05)
     transport.close()
     server.stop(0).wait(5)

@@ -429,3 +429,22 @@ def test_https_checks_the_certificate(tmp_path: Path, connect: Connect) -> None:
         with raises(ConnectionFailedError, f"{url} | certificate is not trusted | tls=TlsFiles") as caught:
             infer(connect(url))
         assert not caught.value.is_retryable
+
+
+def test_https_shows_the_certificate_of_the_client(tmp_path: Path, connect: Connect) -> None:
+    for name in ("server", "client"):
+        make_certificate(tmp_path, name)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    context.load_verify_locations(tmp_path / "client.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    with scripted(sends(response_with(VALUES)), context) as server:
+        url = f"https://127.0.0.1:{server.port}"
+        known = connect(url, ConnectionOptions(tls=TlsFiles(tmp_path / "server.pem", tmp_path / "client.pem", tmp_path / "client.key")))
+        for _ in range(2):
+            np.testing.assert_array_equal(infer(known, images=np.zeros((64, 3, 32, 32), np.float32)), VALUES)
+        known.close()
+        unknown = connect(url, ConnectionOptions(tls=TlsFiles(tmp_path / "server.pem")))
+        with raises(ConnectionFailedError, "certificate required") as caught:
+            infer(unknown)
+        assert not caught.value.is_retryable
