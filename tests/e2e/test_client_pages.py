@@ -21,7 +21,7 @@ from tests.support.tls_proxy import tls_proxy
 
 # Facts that the blocks of a page print, separated by ` | `.
 PRINTED = {
-    "pictures.md": "['circle']\n['circle']\n['circle', 'square']\nphotos/a.png: circle ( | ['circle', 'square', 'square', 'circle', 'triangle'",
+    "pictures.md": "['circle']\n['circle']\n['circle', 'square']\nphotos/a.png: circle ( | ['circle', 'square', 'square', 'circle'",
     "asyncio.md": "saw a circle",
     "several-servers.md": "http://127.0.0.1 | http://localhost | 0 retries | in use | triton 2.",
     "test-your-code.md": "",
