@@ -216,6 +216,11 @@ def test_the_command_reference_has_every_verb() -> None:
     assert_facts(text, "--repository | DEFENSEMBLE_REPOSITORY")
 
 
+def test_the_page_on_notebooks_shows_a_prediction() -> None:
+    assert hooks.PREDICTION_MARKER in (DOCS / "how-to/notebooks.md").read_text()
+    assert_facts(hooks.example_prediction(), "cat | 94.0% | 1 of 2 agree")
+
+
 def test_links_out_of_the_site_become_text() -> None:
     page = DOCS / "how-to/train.md"
     assert hooks.without_outer_links("[the zoo](../../zoo/README.md#use) [x](../tested.md)", page) == "the zoo [x](../tested.md)"
