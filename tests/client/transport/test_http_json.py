@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from defensemble import InputError, ModelNotFoundError, OutputRequest, RequestRefusedError, ServerFailedError, ServiceError
+from defensemble import InputError, ModelNotFoundError, NotReadyError, OutputRequest, RequestRefusedError, ServerFailedError, ServiceError
 from defensemble._transport.base import BINARY_TENSORS, STATISTICS, ConnectionOptions
 from defensemble._transport.tensor_codec import array_from_json
 from tests.support.facts import raises
@@ -94,7 +94,7 @@ def test_a_refusal_with_json_is_the_true_one(connect: Connect) -> None:
         transport.close()
     with scripted(responding(json_only("500 Traceback", "503 Busy"))) as server:
         transport = connect(server.url)
-        with raises(ServerFailedError, "HTTP 500 | 'traceback'"):
+        with raises(NotReadyError, "HTTP 503 | 'two channels'"):
             transport.infer("m", {"images": np.zeros((1, 2, 4, 4), np.float32)}, OUTPUTS, 5)
         transport.close()
 
