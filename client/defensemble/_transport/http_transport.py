@@ -329,15 +329,25 @@ def _decompressed(response: HttpResponse) -> HttpResponse:
     encoding = response.headers.get(b"content-encoding", b"identity").lower()
     if encoding == b"identity" or not response.body:
         return response
+    try:
+        body = _inflate(response.body, encoding)
+    except ProtocolError:
+        if response.status == 200:
+            raise
+        body = b""  # the status of an error matters more than a page that nobody can read
+    return HttpResponse(response.status, response.headers, memoryview(body))
+
+
+def _inflate(content: memoryview, encoding: bytes) -> bytes:
     if encoding not in (b"gzip", b"x-gzip"):
         raise ProtocolError(f"unknown content encoding {encoding[:40]!r}; expected gzip")
     decompressor = zlib.decompressobj(wbits=31)
     try:
-        body = decompressor.decompress(response.body, _MAX_INFLATED_BYTES)
+        inflated = decompressor.decompress(content, _MAX_INFLATED_BYTES)
     except zlib.error as error:
         raise ProtocolError(f"its gzip content is corrupt ({error})") from error
     if decompressor.unconsumed_tail:
         raise ProtocolError(f"a response of more than {_MAX_INFLATED_BYTES} bytes when decompressed")
     if not decompressor.eof or decompressor.unused_data:
         raise ProtocolError("its gzip content is cut, or has more after its end")
-    return HttpResponse(response.status, response.headers, memoryview(body))
+    return inflated
