@@ -80,6 +80,7 @@ class HttpPool:
         is_reusable = False
         try:
             response, is_reusable = await connection.exchange(parts, deadline)
+            is_reusable = is_reusable and response.status != 500  # after which uvicorn, of KServe and MLServer, closes the connection
         finally:
             if is_reusable:
                 self._idle.append(connection)

@@ -139,14 +139,12 @@ class AsyncHttpTransport(AsyncTransport):
         else:
             response = await send(binary_request(inputs, outputs, request_id))
             if response.status in _REFUSALS_OF_BINARY and not self._reads_binary and fits_json(inputs):
-                # Every server reads JSON: what it refuses there, or cannot find, it did not refuse for the tensors' form.
-                second = await send(json_request(inputs, outputs, request_id))
-                if second.status == 200:
-                    values = outputs_from_response(second, outputs, request_id, context)
+                # Every server reads JSON: what it refuses there, it did not refuse for the tensors' form.
+                response = await send(json_request(inputs, outputs, request_id))
+                if response.status == 200:
+                    values = outputs_from_response(response, outputs, request_id, context)
                     self._missing_features |= {BINARY_TENSORS}
                     return values
-                if second.status in (400, 404):
-                    response = second
             elif response.status == 200:
                 self._reads_binary = True
         self._check(response, context)

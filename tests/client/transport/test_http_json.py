@@ -16,6 +16,7 @@ from defensemble import (
     ConnectionFailedError,
     InputError,
     ModelNotFoundError,
+    NotReadyError,
     OutputRequest,
     RequestRefusedError,
     ServerFailedError,
@@ -106,7 +107,7 @@ def test_a_refusal_with_json_is_the_true_one(connect: Connect) -> None:
         transport.close()
     with scripted(responding(json_only("500 Traceback", "503 Busy"))) as server:
         transport = connect(server.url)
-        with raises(ServerFailedError, "HTTP 500 | 'traceback'"):
+        with raises(NotReadyError, "HTTP 503 | 'two channels'"):
             transport.infer("m", {"images": np.zeros((1, 2, 4, 4), np.float32)}, OUTPUTS, 5)
         transport.close()
 

@@ -107,6 +107,21 @@ def test_a_request_follows_the_protocol(connect: Connect) -> None:
     np.testing.assert_array_equal(np.frombuffer(body[size:], np.float32).reshape(IMAGES.shape), IMAGES[:, :, ::-1])
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b'{"error": "ValueError: a defect"}', b'Traceback (most recent call last):\n  File "a.py", line 1, in f\nValueError: a defect\n'],
+)
+def test_no_request_follows_an_exception_of_the_server(connect: Connect, body: bytes) -> None:
+    # uvicorn, in which KServe and MLServer run, closes the connection soon after such a response.
+    with scripted(sends(http(body, "500 Internal Server Error"))) as server:
+        transport = connect(server.url)
+        for _ in range(2):
+            with pytest.raises(ServerFailedError, match="'ValueError: a defect'"):
+                transport.server_metadata(5)
+        assert server.connections == 2
+        transport.close()
+
+
 def test_connections_are_kept_and_not_shared_between_threads(connect: Connect) -> None:
     with scripted(sends(response_with(VALUES))) as server:
         transport = connect(server.url)
