@@ -24,6 +24,7 @@ import numpy as np
 
 from defensemble import Client
 from defensemble._exceptions import ConnectionFailedError, ServerFailedError
+from defensemble._transport.base import ConnectionOptions
 from defensemble._transport.http_transport import HttpTransport
 from defensemble.ensembles import Applied, EditFailedError, Ensembles, Replica, server_models
 from defensemble_repository import transaction
@@ -161,7 +162,7 @@ def _fault_function(case: dict[str, Any], fault: str) -> Callable[[str, str], No
         deadline = time.monotonic() + 30
         while True:
             try:
-                HttpTransport(url, admin_key=key).repository_index(5)
+                HttpTransport(url, ConnectionOptions(admin_key=key)).repository_index(5)
                 return
             except ConnectionFailedError:
                 if time.monotonic() > deadline:
@@ -202,7 +203,10 @@ def _run_edit(case: dict[str, Any], pipe_fd: int) -> None:
     warnings: list[str] = []
     outcome: dict[str, Any] = {"progress": progress, "warnings": warnings, "error": None}
     clients = [
-        [Client(url, transport=CountingTransport(HttpTransport(url, admin_key=key), case.get("wrong_output"))) for url, key in servers]
+        [
+            Client(url, transport=CountingTransport(HttpTransport(url, ConnectionOptions(admin_key=key)), case.get("wrong_output")))
+            for url, key in servers
+        ]
         for _, servers in case["targets"]
     ]
     replicas = [Replica(Path(folder), tuple(of)) for (folder, _), of in zip(case["targets"], clients, strict=True)]

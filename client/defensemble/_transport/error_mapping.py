@@ -7,6 +7,8 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import MappingProxyType
 from urllib.parse import urljoin, urlsplit
@@ -72,6 +74,7 @@ _BY_HTTP_STATUS: dict[int, type[ServiceError]] = {
     503: NotReadyError,
     504: DeadlineExceededError,
 }
+_RETRYABLE_HTTP_STATUSES = frozenset({429, 502, 503, 504})
 
 
 def call_context(url: str, action: str, model: str = "") -> str:
@@ -158,7 +161,23 @@ def error_from_http(
             reason += f" ({name.decode()}: {headers[name.lower()].decode('latin-1'):.{_MAX_HEADER_CHARACTERS}})"
     if status in _HINTS_BY_HTTP_STATUS:
         hints = {kind: _HINTS_BY_HTTP_STATUS[status]}
-    return service_error(kind, context, reason, hints)
+    error = service_error(kind, context, reason, hints)
+    error.is_retryable = status in _RETRYABLE_HTTP_STATUSES
+    error.retry_after_s = _seconds_from_retry_after(headers.get(b"retry-after", b"").decode("latin-1").strip())
+    return error
+
+
+def _seconds_from_retry_after(text: str) -> float | None:
+    """Return the seconds of a `Retry-After` header, which is a number of them or a date; None if it is neither."""
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if date.tzinfo is None:  # "-0000": UTC, from an unknown zone
+        date = date.replace(tzinfo=timezone.utc)
+    return max((date - datetime.now(timezone.utc)).total_seconds(), 0.0)
 
 
 def error_from_redirect(status: int, location: str | None, context: str, url: str) -> ServiceError:
@@ -205,14 +224,18 @@ def error_from_connect(error: OSError, url: str, *, kind: type[ServiceError] | N
     if kind is None:
         kind = DeadlineExceededError if isinstance(error, TimeoutError) else ConnectionFailedError
     if isinstance(error, ssl.SSLCertVerificationError):
-        return kind(
+        translated = kind(
             f"cannot connect to {url}: the server's certificate is not trusted ({error.verify_message}). Install its certificate authority "
-            "on this machine, or pass transport=HttpTransport(url, context=...) or GrpcTransport(url, credentials=...) to Client."
+            "on this machine, or pass tls=TlsFiles(ca_file) to Client."
         )
-    return kind(
-        f"cannot connect to {url}: {_connect_reason(error)}; is the server running? Start one with 'defensemble serve' or check the host "
-        "and port."
-    )
+    else:
+        translated = kind(
+            f"cannot connect to {url}: {_connect_reason(error)}; is the server running? Start one with 'defensemble serve' or check the "
+            "host and port."
+        )
+    if _is_permanent(error):
+        translated.is_retryable = False
+    return translated
 
 
 def _connect_reason(error: OSError) -> str:
@@ -232,7 +255,15 @@ def error_from_os(error: OSError, context: str) -> ServiceError:
     if isinstance(error, TimeoutError):
         return service_error(DeadlineExceededError, context, "timed out")
     detail = error.strerror or str(error)
-    return service_error(ConnectionFailedError, context, f"connection lost ({detail[:1].lower()}{detail[1:]})")
+    lost = service_error(ConnectionFailedError, context, f"connection lost ({detail[:1].lower()}{detail[1:]})")
+    if _is_permanent(error):
+        lost.is_retryable = False
+    return lost
+
+
+def _is_permanent(error: OSError) -> bool:
+    # TLS that fails by a rule fails again: an untrusted certificate, on either side, or a port without TLS. A cut connection may not.
+    return isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError)
 
 
 @contextmanager

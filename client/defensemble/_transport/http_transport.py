@@ -1,23 +1,21 @@
-"""The HTTP transport, with tensors as bytes (the binary extension of the KServe v2 protocol)."""
+"""The HTTP transports, for Triton and other servers of the KServe v2 protocol."""
 
 from __future__ import annotations
 
-import html
-import json
-import math
-import re
-import ssl
+import time
+import zlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
-
-import numpy as np
 
 from .._exceptions import InputError, ServerFailedError, ServiceError
 from .address import address_from_url
 from .base import (
+    BINARY_TENSORS,
     NO_HEADERS,
+    STATISTICS,
+    AsyncTransport,
+    ConnectionOptions,
     Inputs,
     ModelMetadata,
     ModelState,
@@ -25,11 +23,11 @@ from .base import (
     OutputRequest,
     Outputs,
     ServerMetadata,
-    TensorMetadata,
-    Transport,
     check_admin_key,
+    check_compression,
     format_version,
 )
+from .blocking import BlockingTransport
 from .error_mapping import (
     NO_HINTS,
     call_context,
@@ -39,55 +37,85 @@ from .error_mapping import (
     error_from_redirect,
     hints_for_admins,
     model_control_disabled,
-    protocol_errors,
     redact_key,
     service_error,
 )
-from .http_connection import ConnectError, HttpPool, HttpResponse, ProtocolError
-from .tensor_codec import array_from_wire
+from .error_pages import error_text, is_html
+from .http_connection import ConnectError, HttpPool
+from .http_documents import (
+    parse_index,
+    parse_json_object,
+    parse_model_metadata,
+    parse_model_names,
+    parse_server_metadata,
+    parse_statistics,
+)
+from .http_parser import HttpResponse, ProtocolError
+from .http_tensors import binary_request, json_request, outputs_from_response
+from .socket_waits import BlockingWaits, SocketWaits
 
-_HIDDEN_HTML = re.compile(r"<(script|style)\b.*?(?:</\1\s*>|\Z)|<!--.*?-->|<[^>]*>", re.DOTALL | re.IGNORECASE)
-_MAX_ERROR_BYTES = 1 << 16
-_MAX_ERROR_CHARACTERS = 4000  # a rejected load comes with a reason for each version
-_MAX_PAGE_CHARACTERS = 4096  # the pattern above takes up to quadratic time
-_MAX_PAGE_TEXT = 200
+_Body = Sequence[bytes | memoryview]
+
+_MAX_INFLATED_BYTES = 1 << 28  # outputs are small: a few compressed bytes must not fill the memory
 _NOT_TRITON_HINT = "Is this the HTTP port of a Triton server (8000 by default), and does a proxy forward its /v2 paths?"
+# For binary tensors, MLServer responds with 422 or 500, also where another reason is the true one; the others are in the protocol's spirit.
+_REFUSALS_OF_BINARY = (400, 415, 422, 500, 501)
+_REFUSALS_OF_API = (400, 404, 405, 501)
 
 
-class HttpTransport(Transport):
-    """Call a Triton server over HTTP (`http://`, or `https://` to a TLS proxy in front of it). Threads and forked children may share it.
+class AsyncHttpTransport(AsyncTransport):
+    """Call a server over HTTP from an event loop (`http://`, or `https://` to a TLS proxy in front of Triton).
+
+    It may be used from several event loops, one after the other, and from forked children.
 
     Args:
         url: The server's URL.
-        context: The TLS context for `https://`; by default, the system's root certificates are trusted.
-        admin_key: Sent only with calls of the repository API and for configurations.
+        options: The admin key, the files for TLS, and the compression.
 
     Raises:
-        InputError: The URL is not the URL of an HTTP server, or the key is malformed.
+        InputError: The URL is not the URL of an HTTP server, or an option is invalid.
 
     Example:
-        >>> client = Client("http://localhost:8000", transport=HttpTransport("http://localhost:8000"))
+        >>> transport = AsyncHttpTransport("http://localhost:8000")
+        >>> await transport.models(timeout_s=5)
     """
 
-    def __init__(self, url: str, *, context: ssl.SSLContext | None = None, admin_key: str | None = None) -> None:
+    def __init__(self, url: str, options: ConnectionOptions | None = None) -> None:
+        from .asyncio_waits import AsyncioWaits  # asyncio takes 80 ms to import, which blocking callers need not pay
+
+        self._connect(url, options or ConnectionOptions(), AsyncioWaits())
+
+    def _connect(self, url: str, options: ConnectionOptions, waits: SocketWaits) -> None:
         address = address_from_url(url)
         if address.scheme not in ("http", "https"):
             raise InputError(
                 f"HttpTransport expects http:// or https://, got {url!r:.120}: use GrpcTransport, or Client, which chooses by the URL"
             )
         self._url = address.url
-        self._admin_key = check_admin_key(admin_key)
-        self._admin_headers = "" if admin_key is None else f"x-admin-key: {admin_key}\r\n"
-        self._pool = HttpPool(address, (context or ssl.create_default_context()) if address.scheme == "https" else None)
+        self._admin_key = check_admin_key(options.admin_key)
+        self._admin_headers = "" if self._admin_key is None else f"x-admin-key: {self._admin_key}\r\n"
+        self._compression = check_compression(options.compression)
+        context = None
+        if address.scheme == "https":
+            from .tls import ssl_context_from_files
+
+            context = ssl_context_from_files(options.tls)
+        self._pool = HttpPool(address, context, waits)
+        self._missing_features: frozenset[str] = frozenset()
+        self._reads_binary = False  # whether the server was seen to do so
 
     def __repr__(self) -> str:
-        return f"HttpTransport({self._url!r})"
+        return f"{type(self).__name__}({self._url!r})"
 
     @property
     def url(self) -> str:
         return self._url
 
-    def infer(
+    @property
+    def missing_features(self) -> frozenset[str]:
+        return self._missing_features
+
+    async def infer(
         self,
         model: str,
         inputs: Inputs,
@@ -98,125 +126,147 @@ class HttpTransport(Transport):
         request_id: str = "",
         headers: Mapping[str, str] = NO_HEADERS,
     ) -> Outputs:
-        contents = [np.ascontiguousarray(array).data.cast("B") for array in inputs.values()]
-        head = _encode_head(tuple((name, array.shape) for name, array in inputs.items()), tuple(outputs))
-        headers = f"Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {len(head)}\r\n"
+        deadline = time.monotonic() + timeout_s
         context = call_context(self._url, "run model", model)
-        response = self._call("POST", f"{_path(model, version)}/infer", context, timeout_s, headers, [head, *contents])
-        return _arrays_from_response(response, context)
+        target = f"{_path(model, version)}/infer"
+        more_headers = _header_lines(headers) if headers else ""
 
-    def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
+        async def send(request: tuple[str, list[bytes | memoryview]]) -> HttpResponse:
+            return await self._exchange("POST", target, context, deadline, more_headers + request[0], request[1])
+
+        if BINARY_TENSORS in self._missing_features:
+            response = await send(json_request(inputs, outputs, request_id))
+        else:
+            response = await send(binary_request(inputs, outputs, request_id))
+            if response.status in _REFUSALS_OF_BINARY and not self._reads_binary:
+                # Every server reads JSON: what it refuses there, or cannot find, it did not refuse for the tensors' form.
+                second = await send(json_request(inputs, outputs, request_id))
+                if second.status == 200:
+                    values = outputs_from_response(second, outputs, request_id, context)
+                    self._missing_features |= {BINARY_TENSORS}
+                    return values
+                if second.status in (400, 404):
+                    response = second
+            elif response.status == 200:
+                self._reads_binary = True
+        self._check(response, context)
+        return outputs_from_response(response, outputs, request_id, context)
+
+    async def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
         context = call_context(self._url, "read the metadata of model", model)
-        document = self._get_json(_path(model), context, timeout_s)
-        with protocol_errors(context):
-            inputs, outputs = (tuple(map(_parse_tensor, document.get(key, []))) for key in ("inputs", "outputs"))
-            return ModelMetadata(_check_string(document["name"]), _check_string(document.get("platform", "")), inputs, outputs)
+        return parse_model_metadata(await self._get(_path(model), context, timeout_s), context)
 
-    def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
+    async def model_config(self, model: str, timeout_s: float, version: int | None = None) -> dict[str, Any]:
         context = call_context(self._url, "read the configuration of model", model)
-        return _parse_json_object(self._admin_call("GET", f"{_path(model, version)}/config", context, timeout_s), context)
+        response = await self._admin_exchange("GET", f"{_path(model, version)}/config", context, time.monotonic() + timeout_s)
+        return parse_json_object(bytes(response.body), context)
 
-    def repository_index(self, timeout_s: float) -> list[ModelState]:
-        context = call_context(self._url, "read the repository index")
-        document = _parse_json(self._admin_call("POST", "/v2/repository/index", context, timeout_s, [b"{}"]), context)
-        with protocol_errors(context):
-            if not isinstance(document, list):
-                raise TypeError(f"expected a list, got {document!r:.100}")
-            return [
-                ModelState(
-                    _check_string(entry["name"]),
-                    _check_integer(entry["version"]) if entry.get("version") else None,
-                    _check_string(entry.get("state", "")),
-                    _check_string(entry.get("reason", "")),
-                )
-                for entry in document
-            ]
-
-    def load_model(self, model: str, timeout_s: float) -> None:
-        self._load_or_unload("load", model, timeout_s)
-
-    def unload_model(self, model: str, timeout_s: float) -> None:
-        self._load_or_unload("unload", model, timeout_s)
-
-    def statistics(self, timeout_s: float) -> list[ModelStatistics]:
+    async def models(self, timeout_s: float) -> list[str]:
+        deadline = time.monotonic() + timeout_s
         context = call_context(self._url, "list the models")
-        document = self._get_json("/v2/models/stats", context, timeout_s)
-        with protocol_errors(context):
-            return [
-                ModelStatistics(
-                    _check_string(entry["name"]),
-                    _check_integer(entry["version"]),
-                    sum(_check_integer(entry["inference_stats"][outcome]["count"]) for outcome in ("success", "fail")),
-                    _check_integer(entry["execution_count"]),
-                    _check_integer(entry["last_inference"]),
-                )
-                for entry in document["model_stats"]
-            ]
+        response: HttpResponse | None = None
+        if STATISTICS not in self._missing_features:
+            response = await self._exchange("GET", "/v2/models/stats", context, deadline)
+            if response.status not in _REFUSALS_OF_API:
+                self._check(response, context)
+                return sorted({entry.name for entry in parse_statistics(bytes(response.body), context)})
+        names = await self._models_without_statistics(context, deadline, response)
+        self._missing_features |= {STATISTICS}
+        return sorted(set(names))
 
-    def server_metadata(self, timeout_s: float) -> ServerMetadata:
+    async def repository_index(self, timeout_s: float) -> list[ModelState]:
+        context = call_context(self._url, "read the repository index")
+        response = await self._admin_exchange("POST", "/v2/repository/index", context, time.monotonic() + timeout_s, [b"{}"])
+        return parse_index(bytes(response.body), context)
+
+    async def load_model(self, model: str, timeout_s: float) -> None:
+        await self._load_or_unload("load", model, timeout_s)
+
+    async def unload_model(self, model: str, timeout_s: float) -> None:
+        await self._load_or_unload("unload", model, timeout_s)
+
+    async def statistics(self, timeout_s: float) -> list[ModelStatistics]:
+        context = call_context(self._url, "read the statistics")
+        return parse_statistics(await self._get("/v2/models/stats", context, timeout_s), context)
+
+    async def server_metadata(self, timeout_s: float) -> ServerMetadata:
         context = call_context(self._url, "read the server metadata")
-        document = self._get_json("/v2", context, timeout_s)
-        with protocol_errors(context):
-            return ServerMetadata(_check_string(document["name"]), _check_string(document["version"]))
+        return parse_server_metadata(await self._get("/v2", context, timeout_s), context)
 
-    def live(self, timeout_s: float) -> bool:
-        return self._health("live", timeout_s)
+    async def live(self, timeout_s: float) -> bool:
+        return await self._health("live", timeout_s)
 
-    def ready(self, timeout_s: float) -> bool:
-        return self._health("ready", timeout_s)
+    async def ready(self, timeout_s: float) -> bool:
+        return await self._health("ready", timeout_s)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._pool.close()
 
-    def _health(self, kind: str, timeout_s: float) -> bool:
+    async def _health(self, kind: str, timeout_s: float) -> bool:
         context = call_context(self._url, "check the health")
-        response = self._exchange("GET", f"/v2/health/{kind}", context, timeout_s)
+        response = await self._exchange("GET", f"/v2/health/{kind}", context, time.monotonic() + timeout_s)
         if response.status not in (400, 503):  # 400 means "not healthy" from Triton, 503 from newer versions
             self._check(response, context)
         return response.status == 200
 
-    def _get_json(self, target: str, context: str, timeout_s: float) -> dict[str, Any]:
-        response = self._call("GET", target, context, timeout_s)
-        return _parse_json_object(bytes(response.body), context)
+    async def _get(self, target: str, context: str, timeout_s: float) -> bytes:
+        response = await self._exchange("GET", target, context, time.monotonic() + timeout_s)
+        self._check(response, context)
+        return bytes(response.body)
 
-    def _load_or_unload(self, verb: str, model: str, timeout_s: float) -> None:
+    async def _models_without_statistics(self, context: str, deadline: float, refusal: HttpResponse | None) -> list[str]:
+        """Return the names of the loaded models from the index or, of KServe's own server, from its list.
+
+        Args:
+            context: The failed call, for the message of an error.
+            deadline: The deadline.
+            refusal: The response to the request for statistics, which is reported if there is neither.
+        """
+        response = await self._exchange("POST", "/v2/repository/index", context, deadline, self._admin_headers, [b"{}"])
+        if response.status == 200:
+            return [entry.name for entry in parse_index(bytes(response.body), context) if entry.state == "READY"]
+        response = await self._exchange("GET", "/v2/models", context, deadline)
+        if response.status == 200:
+            return parse_model_names(bytes(response.body), context)
+        raise self._error(refusal or response, context)
+
+    async def _load_or_unload(self, verb: str, model: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
         context = call_context(self._url, f"{verb} model", model)
-        response = self._exchange(
-            "POST", f"/v2/repository/models/{quote(model, safe='')}/{verb}", context, timeout_s, self._admin_headers, [b"{}"]
-        )
-        if response.status == 503 and self._index_is_open(timeout_s):
-            raise model_control_disabled(context, f"HTTP 503, {_error_text(response, self._admin_key)!r}")
+        target = f"/v2/repository/models/{quote(model, safe='')}/{verb}"
+        response = await self._exchange("POST", target, context, deadline, self._admin_headers, [b"{}"])
+        if response.status == 503 and await self._index_is_open(deadline):
+            raise model_control_disabled(context, f"HTTP 503, {error_text(response, self._admin_key)!r}")
         self._check(response, context, hints_for_admins(self._admin_key))
 
-    def _index_is_open(self, timeout_s: float) -> bool:
+    async def _index_is_open(self, deadline: float) -> bool:
         # A server without explicit model control serves its index; one that is shutting down responds with 503 to that, too.
         try:
-            self.repository_index(timeout_s)
+            await self.repository_index(deadline - time.monotonic())
         except ServiceError:
             return False  # not swallowed: the caller raises the error that led here
         return True
 
-    def _admin_call(self, method: str, target: str, context: str, timeout_s: float, body: Sequence[bytes] = ()) -> bytes:
-        response = self._exchange(method, target, context, timeout_s, self._admin_headers, body)
+    async def _admin_exchange(self, method: str, target: str, context: str, deadline: float, body: _Body = ()) -> HttpResponse:
+        response = await self._exchange(method, target, context, deadline, self._admin_headers, body)
         self._check(response, context, hints_for_admins(self._admin_key))
-        return bytes(response.body)
+        return response
 
     def _check(self, response: HttpResponse, context: str, hints: Mapping[type[ServiceError], str] = NO_HINTS) -> None:
         if response.status != 200:
-            raise error_from_http(response.status, _error_text(response, self._admin_key), context, hints, response.headers)
+            raise self._error(response, context, hints)
 
-    def _call(
-        self, method: str, target: str, context: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
-    ) -> HttpResponse:
-        response = self._exchange(method, target, context, timeout_s, headers, body)
-        self._check(response, context)
-        return response
+    def _error(self, response: HttpResponse, context: str, hints: Mapping[type[ServiceError], str] = NO_HINTS) -> ServiceError:
+        return error_from_http(response.status, error_text(response, self._admin_key), context, hints, response.headers)
 
-    def _exchange(
-        self, method: str, target: str, context: str, timeout_s: float, headers: str = "", body: Sequence[bytes | memoryview] = ()
-    ) -> HttpResponse:
+    async def _exchange(self, method: str, target: str, context: str, deadline: float, headers: str = "", body: _Body = ()) -> HttpResponse:
+        if self._compression is not None:
+            headers += "Accept-Encoding: gzip\r\n"
+            if body:
+                headers += "Content-Encoding: gzip\r\n"
+                body = [_compress(body)]
         try:
-            response = self._pool.exchange(method, target, headers, body, timeout_s)
+            response = _decompressed(await self._pool.exchange(method, target, headers, body, deadline))
         except ConnectError as error:
             raise error_from_connect(error.cause, self._url) from error.cause
         except OSError as error:
@@ -227,10 +277,35 @@ class HttpTransport(Transport):
             location = response.headers.get(b"location")
             place = None if location is None else redact_key(location.decode("latin-1"), self._admin_key)
             raise error_from_redirect(response.status, place, context, f"{self._url}{target}")
-        if response.status == 200 and _is_html(response):
-            reason = f"the response is a web page, not a KServe response: {_error_text(response, self._admin_key)!r}"
+        if response.status == 200 and is_html(response):
+            reason = f"the response is a web page, not a KServe response: {error_text(response, self._admin_key)!r}"
             raise service_error(ServerFailedError, context, reason, {ServerFailedError: _NOT_TRITON_HINT})
         return response
+
+
+class _BlockingCalls(AsyncHttpTransport):
+    """The calls over sockets that block, so that no call suspends."""
+
+    def __init__(self, url: str, options: ConnectionOptions | None) -> None:
+        self._connect(url, options or ConnectionOptions(), BlockingWaits())
+
+
+class HttpTransport(BlockingTransport):
+    """Call a server over HTTP (`http://`, or `https://` to a TLS proxy in front of Triton). Threads and forked children may share it.
+
+    Args:
+        url: The server's URL.
+        options: The admin key, the files for TLS, and the compression.
+
+    Raises:
+        InputError: The URL is not the URL of an HTTP server, or an option is invalid.
+
+    Example:
+        >>> client = Client("http://localhost:8000", transport=HttpTransport("http://localhost:8000"))
+    """
+
+    def __init__(self, url: str, options: ConnectionOptions | None = None) -> None:
+        super().__init__(_BlockingCalls(url, options))
 
 
 def _path(model: str, version: int | None = None) -> str:
@@ -238,101 +313,33 @@ def _path(model: str, version: int | None = None) -> str:
     return path if version is None else f"{path}/versions/{format_version(version)}"
 
 
-# The JSON part is the same in most requests and responses of a model. Caching it saves 25 us of a call of 460: encoding and decoding are
-# slow right after a call, when the code of json is not in the processor's caches.
-@lru_cache(maxsize=256)
-def _encode_head(inputs: tuple[tuple[str, tuple[int, ...]], ...], outputs: tuple[OutputRequest, ...]) -> bytes:
-    tensors = [
-        {"name": name, "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": 4 * math.prod(shape)}}
-        for name, shape in inputs
-    ]
-    requested = []
-    for output in outputs:
-        classes = {"classification": output.class_count} if output.class_count else {}
-        requested.append({"name": output.name, "parameters": {"binary_data": True, **classes}})
-    return json.dumps({"inputs": tensors, "outputs": requested}).encode()
+def _header_lines(headers: Mapping[str, str]) -> str:
+    for name, value in headers.items():
+        if not (f"{name}{value}".isascii() and f"{name}{value}".isprintable() and name.strip() and ":" not in name):
+            raise InputError(
+                f"header {name!r:.100} with the value {value!r:.100}: expected a name and a value of printable ASCII characters"
+            )
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
-@lru_cache(maxsize=256)
-def _parse_layout(head: bytes, context: str) -> tuple[tuple[str, str, tuple[int, ...], int], ...]:
-    """Return name, datatype, shape and size in bytes of each output, in the order of their data."""
-    document = _parse_json_object(head, context)
-    with protocol_errors(context):
-        tensors = [(_parse_tensor(output), _check_size(output["parameters"]["binary_data_size"])) for output in document["outputs"]]
-        return tuple((tensor.name, tensor.datatype, tensor.shape, size) for tensor, size in tensors)
+def _compress(body: _Body) -> bytes:
+    compressor = zlib.compressobj(level=1, wbits=31)  # as gzip
+    return b"".join([*(compressor.compress(part) for part in body), compressor.flush()])
 
 
-def _parse_tensor(document: Mapping[str, Any]) -> TensorMetadata:
-    return TensorMetadata(_check_string(document["name"]), _check_string(document["datatype"]), _check_shape(document["shape"]))
-
-
-def _arrays_from_response(response: HttpResponse, context: str) -> Outputs:
-    length = response.headers.get(b"inference-header-content-length", b"")
-    if not length.isdigit():
-        raise service_error(ServerFailedError, context, f"the response has no binary data: {_error_text(response)!r}")
-    with protocol_errors(context):
-        position = int(length)  # raises for too many digits
-    arrays = Outputs({})
-    for name, datatype, shape, size in _parse_layout(bytes(response.body[:position]), context):
-        arrays[name] = array_from_wire(datatype, shape, response.body[position : position + size], context)
-        position += size
-    return arrays
-
-
-def _check_string(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a string, got {value!r:.100}")
-    return value
-
-
-def _check_integer(value: object) -> int:
-    # A number, or a string: the JSON form of protobuf's int64 and of Triton's versions.
-    if not isinstance(value, (int, str)) or isinstance(value, bool):
-        raise TypeError(f"expected an integer, got {value!r:.100}")
-    return int(value)
-
-
-def _check_size(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise TypeError(f"expected a number of bytes, got {value!r:.100}")
-    return value
-
-
-def _check_shape(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list):
-        raise TypeError(f"expected a list of integers, got {value!r:.100}")
-    return tuple(_check_integer(size) for size in value)
-
-
-def _parse_json(content: bytes, context: str) -> Any:
+def _decompressed(response: HttpResponse) -> HttpResponse:
+    encoding = response.headers.get(b"content-encoding", b"identity").lower()
+    if encoding == b"identity" or not response.body:
+        return response
+    if encoding not in (b"gzip", b"x-gzip"):
+        raise ProtocolError(f"unknown content encoding {encoding[:40]!r}; expected gzip")
+    decompressor = zlib.decompressobj(wbits=31)
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise service_error(ServerFailedError, context, f"the response is not JSON: {content[:200]!r}") from error
-
-
-def _parse_json_object(content: bytes, context: str) -> dict[str, Any]:
-    document = _parse_json(content, context)
-    if not isinstance(document, dict):
-        raise service_error(ServerFailedError, context, f"the response is not a JSON object: {content[:200]!r}")
-    return document
-
-
-def _error_text(response: HttpResponse, admin_key: str | None = None) -> str:
-    """Return the server's text in a response that reports an error."""
-    text = redact_key(bytes(response.body[:_MAX_ERROR_BYTES]).decode("utf-8", "replace"), admin_key)
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        return _text_of_html(text) if _is_html(response) else text[:300]
-    return str(document["error"])[:_MAX_ERROR_CHARACTERS] if isinstance(document, dict) and "error" in document else text[:300]
-
-
-def _is_html(response: HttpResponse) -> bool:
-    return response.headers.get(b"content-type", b"").lower().startswith((b"text/html", b"application/xhtml"))
-
-
-def _text_of_html(page: str) -> str:
-    """Return the visible text of an HTML page, or the start of its source if there is none."""
-    text = " ".join(html.unescape(_HIDDEN_HTML.sub(" ", page[:_MAX_PAGE_CHARACTERS])).split())
-    return (text or page)[:_MAX_PAGE_TEXT]
+        body = decompressor.decompress(response.body, _MAX_INFLATED_BYTES)
+    except zlib.error as error:
+        raise ProtocolError(f"its gzip content is corrupt ({error})") from error
+    if decompressor.unconsumed_tail:
+        raise ProtocolError(f"a response of more than {_MAX_INFLATED_BYTES} bytes when decompressed")
+    if not decompressor.eof or decompressor.unused_data:
+        raise ProtocolError("its gzip content is cut, or has more after its end")
+    return HttpResponse(response.status, response.headers, memoryview(body))

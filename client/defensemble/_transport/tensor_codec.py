@@ -1,4 +1,7 @@
-"""Decode tensors from bytes. The KServe v2 protocol uses the same encoding over gRPC and, in its binary extension, over HTTP."""
+"""Decode tensors.
+
+As bytes, the KServe v2 protocol encodes them in the same way over gRPC and, in its binary extension, over HTTP.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,47 @@ def array_from_wire(datatype: str, shape: tuple[int, ...], content: bytes | memo
     raise service_error(
         ServerFailedError, context, f"the response has {len(content)} bytes for an output of type {datatype} and shape {list(shape)}"
     )
+
+
+def array_from_json(datatype: str, shape: tuple[int, ...], data: object, context: str) -> NDArray[Any]:
+    """Return the array of a tensor whose values are JSON, flat or nested; BYTES become an object array of bytes.
+
+    Args:
+        datatype: The KServe datatype, such as `FP32`.
+        shape: The tensor's shape.
+        data: The values: numbers, booleans for BOOL, strings for BYTES.
+        context: The failed call, for the message of an error.
+
+    Raises:
+        ServerFailedError: The values do not match the shape or the datatype, or the datatype is unknown.
+    """
+    if isinstance(data, list) and min(shape, default=0) >= 0:
+        with contextlib.suppress(ValueError, OverflowError):  # numpy raises these for rows of different lengths and too large numbers
+            values = np.array(data, dtype=object if datatype == "BYTES" else None)
+            if values.size == math.prod(shape) and (values.ndim == 1 or values.shape == shape):
+                converted = _convert(values.reshape(shape), datatype)
+                if converted is not None:
+                    return converted
+    reason = f"the response has an output of type {datatype} and shape {list(shape)} with the values {data!r:.100}"
+    raise service_error(ServerFailedError, context, f"{reason}, which do not match")
+
+
+def _convert(values: NDArray[Any], datatype: str) -> NDArray[Any] | None:
+    """Return the values in the datatype, or None if it cannot hold them."""
+    if datatype == "BYTES":
+        if not all(isinstance(item, str) for item in values.flat):
+            return None
+        strings: NDArray[Any] = np.array([item.encode("utf-8", "surrogatepass") for item in values.flat], dtype=object)
+        return strings.reshape(values.shape)
+    dtype = _DTYPES.get(datatype)
+    kinds = {"b": "b", "f": "iuf"}.get(dtype.kind, "iu") if dtype is not None else ""
+    if dtype is None or (values.size and values.dtype.kind not in kinds):
+        return None
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype)
+    is_kept = np.isfinite(converted) == np.isfinite(values) if dtype.kind == "f" else converted == values
+    converted.flags.writeable = False
+    return converted if is_kept.all() else None
 
 
 def _split_items(content: bytes) -> list[bytes] | None:

@@ -146,7 +146,7 @@ def test_socket_errors_map_to_error_classes() -> None:
         (TimeoutError("timed out"), DeadlineExceededError, "connection timed out"),
         (OSError(113, "No route to host"), ConnectionFailedError, "no route to host"),
         (ssl.SSLError(1, "wrong version number"), ConnectionFailedError, "TLS handshake failed"),
-        (ssl.SSLCertVerificationError(), ConnectionFailedError, "certificate is not trusted | context= | credentials="),
+        (ssl.SSLCertVerificationError(), ConnectionFailedError, "certificate is not trusted | tls=TlsFiles"),
     ],
 )
 def test_connect_errors_state_a_plain_reason(error: OSError, kind: type[ServiceError], facts: str) -> None:

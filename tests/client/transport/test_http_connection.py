@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from defensemble import ConnectionFailedError, DeadlineExceededError, HttpTransport, ServerFailedError, ServiceError
+from defensemble import ConnectionFailedError, DeadlineExceededError, ServerFailedError, ServiceError
 from tests.client.transport.test_grpc_transport import good, serving
 from tests.support.facts import assert_facts
+from tests.support.http_transports import KINDS, Connect, idle_connections
 from tests.support.scripted import free_port, http, scripted, sends
 
 VERSION = b'{"name": "triton", "version": "1"}'
@@ -23,6 +24,11 @@ def addresses(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
     """Make every host resolve to these ports of this machine."""
     candidates = [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port)) for port in ports]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: candidates)
+
+
+@pytest.fixture(params=KINDS)
+def connect(request: pytest.FixtureRequest) -> Connect:
+    return KINDS[request.param]
 
 
 @pytest.fixture
@@ -43,27 +49,27 @@ def silent() -> Any:
     listening.close()
 
 
-def test_a_timeout_covers_all_addresses_of_a_host(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_covers_all_addresses_of_a_host(connect: Connect, silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     addresses(monkeypatch, *[silent] * 4)
     began = time.monotonic()
     with pytest.raises(DeadlineExceededError):
-        HttpTransport("http://many.example").live(0.5)
+        connect("http://many.example").live(0.5)
     assert time.monotonic() - began < 1.5
 
 
-def test_every_address_of_a_host_is_tried(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_address_of_a_host_is_tried(connect: Connect, silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with scripted(sends(http(VERSION))) as server:
         addresses(monkeypatch, silent, free_port(), server.port)
-        transport = HttpTransport("http://many.example")
+        transport = connect("http://many.example")
         assert transport.server_metadata(2).name == "triton"
         transport.close()
     addresses(monkeypatch, free_port())
     with pytest.raises(ConnectionFailedError, match="connection refused"):
-        HttpTransport("http://many.example").live(1)
+        connect("http://many.example").live(1)
 
 
 @pytest.mark.parametrize("head", ["HTTP/1.1 {}\r\nConnection: close\r\n", "HTTP/1.1 {}\r\nConnection: x, Close\r\n", "HTTP/1.0 {}\r\n"])
-def test_a_response_may_end_with_its_connection(head: str) -> None:
+def test_a_response_may_end_with_its_connection(connect: Connect, head: str) -> None:
     responses = {
         "200 OK": VERSION * 1,
         "502 Bad Gateway": b"<html>" + bytes(100_000),
@@ -79,18 +85,18 @@ def test_a_response_may_end_with_its_connection(head: str) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
         with scripted(script) as server:
-            transport = HttpTransport(server.url)
+            transport = connect(server.url)
             if status == "200 OK":
                 assert transport.server_metadata(5).name == "triton"
             else:
                 with pytest.raises(ServiceError, match=f"HTTP {status[:3]}"):
                     transport.server_metadata(5)
-            assert not transport._pool._idle
+            assert not idle_connections(transport)
             transport.close()
 
 
-def test_an_endless_response_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._transport.http_connection._MAX_BODY_BYTES", 100_000)
+def test_an_endless_response_is_bounded(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._transport.http_parser._MAX_BODY_BYTES", 100_000)
 
     def endless(connection: socket.socket, received: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
@@ -101,7 +107,7 @@ def test_an_endless_response_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     for script in (endless, sends(chunks)):
         with scripted(script) as server:
             with pytest.raises(ServerFailedError, match="100000"):
-                HttpTransport(server.url).server_metadata(5)
+                connect(server.url).server_metadata(5)
 
 
 FORK_OVER_HTTP = """

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -23,46 +22,83 @@ from defensemble import (
     DefensembleError,
     ForbiddenError,
     HttpTransport,
+    InputError,
     ModelNotFoundError,
     NotReadyError,
     OutputRequest,
     RequestRefusedError,
     ServerFailedError,
     ServiceError,
+    Transport,
 )
+from defensemble._transport.base import ConnectionOptions, TlsFiles
+from tests.support.certificates import make_certificate
 from tests.support.facts import assert_facts, raises
+from tests.support.http_transports import KINDS, Connect, idle_connections
 from tests.support.scripted import Script, free_port, http, scripted, sends
 
 IMAGES = np.arange(32, dtype=np.float32).reshape(2, 1, 4, 4) / np.float32(32)
 
 
-def response_with(values: np.ndarray[Any, Any]) -> bytes:
+def body_with(values: np.ndarray[Any, Any]) -> tuple[str, bytes]:
+    """The header line and the body of a response."""
     document = {"outputs": [{"name": "y", "datatype": "FP32", "shape": values.shape, "parameters": {"binary_data_size": values.nbytes}}]}
     head = json.dumps(document).encode()
-    return http(head + values.tobytes(), headers=f"Inference-Header-Content-Length: {len(head)}\r\n")
+    return f"Inference-Header-Content-Length: {len(head)}\r\n", head + values.tobytes()
 
 
-def infer(transport: HttpTransport, timeout_s: float = 5.0, images: np.ndarray[Any, Any] = IMAGES) -> Any:
+def response_with(values: np.ndarray[Any, Any]) -> bytes:
+    headers, body = body_with(values)
+    return http(body, headers=headers)
+
+
+@pytest.fixture(params=KINDS)
+def connect(request: pytest.FixtureRequest) -> Connect:
+    return KINDS[request.param]
+
+
+def infer(transport: Transport, timeout_s: float = 5.0, images: np.ndarray[Any, Any] = IMAGES) -> Any:
     return transport.infer("m", {"images": images}, [OutputRequest("y")], timeout_s)["y"]
 
 
 VALUES = np.array([[1, 2], [3, 4]], np.float32)
+HEAD, BODY = body_with(VALUES)
 
 
-def test_a_request_follows_the_protocol() -> None:
-    with scripted(sends(response_with(VALUES))) as server:
-        transport = HttpTransport(server.url)
-        np.testing.assert_array_equal(
-            transport.infer("a b/c", {"images": IMAGES[:, :, ::-1]}, [OutputRequest("y"), OutputRequest("z", 3)], 5)["y"], VALUES
+def test_a_request_follows_the_protocol(connect: Connect) -> None:
+    texts = b"\x03\0\0\x001:0" * 2
+    tensors = [
+        {"name": "y", "datatype": "FP32", "shape": [2, 2], "parameters": {"binary_data_size": 16}},
+        {"name": "z", "datatype": "BYTES", "shape": [2, 1], "parameters": {"binary_data_size": len(texts)}},
+    ]
+    response = json.dumps({"id": "call 7", "model_version": "3", "outputs": tensors}, separators=(",", ":")).encode()
+    lengths = f"Inference-Header-Content-Length: {len(response)}\r\n"
+    with scripted(sends(http(response + VALUES.tobytes() + texts, headers=lengths))) as server:
+        transport = connect(server.url)
+        outputs = transport.infer(
+            "a b/c",
+            {"images": IMAGES[:, :, ::-1]},
+            [OutputRequest("y"), OutputRequest("z", 3)],
+            5,
+            request_id="call 7",
+            headers={"traceparent": "00-01-02-00"},
         )
+        np.testing.assert_array_equal(outputs["y"], VALUES)
+        assert outputs["z"].tolist() == [[b"1:0"], [b"1:0"]]
+        assert outputs.model_version == "3"
+        with raises(InputError, "'traceparent' | printable ASCII"):
+            transport.infer("m", {"images": IMAGES}, [OutputRequest("y")], 5, headers={"traceparent": "a\r\nx-admin-key: b"})
         transport.close()
+    assert len(server.requests) == 1
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     assert lines[0] == "POST /v2/models/a%20b%2Fc/infer HTTP/1.1"
     headers = dict(line.split(": ") for line in lines[1:])
     size = int(headers["Inference-Header-Content-Length"])
     assert int(headers["Content-Length"]) == len(body) == size + IMAGES.nbytes
+    assert headers["traceparent"] == "00-01-02-00"
     request = json.loads(body[:size])
+    assert request["id"] == "call 7"
     assert request["inputs"] == [{"name": "images", "shape": [2, 1, 4, 4], "datatype": "FP32", "parameters": {"binary_data_size": 128}}]
     assert request["outputs"] == [
         {"name": "y", "parameters": {"binary_data": True}},
@@ -71,9 +107,9 @@ def test_a_request_follows_the_protocol() -> None:
     np.testing.assert_array_equal(np.frombuffer(body[size:], np.float32).reshape(IMAGES.shape), IMAGES[:, :, ::-1])
 
 
-def test_connections_are_kept_and_not_shared_between_threads() -> None:
+def test_connections_are_kept_and_not_shared_between_threads(connect: Connect) -> None:
     with scripted(sends(response_with(VALUES))) as server:
-        transport = HttpTransport(server.url)
+        transport = connect(server.url)
         for _ in range(5):
             infer(transport)
         assert server.connections == 1
@@ -95,23 +131,23 @@ def test_connections_are_kept_and_not_shared_between_threads() -> None:
         transport.close()
 
 
-def test_a_connection_closed_while_idle_is_not_reused() -> None:
+def test_a_connection_closed_while_idle_is_not_reused(connect: Connect) -> None:
     def closes(connection: socket.socket, received: bytes) -> None:
         connection.sendall(response_with(VALUES))
         connection.shutdown(socket.SHUT_RDWR)
 
     with scripted(closes) as server:
-        transport = HttpTransport(server.url)
+        transport = connect(server.url)
         for _ in range(3):
             np.testing.assert_array_equal(infer(transport), VALUES)
             deadline = time.monotonic() + 5
-            while transport._pool._idle and transport._pool._idle[0].is_usable() and time.monotonic() < deadline:
+            while (idle := idle_connections(transport)) and idle[0].is_usable() and time.monotonic() < deadline:
                 time.sleep(0.001)
         assert server.connections == 3
         transport.close()
 
 
-def test_large_bodies_are_sent_and_received_completely() -> None:
+def test_large_bodies_are_sent_and_received_completely(connect: Connect) -> None:
     big = np.random.default_rng(0).random((64, 3, 32, 32), np.float32)
 
     def echo(connection: socket.socket, received: bytes) -> None:
@@ -125,12 +161,12 @@ def test_large_bodies_are_sent_and_received_completely() -> None:
             connection.sendall(response[start : start + 100_000])
 
     with scripted(echo) as server:
-        transport = HttpTransport(server.url)
+        transport = connect(server.url)
         np.testing.assert_array_equal(infer(transport, images=big), big.reshape(64, -1))
         transport.close()
 
 
-def test_chunks_and_interim_responses_are_read() -> None:
+def test_chunks_and_interim_responses_are_read(connect: Connect) -> None:
     complete = response_with(VALUES)
     head, _, body = complete.partition(b"\r\n\r\n")
     kept = b"\r\n".join(line for line in head.split(b"\r\n") if not line.startswith(b"Content-Length"))
@@ -145,7 +181,7 @@ def test_chunks_and_interim_responses_are_read() -> None:
             connection.sendall(chunked[start : start + 11])
 
     with scripted(slowly) as server:
-        transport = HttpTransport(server.url)
+        transport = connect(server.url)
         for _ in range(2):
             np.testing.assert_array_equal(infer(transport), VALUES)
         assert server.connections == 1
@@ -177,12 +213,20 @@ BROKEN_RESPONSES: dict[str, tuple[Script, type[ServiceError], str]] = {
     "sends nothing": (silent, DeadlineExceededError, "timeout_s"),
     "trickles": (trickling, DeadlineExceededError, "timeout_s"),
     "is not HTTP": (sends(b"\0\0\x12\x04\0\0\0\0\0\0\x03"), ServerFailedError, "gRPC port"),
-    "has no length": (sends(b"HTTP/1.1 200 OK\r\n\r\n"), ServerFailedError, "Content-Length | chunks"),
-    "has a wrong length": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"), ServerFailedError, "not a number"),
-    "has a negative length": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), ServerFailedError, "negative"),
+    "has no length": (sends(b"HTTP/1.1 200 OK\r\n\r\n"), DeadlineExceededError, "timeout_s"),  # it would end with its connection
+    "has a wrong length": (
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"),
+        ServerFailedError,
+        "Invalid character in Content-Length",
+    ),
+    "has a negative length": (
+        sends(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
+        ServerFailedError,
+        "Invalid character in Content-Length",
+    ),
     "has an unknown encoding": (sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n"), ServerFailedError, "gzip"),
     "never ends its head": (sends(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000), ServerFailedError, "starts with"),
-    "has no binary data": (sends(http(b'{"outputs":[]}')), ServerFailedError, "no binary data"),
+    "lacks the output": (sends(http(b'{"outputs":[]}')), ServerFailedError, "lacks | 'y'"),
     "states a huge length": (
         sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000000\r\n\r\n"),
         ServerFailedError,
@@ -191,22 +235,22 @@ BROKEN_RESPONSES: dict[str, tuple[Script, type[ServiceError], str]] = {
     "states a length beyond any machine": (
         sends(b"HTTP/1.1 200 OK\r\nContent-Length: 1" + b"0" * 30 + b"\r\n\r\n"),
         ServerFailedError,
-        "2147483648",
+        "Content-Length overflow",
     ),
     "states a length of too many digits": (
         sends(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"),
         ServerFailedError,
-        "not a number",
+        "Content-Length overflow",
     ),
     "states a huge chunk": (
-        sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffff\r\n"),
+        sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n"),
         ServerFailedError,
-        "2147483648",
+        "Chunk size overflow",
     ),
     "has JSON of too many digits": (
         sends(http(b"{}", headers="Inference-Header-Content-Length: " + "9" * 5000 + "\r\n")),
         ServerFailedError,
-        "KServe",
+        "Inference-Header-Content-Length",
     ),
     "has JSON that is too deep": (
         sends(http(b"[" * 200_000, headers="Inference-Header-Content-Length: 200000\r\n")),
@@ -221,38 +265,52 @@ BROKEN_RESPONSES: dict[str, tuple[Script, type[ServiceError], str]] = {
     "does not know the model": (sends(http(b'{"error":"unknown"}', "404 Not Found")), ModelNotFoundError, "HTTP 404, 'unknown'"),
     "rejects": (sends(http(b'{"error":"shape"}', "400 Bad Request")), RequestRefusedError, "HTTP 400, 'shape'"),
     "is not ready": (sends(http(b"busy", "503 Service Unavailable")), NotReadyError, "HTTP 503, 'busy'"),
+    "has another version": (sends(b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n"), ServerFailedError, "HTTP/2.0 | HTTP/1.1"),
+    "switches protocols": (sends(b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"), ServerFailedError, "protocol"),
+    "has two lengths": (sends(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n"), ServerFailedError, "Content-Length"),
+    "has endless trailers": (
+        sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 40_000),
+        ServerFailedError,
+        "trailers | 65536",
+    ),
+    "has endless interim responses": (sends(b"HTTP/1.1 100 Continue\r\n\r\n" * 5000), ServerFailedError, "65536"),
+    "is longer than its tensors": (sends(http(BODY + b"123", headers=HEAD)), ServerFailedError, f"{len(BODY) + 3} bytes | {len(BODY)}"),
+    "is shorter than its tensors": (sends(http(BODY[:-3], headers=HEAD)), ServerFailedError, "13 bytes | FP32 | [2, 2]"),
+    "has an unknown content encoding": (sends(http(b"x", headers="Content-Encoding: br\r\n")), ServerFailedError, "'br' | gzip"),
+    "has corrupt gzip": (sends(http(b"x" * 40, headers="Content-Encoding: gzip\r\n")), ServerFailedError, "gzip | corrupt"),
+    "has cut gzip": (sends(http(gzip.compress(BODY)[:-9], headers=HEAD + "Content-Encoding: gzip\r\n")), ServerFailedError, "gzip | cut"),
     "failed": (sends(http(b"<html>", "500 Internal Server Error")), ServerFailedError, "HTTP 500, '<html>'"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN_RESPONSES)
-def test_a_broken_response_raises(case: str) -> None:
+def test_a_broken_response_raises(case: str, connect: Connect) -> None:
     script, kind, facts = BROKEN_RESPONSES[case]
     with scripted(script) as server:
-        transport = HttpTransport(server.url)
+        transport = connect(server.url)
         started = time.monotonic()
         with raises(ServiceError, facts) as caught:
             infer(transport, timeout_s=0.2)
         assert type(caught.value) is kind
         assert_facts(str(caught.value), f"{server.url} | 'm'")
         assert time.monotonic() - started < 2
-        assert not transport._pool._idle or kind not in (ConnectionFailedError, DeadlineExceededError)
+        assert not idle_connections(transport) or kind not in (ConnectionFailedError, DeadlineExceededError)
         transport.close()
 
 
-def test_the_timeout_covers_sending() -> None:
+def test_the_timeout_covers_sending(connect: Connect) -> None:
     def deaf(connection: socket.socket, received: bytes) -> None:
         time.sleep(1)
 
     with scripted(deaf) as server:
-        transport = HttpTransport(server.url)
+        transport = connect(server.url)
         with pytest.raises(DeadlineExceededError):
             infer(transport, 0.2, np.zeros((4000, 1, 64, 64), np.float32))
         transport.close()
 
 
-def test_a_missing_server_is_one_plain_sentence() -> None:
-    transport = HttpTransport(f"http://127.0.0.1:{free_port()}")
+def test_a_missing_server_is_one_plain_sentence(connect: Connect) -> None:
+    transport = connect(f"http://127.0.0.1:{free_port()}")
     calls: list[Callable[[], object]] = [lambda: infer(transport), lambda: transport.models(1), lambda: transport.live(1)]
     for call in calls:
         with raises(ConnectionFailedError, f"cannot connect to {transport.url} | connection refused | defensemble serve") as caught:
@@ -260,14 +318,14 @@ def test_a_missing_server_is_one_plain_sentence() -> None:
         assert isinstance(caught.value.__cause__, ConnectionRefusedError)
         assert "Errno" not in str(caught.value)
     with raises(ConnectionFailedError, "http://no-such-host.invalid:8000 | host name cannot be resolved"):
-        HttpTransport("http://no-such-host.invalid").live(1)
+        connect("http://no-such-host.invalid").live(1)
 
 
-def test_health_statuses() -> None:
+def test_health_statuses(connect: Connect) -> None:
     with scripted(
         sends(http(b""), http(b"", "400 Bad Request"), http(b"", "503 Service Unavailable"), http(b"", "403 Forbidden"))
     ) as server:
-        transport = HttpTransport(server.url)
+        transport = connect(server.url)
         assert transport.live(1) is True
         assert transport.ready(1) is False
         assert transport.ready(1) is False
@@ -357,36 +415,17 @@ def test_arbitrary_json_is_parsed_or_raises(metadata: Any, config: Any, classes:
                 call()
 
 
-def test_https_checks_the_certificate(tmp_path: Path) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate with")
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    subprocess.run(
-        [*make, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate],
-        check=True,
-        capture_output=True,
-    )
+def test_https_checks_the_certificate(tmp_path: Path, connect: Connect) -> None:
+    make_certificate(tmp_path, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
     with scripted(sends(response_with(VALUES)), context) as server:
         url = f"https://127.0.0.1:{server.port}"
-        trusting = HttpTransport(url, context=ssl.create_default_context(cafile=str(certificate)))
+        trusting = connect(url, ConnectionOptions(tls=TlsFiles(tmp_path / "server.pem")))
         for _ in range(3):
             np.testing.assert_array_equal(infer(trusting), VALUES)
+        assert server.connections == 1
         trusting.close()
-        with Client(url) as distrusting, pytest.raises(ConnectionFailedError, match="certificate is not trusted"):
-            distrusting.predict(IMAGES)
+        with raises(ConnectionFailedError, f"{url} | certificate is not trusted | tls=TlsFiles") as caught:
+            infer(connect(url))
+        assert not caught.value.is_retryable

@@ -21,6 +21,7 @@ from defensemble import (
     ForbiddenError,
     NotReadyError,
     RequestRefusedError,
+    RetryPolicy,
     ServerFailedError,
     ServiceError,
 )
@@ -31,6 +32,7 @@ from tests.support.scripted import http, scripted
 PAGE = "<html><head><title>{0}</title><style>body {{ color: red }}</style></head><body><!-- x --><h1>{0}</h1>nginx &amp; more</body></html>"
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 IMAGE = np.zeros((1, 1, 4, 4), np.float32)
+NO_RETRIES = RetryPolicy(max_retries=0)
 
 
 @contextmanager
@@ -127,7 +129,7 @@ def test_the_command_line_shows_the_target_of_a_redirect(tmp_path: Path) -> None
 )
 def test_errors_quote_a_proxy_briefly(status: int, headers: dict[str, str], kind: type[ServiceError], facts: list[str]) -> None:
     page = PAGE.format("Bad &amp; gone") + "<p>" + "x" * 5000
-    with proxy(status, headers, page if headers.items() >= HTML.items() else "") as url, Client(url, model="m") as client:
+    with proxy(status, headers, page if headers.items() >= HTML.items() else "") as url, Client(url, model="m", retry=NO_RETRIES) as client:
         for call in (client.models, lambda: client.predict(IMAGE)):
             with pytest.raises(kind) as caught:
                 call()
@@ -153,4 +155,4 @@ def test_an_early_rejection_of_a_large_body_is_reported() -> None:
 
     with scripted(reject) as server, Client(server.url, model="m", timeout_s=20) as client:
         with raises(RequestRefusedError, "HTTP 413 | 'too large' | fewer images"):
-            client._transport.infer("m", {"images": np.zeros((64, 3, 224, 224), np.float32)}, [], 20)
+            client.transport.infer("m", {"images": np.zeros((64, 3, 224, 224), np.float32)}, [], 20)

@@ -89,7 +89,7 @@ def folder(server: Server) -> Iterator[Path]:
     for name, written in before.items():
         if written is not None and (folder / name).read_bytes() != written:
             (folder / name).write_bytes(written)
-    transport = HttpTransport(server.http_url, admin_key=KEY)
+    transport = HttpTransport(server.http_url, ConnectionOptions(admin_key=KEY))
     for name in ("alpha", "beta", "ensemble"):
         transport.load_model(name, 20)
     assert {state.state for state in transport.repository_index(20) if (folder / state.name).exists()} == {"READY"}
@@ -100,7 +100,7 @@ def transport_to(server: Server, kind: str, admin_key: str | None = KEY) -> Tran
     return (
         GrpcTransport(server.grpc_url, ConnectionOptions(admin_key=admin_key))
         if kind == "grpc"
-        else HttpTransport(server.http_url, admin_key=admin_key)
+        else HttpTransport(server.http_url, ConnectionOptions(admin_key=admin_key))
     )
 
 

@@ -1,0 +1,43 @@
+"""Waits for sockets in an event loop. A socket that nobody waits for is not known to any loop: the next call may use it in another."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from typing import Any
+
+from .socket_waits import READABLE, SocketWaits
+
+
+class AsyncioWaits(SocketWaits):
+    """Waits in the running event loop."""
+
+    async def lookup(self, host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
+        """Return the addresses of a host, looked up in a thread of the loop's executor."""
+        looking_up = asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            return await asyncio.wait_for(looking_up, deadline - time.monotonic())
+        except asyncio.TimeoutError:  # in Python 3.10, it is no OSError
+            raise TimeoutError("timed out") from None
+
+    async def wait(self, connected: socket.socket, event: int, deadline: float) -> None:
+        """Wait until a socket is readable or writable."""
+        loop = asyncio.get_running_loop()
+        descriptor = connected.fileno()
+        add, remove = (loop.add_reader, loop.remove_reader) if event == READABLE else (loop.add_writer, loop.remove_writer)
+        is_ready: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(deadline - time.monotonic(), _finish, is_ready, False)
+        add(descriptor, _finish, is_ready, True)
+        try:
+            if not await is_ready:
+                raise TimeoutError("timed out")
+        finally:
+            timer.cancel()
+            if not loop.is_closed():  # its tasks end when they are collected
+                remove(descriptor)
+
+
+def _finish(waiter: asyncio.Future[bool], result: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(result)
