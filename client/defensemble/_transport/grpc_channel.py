@@ -50,6 +50,8 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 _CLOSE_WAIT_S = 2.0  # how long a channel that closes waits for its calls
+_SILENCE_S = 5.0  # after as long without any response, a call that times out ends the use of a connection
+_SILENT_KEPT = 3  # silent connections that are kept for the calls under way on them
 _FIRST_SAFE_RELEASE = (2, 54)  # of Triton: it survives a channel that closes during a call
 
 
@@ -70,10 +72,11 @@ class GrpcChannel(ABC):
         if address.scheme == "grpcs":
             self._tls_context = ssl_context_from_files(tls)
             self._tls_context.set_alpn_protocols(["h2"])
-            self._channel = grpc.secure_channel(address.netloc, _credentials(tls), _OPTIONS, compression)
+            self._open = partial(grpc.secure_channel, address.netloc, _credentials(tls), _OPTIONS, compression)
         else:
-            self._channel = grpc.insecure_channel(address.netloc, _OPTIONS, compression)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            self._open = partial(grpc.insecure_channel, address.netloc, _OPTIONS, compression)
+        self._channels: list[grpc.Channel] = []  # the last one is in use
+        self._open_channel()
         self._under_way = 0
         self._changed = threading.Condition()
         self._is_asked = False
@@ -83,7 +86,6 @@ class GrpcChannel(ABC):
         self.process = os.getpid()
         _CHANNELS.add(self)
 
-    @abstractmethod
     async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
         """Call a method of the service.
 
@@ -98,6 +100,20 @@ class GrpcChannel(ABC):
             TimeoutError: The call did not end in time.
             ValueError: The channel is closed.
         """
+        try:
+            response = await self._invoke(method, request, timeout_s, metadata)
+        except TimeoutError:
+            self._leave_if_silent()
+            raise
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._leave_if_silent()
+            raise
+        self._last_response = time.monotonic()
+        return response
+
+    @abstractmethod
+    async def _invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata) -> Any: ...
 
     @abstractmethod
     async def connect(self, timeout_s: float) -> None:
@@ -119,6 +135,27 @@ class GrpcChannel(ABC):
         """Block until no call is under way that must not be cut off, or until the deadline."""
         with self._changed:
             self._changed.wait_for(lambda: self._under_way == 0 or not self._keeps_calls, max(deadline - time.monotonic(), 0))
+
+    def _open_channel(self) -> None:
+        self._channels.append(self._open())
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channels[-1])
+        self._last_response = time.monotonic()  # or when it was opened
+
+    def _leave_if_silent(self) -> None:
+        """Use a new connection if the current one is silent: the network may have lost it, and gRPC would use it for many minutes."""
+        with self._changed:
+            if self.is_closed or time.monotonic() - self._last_response < _SILENCE_S:
+                return
+            self._open_channel()
+            self.forget_server()
+            silent = self._channels[:-1][:-_SILENT_KEPT]
+            del self._channels[: len(silent)]
+        for channel in silent:
+            channel.close()
+
+    def _close_channels(self) -> None:
+        for channel in self._channels:
+            channel.close()
 
     def _check(self, timeout_s: float) -> None:
         """Check that a call can begin, and ask for the server's version if this is the first one."""
@@ -161,7 +198,7 @@ class BlockingChannel(GrpcChannel):
         self._idle: list[_Worker] = []  # its append and pop are atomic
         weakref.finalize(self, _stop, self._idle)
 
-    async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
+    async def _invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata) -> Any:
         self._check(timeout_s)
         call = partial(getattr(self._stub, method), request, metadata=metadata)
         if not self._keeps_calls:
@@ -202,14 +239,14 @@ class BlockingChannel(GrpcChannel):
     async def close(self) -> None:
         self.is_closed = True
         self.wait_for_calls(time.monotonic() + _CLOSE_WAIT_S)
-        self._channel.close()
+        self._close_channels()
         _stop(self._idle)
 
 
 class AsyncioChannel(GrpcChannel):
     """A channel whose calls are awaited, on whatever event loop runs."""
 
-    async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
+    async def _invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata) -> Any:
         self._check(timeout_s)
         keeps_call = self._keeps_calls
         loop = asyncio.get_running_loop()
@@ -237,7 +274,7 @@ class AsyncioChannel(GrpcChannel):
         self.is_closed = True
         if self._keeps_calls and self._under_way:
             await asyncio.to_thread(self.wait_for_calls, time.monotonic() + _CLOSE_WAIT_S)
-        self._channel.close()
+        self._close_channels()
 
 
 class _Worker(threading.Thread):
