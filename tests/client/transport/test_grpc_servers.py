@@ -169,7 +169,7 @@ def test_models_come_from_the_index_where_there_are_no_statistics() -> None:
     with (
         observing(name="other") as server,
         transport_to(server.url) as transport,
-        raises(RequestRefusedError, "UNIMPLEMENTED | repository index | extension"),
+        raises(RequestRefusedError, "UNIMPLEMENTED | list the models | extension"),
     ):
         transport.models(5)
 
