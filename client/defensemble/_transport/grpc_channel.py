@@ -15,7 +15,6 @@ import atexit
 import os
 import queue
 import re
-import socket
 import ssl
 import threading
 import time
@@ -31,7 +30,10 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from .address import Address
+from .asyncio_waits import AsyncioWaits
 from .base import ConnectionOptions, TlsFiles, check_compression
+from .http_connection import open_socket
+from .socket_waits import BlockingWaits, SocketWaits
 from .tls import check_tls, ssl_context_from_files
 
 Metadata = tuple[tuple[str, str], ...]
@@ -63,6 +65,8 @@ class GrpcChannel(ABC):
         is_closed: Whether `close` was called.
         process: The process that opened the channel, the only one that can use it.
     """
+
+    _waits: SocketWaits
 
     def __init__(self, address: Address, options: ConnectionOptions) -> None:
         self._address = address
@@ -115,13 +119,13 @@ class GrpcChannel(ABC):
     @abstractmethod
     async def _invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata) -> Any: ...
 
-    @abstractmethod
     async def connect(self, timeout_s: float) -> None:
         """Make a connection, with TLS if the channel has it, and close it again: gRPC states only as text why it failed.
 
         Raises:
             OSError: No connection could be made; `TimeoutError` after the timeout.
         """
+        (await open_socket(self._waits, self._address, self._tls_context, time.monotonic() + timeout_s)).close()
 
     @abstractmethod
     async def close(self) -> None:
@@ -193,6 +197,8 @@ class GrpcChannel(ABC):
 class BlockingChannel(GrpcChannel):
     """A channel whose calls block the thread and never suspend."""
 
+    _waits = BlockingWaits()
+
     def __init__(self, address: Address, options: ConnectionOptions) -> None:
         super().__init__(address, options)
         self._idle: list[_Worker] = []  # its append and pop are atomic
@@ -229,13 +235,6 @@ class BlockingChannel(GrpcChannel):
             raise errors[0]
         return responses[0]
 
-    async def connect(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        with socket.create_connection((self._address.host, self._address.port), timeout_s) as connection:
-            if self._tls_context is not None:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                self._tls_context.wrap_socket(connection, server_hostname=self._address.host).close()
-
     async def close(self) -> None:
         self.is_closed = True
         self.wait_for_calls(time.monotonic() + _CLOSE_WAIT_S)
@@ -245,6 +244,8 @@ class BlockingChannel(GrpcChannel):
 
 class AsyncioChannel(GrpcChannel):
     """A channel whose calls are awaited, on whatever event loop runs."""
+
+    _waits = AsyncioWaits()
 
     async def _invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata) -> Any:
         self._check(timeout_s)
@@ -261,14 +262,6 @@ class AsyncioChannel(GrpcChannel):
             if not keeps_call:
                 call.cancel()  # without effect on a call that is over
         return call.result()
-
-    async def connect(self, timeout_s: float) -> None:
-        try:
-            opening = asyncio.open_connection(self._address.host, self._address.port, ssl=self._tls_context)
-            _, writer = await asyncio.wait_for(opening, timeout_s)
-        except asyncio.TimeoutError as error:  # no OSError in Python 3.10
-            raise TimeoutError from error
-        writer.transport.abort()
 
     async def close(self) -> None:
         self.is_closed = True
