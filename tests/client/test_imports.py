@@ -12,6 +12,8 @@ import defensemble.probes
 
 HEAVY = (
     "numpy",
+    "httptools",
+    "asyncio",
     "tritonclient",
     "grpc",
     "PIL",
@@ -45,7 +47,7 @@ def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_the_http_transport_needs_no_grpc() -> None:
-    assert loaded_by("from defensemble import Client; Client('http://localhost:1').close()") == ["numpy"]
+    assert loaded_by("from defensemble import Client; Client('http://localhost:1').close()") == ["numpy", "httptools"]
 
 
 def test_public_names_are_pinned_and_exist() -> None:

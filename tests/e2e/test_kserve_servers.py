@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defensemble import Client, InputError, ModelNotFoundError, RequestRefusedError
+from defensemble import Client, InputError, ModelNotFoundError, RequestRefusedError, ServerFailedError
 from defensemble._client.async_client import AsyncClient
 from defensemble._transport.base import BINARY_TENSORS, CLASSIFICATION, MODEL_CONFIGURATION, STATISTICS
 from tests.support.kserve_servers import KINDS, MODELS, SHAPE, KserveServer, logits, running
@@ -62,7 +62,7 @@ def connect(request: pytest.FixtureRequest, server: KserveServer, protocol: str)
 
     def create(model: str | None = "linear", **options: Any) -> Any:
         if request.param == "Client":
-            client = Client(server.url(protocol), model, **options)
+            client: Any = Client(server.url(protocol), model, **options)
         else:
             client = BlockingCalls(AsyncClient(server.url(protocol), model, **options), loop)
         opened.append(client)
@@ -84,7 +84,7 @@ def missing(server: KserveServer, protocol: str) -> set[str]:
     return {CLASSIFICATION, MODEL_CONFIGURATION} | (set() if reads_binary else {BINARY_TENSORS})
 
 
-def test_it_is_ready_and_says_who_it_is(server: KserveServer, connect: Open) -> None:
+def test_it_is_ready_and_has_a_name(server: KserveServer, connect: Open) -> None:
     client = connect()
     client.wait_ready(20)
     [health] = client.health()
@@ -176,7 +176,7 @@ def test_a_model_must_be_named(server: KserveServer, connect: Open, protocol: st
     is_listed = (server.kind, protocol) != ("kserve", "grpc")
     with pytest.raises(ModelNotFoundError if is_listed else RequestRefusedError, match="model=") as caught:
         connect(None).predict(images(1, shape=SHAPE))
-    assert ("bare, flexible, linear, softmax" in str(caught.value)) == is_listed
+    assert (", ".join(sorted(MODELS)) in str(caught.value)) == is_listed
 
 
 def test_there_are_no_statistics(connect: Open) -> None:
@@ -191,12 +191,20 @@ def test_an_unknown_model_is_not_found(server: KserveServer, connect: Open, prot
     for call in (client.describe, lambda: client.predict(images(1, shape=SHAPE))):
         with pytest.raises(ModelNotFoundError, match="'nope'") as caught:
             call()
-        assert ("bare, flexible, linear, softmax" in str(caught.value)) == ((server.kind, protocol) != ("kserve", "grpc"))
+        assert (", ".join(sorted(MODELS)) in str(caught.value)) == ((server.kind, protocol) != ("kserve", "grpc"))
 
 
 def test_a_model_without_metadata_is_no_classifier(connect: Open) -> None:
     with pytest.raises(InputError, match="'bare'"):
         connect("bare").predict(images(1, shape=SHAPE))
+
+
+def test_a_model_that_fails_is_the_servers_failure(server: KserveServer, connect: Open, protocol: str) -> None:
+    client = connect("broken")
+    is_quoted = (server.kind, protocol) != ("kserve", "grpc")  # there it is an "Internal server error"
+    with pytest.raises(ServerFailedError, match="a defect of the model" if is_quoted else "'broken'"):
+        client.predict(images(1, shape=SHAPE))
+    assert client.counters.retries == 0
 
 
 def test_images_of_another_size_are_not_sent(server: KserveServer, connect: Open, protocol: str) -> None:

@@ -66,7 +66,7 @@ class Load:
     def __init__(self, kind: str, urls: list[str]) -> None:
         self.sources: list[int] = []
         self.errors: list[BaseException] = []
-        self._urls = urls
+        self.urls = urls
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run_tasks)]
         if not kind.startswith("async"):
@@ -75,7 +75,7 @@ class Load:
 
     def _record(self, prediction: Prediction) -> None:
         source = source_of(prediction)
-        assert prediction.url == self._urls[source]
+        assert prediction.url == self.urls[source]
         self.sources.append(source)
 
     def _run_thread(self) -> None:
@@ -95,7 +95,7 @@ class Load:
                     self.errors.append(error)
 
         async def call_all() -> None:
-            async with AsyncClient(self._urls, "alpha", timeout_s=20) as client:
+            async with AsyncClient(self.urls, "alpha", timeout_s=20) as client:
                 self.client = client
                 await asyncio.gather(*(call(client) for _ in range(64)))
 
@@ -137,21 +137,32 @@ def kill(server: Server) -> None:
 def test_no_call_fails_while_one_of_two_servers_is_killed_and_comes_back(kind: str, tmp_path: Path) -> None:
     folders = [write(tmp_path / str(seed), seed) for seed in SEEDS]
     ports = {"http_port": free_port(), "grpc_port": free_port()}
-    with ExitStack() as stack:
-        doomed = stack.enter_context(started(folders[0], **ports))
-        other = stack.enter_context(started(folders[1]))
-        urls = [url_of(kind, doomed), url_of(kind, other)]
-        load = Load(kind, urls)
+    with ExitStack() as stack, started(folders[0], **ports) as doomed, started(folders[1]) as other:
+        load = Load(kind, [url_of(kind, doomed), url_of(kind, other)])
         with load.running():
             for source in (0, 1):
                 load.wait(40, source)
             kill(doomed)
             load.wait(200, 1)
             assert load.client.counters.ejections >= 1
-            with started(folders[0], **ports):
-                load.wait(40, 0)
-                load.wait(40, 1)
-        assert load.client.counters.failures > 0, "the kill hit calls under way"
+            assert load.client.counters.failures > 0, "the kill hit calls under way"
+            stack.enter_context(started(folders[0], **ports))
+            for source in (0, 1):
+                load.wait(40, source)
+    assert [left for folder in folders for left in tiny.leftovers(folder)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_call_fails_while_one_of_two_servers_is_stopped(kind: str, tmp_path: Path) -> None:
+    folders = [write(tmp_path / str(seed), seed) for seed in SEEDS]
+    with started(folders[0]) as stopped, started(folders[1]) as other:
+        load = Load(kind, [url_of(kind, stopped), url_of(kind, other)])
+        with load.running():
+            for source in (0, 1):
+                load.wait(40, source)
+            stopped.stop()  # Triton drains: it refuses new calls for a time
+            load.wait(100, 1)
     assert [left for folder in folders for left in tiny.leftovers(folder)] == []
 
 
@@ -160,7 +171,7 @@ def test_no_call_fails_while_one_of_two_servers_is_killed_and_comes_back(kind: s
 def test_calls_succeed_within_their_deadline_when_one_of_two_killed_servers_comes_back(kind: str, tmp_path: Path) -> None:
     folders = [write(tmp_path / str(seed), seed) for seed in SEEDS]
     ports = {"http_port": free_port(), "grpc_port": free_port()}
-    with started(folders[0], **ports) as first, started(folders[1]) as second:
+    with ExitStack() as stack, started(folders[0], **ports) as first, started(folders[1]) as second:
         load = Load(kind, [url_of(kind, first), url_of(kind, second)])
         with load.running():
             for source in (0, 1):
@@ -168,13 +179,13 @@ def test_calls_succeed_within_their_deadline_when_one_of_two_killed_servers_come
             kill(first)
             kill(second)
             until(lambda: load.client.counters.ejections >= 2)
-            with client_of(kind, load._urls, "alpha", timeout_s=0.5) as impatient:
+            with client_of(kind, load.urls, "alpha", timeout_s=0.5) as impatient:
                 began = time.monotonic()
                 with pytest.raises(ServiceError):
                     impatient.predict(IMAGES)
                 assert time.monotonic() - began < 1.5
-            with started(folders[0], **ports):
-                load.wait(80, 0)
+            stack.enter_context(started(folders[0], **ports))
+            load.wait(80, 0)
     assert [left for folder in folders for left in tiny.leftovers(folder)] == []
 
 

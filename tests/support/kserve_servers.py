@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,12 @@ SHAPE = (3, 8, 8)
 CLASSES = 5
 SEED = 16
 
-_FLEXIBLE_SHAPE = [-1, 3, -1, -1]
 MODELS: dict[str, tuple[str, list[int] | None]] = {  # the output, and the shape of the input in the metadata, if there are any
     "linear": ("logits", [-1, *SHAPE]),
     "softmax": ("probabilities", [-1, *SHAPE]),
-    "flexible": ("logits", _FLEXIBLE_SHAPE),
+    "flexible": ("logits", [-1, 3, -1, -1]),
     "bare": ("logits", None),
+    "broken": ("logits", [-1, *SHAPE]),  # fails at each request
 }
 _VERSIONS = {"softmax": "v2.1"}  # of MLServer, which takes any string; KServe's has no versions
 _HTTP_REQUEST = re.compile(r'"(GET|POST) (\S+) HTTP/1\.1" (\d+)')
@@ -51,9 +50,8 @@ _STOP_S = 10.0
 class KserveServer:
     """A running server. `url` is that of a protocol, `http` or `grpc`."""
 
-    def __init__(self, kind: str, ports: dict[str, int], log: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, kind: str, ports: dict[str, int], log: Path) -> None:
         self.kind = kind
-        self.pid = process.pid
         self.ports = ports
         self._log = log
 
@@ -70,7 +68,8 @@ class KserveServer:
         counts: Counter[str] = Counter()
         start = self._mark()
         yield counts
-        text = self._log.read_bytes()[start : self._mark()].decode()
+        end = self._mark()
+        text = self._log.read_bytes()[start:end].decode()
         counts.update(_GRPC_REQUEST.findall(text))
         counts.update(" ".join(found) for found in _HTTP_REQUEST.findall(text) if "/v2/marks/" not in found[1])
 
@@ -89,7 +88,7 @@ class KserveServer:
 
 @contextmanager
 def running(kind: str, folder: Path) -> Iterator[KserveServer]:
-    """Start a server of `KINDS` with the models of `MODELS`, and stop it with all its processes.
+    """Start a server of `KINDS`, which is one process, with the models of `MODELS`, and stop it.
 
     Args:
         kind: The kind of server.
@@ -109,11 +108,10 @@ def running(kind: str, folder: Path) -> Iterator[KserveServer]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
             env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {"PYTHONPATH": str(folder)},
         )
     try:
-        server = KserveServer(kind, ports, log, process)
+        server = KserveServer(kind, ports, log)
         _wait_ready(server, process, log)
         yield server
     finally:
@@ -121,10 +119,7 @@ def running(kind: str, folder: Path) -> Iterator[KserveServer]:
         try:
             process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait(_STOP_S)
 
 

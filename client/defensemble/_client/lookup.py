@@ -141,7 +141,10 @@ async def _class_names(sender: Sender, call: Call, replica: Replica, name: str, 
     async def classify(class_count: int) -> Any:
         request = OutputRequest(signature.score_output, class_count)
         outputs = await sender.send(
-            call, replica, lambda left_s: replica.transport.infer(name, {signature.input_name: black}, [request], left_s)
+            call,
+            replica,
+            # Some of KServe's models return the id, and fail if there is none.
+            lambda left_s: replica.transport.infer(name, {signature.input_name: black}, [request], left_s, request_id="look-up"),
         )
         return outputs.get(signature.score_output)
 

@@ -122,7 +122,7 @@ class Predictor:
         while True:
             try:
                 if len(array) <= size:
-                    return [(len(array), await self._infer_chunk(call, replica, sent, array, sent.request_id, can_move=True))]
+                    return [(len(array), await self._infer_chunk(call, replica, sent, array, sent.request_id))]
                 responses = await self._infer_chunks(call, replica, sent, array, size)
             except RequestRefusedError as error:
                 refusal = refusal or error
@@ -156,7 +156,7 @@ class Predictor:
         async def chunks() -> AsyncGenerator[Coroutine[Any, Any, Outputs], None]:
             for start in range(0, len(array), size):
                 chunk = array[start : start + size]
-                yield self._infer_chunk(branch, replica, sent, chunk, f"{sent.request_id}/{start}", can_move=False, version=version)
+                yield self._infer_chunk(branch, replica, sent, chunk, f"{sent.request_id}/{start}", version=version)
 
         outputs = self._sender.in_order(chunks(), self._max_parallel)
         try:
@@ -173,8 +173,6 @@ class Predictor:
         sent: _Sent,
         chunk: NDArray[np.float32],
         request_id: str,
-        *,
-        can_move: bool,
         version: int | None = None,
     ) -> Coroutine[Any, Any, Outputs]:
         inputs = {sent.info.input_name: chunk}
@@ -184,7 +182,7 @@ class Predictor:
                 sent.info.name, inputs, sent.outputs, left_s, version, request_id=request_id, headers=sent.headers
             )
 
-        return self._sender.send(call, replica, infer, can_move=can_move)
+        return self._sender.send(call, replica, infer)
 
 
 def _read(images: Any, info: ModelInfo, request: Request) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._exceptions import ConnectionFailedError, DeadlineExceededError, ServiceError
+from .._exceptions import ConnectionFailedError, DeadlineExceededError, NotReadyError, ServiceError
 from .._transport.base import AsyncTransport, Transport
 from .model_info import ModelInfo
 from .retries import RetryBudget, RetryPolicy
@@ -165,7 +165,7 @@ class ReplicaSet:
                 self._budget.add_request()
 
     def end(self, replica: Replica, error: BaseException | None) -> None:
-        """Count a request that is over, and eject a server whose connection failed or that did not respond in time."""
+        """Count a request that is over. Eject a server that cannot be reached, did not respond in time, or refuses while others serve."""
         with self._lock:
             replica.pending -= 1
             if error is None:
@@ -178,7 +178,8 @@ class ReplicaSet:
                 replica.was_reached |= not isinstance(error, (ConnectionFailedError, DeadlineExceededError))
             if self.is_single:
                 return
-            if isinstance(error, ConnectionFailedError):
+            # A server that drains refuses at once, so that it has few requests under way and would get most of the next ones.
+            if isinstance(error, ConnectionFailedError) or (isinstance(error, NotReadyError) and self.has_other(replica)):
                 self._eject(replica, error)
             elif (
                 isinstance(error, DeadlineExceededError) and not error.is_retryable
@@ -219,6 +220,7 @@ class ReplicaSet:
             _log.warning("%s is not used for now: %s", replica.url, error)
         if pause_s is None:
             pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
+            pause_s = max(pause_s, error.retry_after_s or 0.0)
             replica._failures += 1
         replica._ejected_until = time.monotonic() + pause_s
 

@@ -181,11 +181,13 @@ class AsyncGrpcTransport(AsyncTransport):
             except RequestRefusedError as error:
                 if _code(error) != "UNIMPLEMENTED":
                     raise
-        index = await self.repository_index(max(deadline - time.monotonic(), 0.001))
+        index = await self._index(max(deadline - time.monotonic(), 0.001), "list the models")
         return sorted({entry.name for entry in index if entry.state == "READY"})
 
     async def repository_index(self, timeout_s: float) -> list[ModelState]:
-        action = "read the repository index"
+        return await self._index(timeout_s, "read the repository index")
+
+    async def _index(self, timeout_s: float, action: str) -> list[ModelState]:
         response = await self._repository_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s, action)
         with protocol_errors(call_context(self._url, action)):
             return [

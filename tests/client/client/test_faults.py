@@ -18,6 +18,7 @@ from defensemble import (
     Client,
     ConnectionFailedError,
     DeadlineExceededError,
+    InputError,
     NotReadyError,
     RequestRefusedError,
     RetriesExhaustedError,
@@ -174,7 +175,7 @@ def test_a_response_with_any_bytes_changed_is_never_a_late_or_malformed_answer(k
                 # TCP does not notice values that a proxy has changed.
                 assert probabilities.shape == EXPECTED.shape
                 assert np.isfinite(probabilities).all()
-            except ServiceError:
+            except (ServiceError, InputError):  # changed metadata describe a model that may not classify images
                 pass
             assert time.monotonic() - started < 0.3 + MARGIN_S
 

@@ -6,18 +6,31 @@ import gzip
 import json
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from defensemble import InputError, ModelNotFoundError, OutputRequest, RequestRefusedError, ServerFailedError, ServiceError
+from defensemble import (
+    ConnectionFailedError,
+    InputError,
+    ModelNotFoundError,
+    NotReadyError,
+    OutputRequest,
+    RequestRefusedError,
+    ServerFailedError,
+    ServiceError,
+)
 from defensemble._transport.base import BINARY_TENSORS, STATISTICS, ConnectionOptions
 from defensemble._transport.tensor_codec import array_from_json
 from tests.support.facts import raises
 from tests.support.http_transports import KINDS, Connect
 from tests.support.scripted import Script, http, scripted
+from tests.support.tiny import images, logits, softmax
+
+if TYPE_CHECKING:
+    from defensemble_server import Server
 
 IMAGES = np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 1, 4, 4)
 OUTPUTS = [OutputRequest("y")]
@@ -94,7 +107,7 @@ def test_a_refusal_with_json_is_the_true_one(connect: Connect) -> None:
         transport.close()
     with scripted(responding(json_only("500 Traceback", "503 Busy"))) as server:
         transport = connect(server.url)
-        with raises(ServerFailedError, "HTTP 500 | 'traceback'"):
+        with raises(NotReadyError, "HTTP 503 | 'two channels'"):
             transport.infer("m", {"images": np.zeros((1, 2, 4, 4), np.float32)}, OUTPUTS, 5)
         transport.close()
 
@@ -216,6 +229,41 @@ def test_a_response_is_not_decompressed_without_bound(connect: Connect, monkeypa
                 with raises(ServerFailedError, "100000 bytes | decompressed"):
                     transport.server_metadata(5)
             transport.close()
+
+
+@pytest.mark.parametrize("compression", ["gzip", None])
+def test_triton_reads_and_sends_every_form(triton: Server, connect: Connect, compression: str | None) -> None:
+    batch = images(8)
+    right = softmax(logits(1, batch))
+    transport = connect(triton.http_url, ConnectionOptions(compression=compression))
+    outputs = [OutputRequest("logits"), OutputRequest("logits", 3)]
+    before = {entry.name: entry for entry in transport.statistics(20)}["alpha"]
+    binary = transport.infer("alpha", {"images": batch}, outputs[:1], 20, request_id='a "call"')
+    labels = transport.infer("alpha", {"images": batch}, outputs[1:], 20)
+    np.testing.assert_allclose(softmax(binary["logits"]), right, atol=1e-6)
+    assert (labels["logits"].shape, binary.model_version) == ((8, 3), "1")
+    after = {entry.name: entry for entry in transport.statistics(20)}["alpha"]
+    assert (after.images - before.images, after.requests - before.requests, after.failures) == (16, 2, before.failures)
+    assert after.success_ns - before.success_ns > after.queue_ns - before.queue_ns >= 0
+    assert transport.missing_features == frozenset()
+    with pytest.raises(RequestRefusedError):
+        transport.infer("alpha", {"images": batch[:, :, :2]}, outputs[:1], 20)
+    cast(Any, transport)._calls._missing_features = frozenset([BINARY_TENSORS])
+    as_json = transport.infer("alpha", {"images": batch}, outputs[:1], 20, request_id="call")
+    np.testing.assert_array_equal(as_json["logits"], binary["logits"])
+    assert as_json.model_version == "1"
+    transport.close()
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip"])
+def test_an_error_with_a_page_that_cannot_be_read_keeps_its_status(connect: Connect, encoding: str) -> None:
+    response = http(b"\x8b not to be read", "502 Bad Gateway", f"Content-Encoding: {encoding}\r\n")
+    with scripted(responding(lambda *_: response)) as server:
+        transport = connect(server.url)
+        with raises(ConnectionFailedError, "HTTP 502") as caught:
+            transport.server_metadata(5)
+        assert caught.value.is_retryable
+        transport.close()
 
 
 NUMBERS = {"FP32": "f4", "FP64": "f8", "INT32": "i4", "UINT8": "u1", "INT64": "i8", "UINT64": "u8"}

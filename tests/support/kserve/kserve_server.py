@@ -36,6 +36,8 @@ class LinearClassifier(Model):  # type: ignore[misc]
         return list(self._metadata.get("outputs", []))
 
     def predict(self, payload: InferRequest, headers: Any = None, response_headers: Any = None) -> InferResponse:
+        if self.name == "broken":
+            raise RuntimeError("a defect of the model")
         images = payload.inputs[0].as_numpy()
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8:
             raise InvalidInput(f"expected images of 3 channels and a multiple of 8 x 8, got {list(images.shape)}")

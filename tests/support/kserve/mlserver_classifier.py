@@ -20,6 +20,8 @@ class LinearClassifier(MLModel):  # type: ignore[misc]
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        if self.name == "broken":
+            raise RuntimeError("a defect of the model")
         images = self.decode(payload.inputs[0], default_codec=NumpyCodec)
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8:
             raise InferenceError(f"expected images of 3 channels and a multiple of 8 x 8, got {list(images.shape)}")
