@@ -66,7 +66,7 @@ class Call:
             DeadlineExceededError: There are none.
         """
         left_s = self.started + self.timeout_s - time.monotonic()
-        if left_s > 0 and not any(stop.is_set for stop in self._stops):
+        if left_s > 0 and not (self._stops and any(stop.is_set for stop in self._stops)):
             return left_s
         if not self.attempts:
             raise DeadlineExceededError(f"the call was not over within {self.timeout_s:g} s. Raise timeout_s (--timeout).")
@@ -147,6 +147,8 @@ class Sender:
         Raises:
             ServiceError: No server could be reached, or the request failed for another reason.
         """
+        if self.replicas.is_single:
+            return await function(self.replicas.replicas[0])
         while True:
             replica = await self._choose(call)
             try:
