@@ -8,6 +8,7 @@ import resource
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from defensemble import AsyncClient, Client, FakeModel, FakeTransport, InputError, Outputs, RequestRefusedError
+from defensemble import (
+    AsyncClient,
+    Client,
+    FakeModel,
+    FakeTransport,
+    InputError,
+    ModelMetadata,
+    Outputs,
+    RequestRefusedError,
+    TensorMetadata,
+)
 from defensemble_server import Server
 from tests.support.facts import raises
 from tests.support.fakes import ensemble_answer, house
@@ -88,6 +99,25 @@ def test_what_is_no_iterable_of_images_is_rejected() -> None:
             list(Client("fake", transport=house()).predict_iter(wrong))  # type: ignore[arg-type]
     with raises(InputError, "batch_size | 0"):
         list(Client("fake", transport=house()).predict_iter([], batch_size=0))
+
+
+class AnySize(FakeTransport):
+    """Takes images of any size."""
+
+    def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
+        found = super().model_metadata(model, timeout_s)
+        return replace(found, inputs=(TensorMetadata("images", "FP32", (-1, SHAPE[0], -1, -1)),))
+
+    def infer(self, model: str, inputs: Any, *args: Any, **options: Any) -> Outputs:
+        return super().infer(model, {"images": np.zeros((len(inputs["images"]), *SHAPE), np.float32)}, *args, **options)
+
+
+def test_images_of_several_sizes_need_a_batch_each() -> None:
+    client = Client("fake", transport=AnySize(house()._models))
+    items = [np.zeros((SHAPE[0], 5 + number, 6), np.float32) for number in range(3)]
+    assert len(list(client.predict_iter(items, batch_size=1))) == 3
+    with raises(InputError, "images[0] | images[2] | batch_size=1"):
+        list(client.predict_iter(items))
 
 
 def test_a_failure_ends_the_iteration_and_its_threads() -> None:
