@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import tcp_proxy
 from tests.support.scripted import ScriptedServer, scripted
-from tests.support.tcp_proxy import TcpProxy, answer, connected_sockets, corrupt, cut, delay, proxied, replace, reset, slow, stall
+from tests.support.tcp_proxy import TcpProxy, answer, connected_sockets, corrupt, cut, delay, drip, proxied, replace, reset, slow, stall
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_stalled_connection_is_silent_and_open(proxy: TcpProxy, caller: socket
     proxy.assert_no_socket_left()
 
 
-@pytest.mark.parametrize(("fault", "seconds"), [(delay(0.02), (0.02, 0.0)), (slow(0.02), (0.02, 0.02))])
+@pytest.mark.parametrize(("fault", "seconds"), [(delay(0.02), (0.02, 0.0)), (slow(0.02), (0.02, 0.02)), (drip(0.01), (0.04, 0.04))])
 def test_bytes_come_late(proxy: TcpProxy, caller: socket.socket, fault: tcp_proxy.Fault, seconds: tuple[float, float]) -> None:
     proxy.inject(fault)
     for least in seconds:
