@@ -132,7 +132,7 @@ class TcpProxy:
         self._run(self._listen())
 
     def inject(self, *faults: Fault | None) -> None:
-        """Give these faults to the next exchanges, one each; None leaves one alone. What a client sends after this begins an exchange."""
+        """Give these faults to the next exchanges, one each; None is no fault. What a client sends after this begins an exchange."""
         self._faults.extend(faults)
         for connection in list(self._open):  # gRPC may have acknowledged the last response
             connection.direction = "down"
