@@ -17,6 +17,7 @@ from .retries import RetryBudget, RetryPolicy
 _log = logging.getLogger("defensemble")
 _FIRST_EJECTION_S = 0.2
 _LONGEST_EJECTION_S = 1.0  # a probe is one small request, and calls may be waiting for a server to come back
+_LOST_PROBE_S = 2.0  # a probe that takes longer is lost, with its event loop or in a fork
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Replica:
         missing_features: Features that it was found not to have, in addition to those that its transport found.
         pending: Requests under way.
         was_reached: Whether it has ever responded.
+        error: Why it is ejected; None if it is not.
     """
 
     def __init__(self, transport: Transport | AsyncTransport, is_async: bool) -> None:
@@ -65,9 +67,9 @@ class Replica:
         self.missing_features: set[str] = set()
         self.pending = 0
         self.was_reached = False
+        self.error: ServiceError | None = None
         self._failures = 0
-        self._ejected_until: float | None = None
-        self._is_probing = False
+        self._ejected_until = 0.0
 
     def __repr__(self) -> str:
         return f"Replica({self.url!r})"
@@ -81,7 +83,7 @@ class Replica:
     @property
     def is_ejected(self) -> bool:
         """Whether requests avoid this server."""
-        return self._ejected_until is not None
+        return self.error is not None
 
 
 class ReplicaSet:
@@ -147,7 +149,7 @@ class ReplicaSet:
     def next_ejected(self) -> Replica:
         """Return the ejected server that has waited longest."""
         with self._lock:
-            return min(self.replicas, key=lambda replica: replica._ejected_until or 0.0)
+            return min(self.replicas, key=lambda replica: replica._ejected_until)
 
     def has_other(self, replica: Replica) -> bool:
         """Return whether another server is not ejected."""
@@ -175,7 +177,7 @@ class ReplicaSet:
             is_unreachable = isinstance(error, (ConnectionFailedError, DeadlineExceededError))
             replica.was_reached |= error is None or (isinstance(error, ServiceError) and not is_unreachable)
             if error is None:
-                if replica._failures:
+                if replica.is_ejected:
                     self._restore(replica)
                 return
             if isinstance(error, ServiceError):
@@ -198,15 +200,14 @@ class ReplicaSet:
         due = []
         with self._lock:
             for replica in self.replicas:
-                if replica._ejected_until is not None and replica._ejected_until <= now and not replica._is_probing:
-                    replica._is_probing = True
+                if replica.is_ejected and replica._ejected_until <= now:
+                    replica._ejected_until = now + _LOST_PROBE_S
                     due.append(replica)
         return due
 
     def end_probe(self, replica: Replica, error: ServiceError | None) -> None:
         """Use a server again after a successful probe; wait longer before the next one after a failed probe."""
         with self._lock:
-            replica._is_probing = False
             if error is None:
                 replica.was_reached = True
                 self._restore(replica)
@@ -226,10 +227,11 @@ class ReplicaSet:
             pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
             pause_s = max(pause_s, error.retry_after_s or 0.0)
             replica._failures += 1
+        replica.error = error
         replica._ejected_until = time.monotonic() + pause_s
 
     def _restore(self, replica: Replica) -> None:
         if replica.is_ejected:
             _log.warning("%s is used again", replica.url)
         replica._failures = 0
-        replica._ejected_until = None
+        replica.error = None
