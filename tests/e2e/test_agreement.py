@@ -133,7 +133,7 @@ def test_train_predict_and_probe_read_every_kind_of_file_alike(tmp_path: Path, m
     with serve(repository, ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)) as server:
         monkeypatch.setenv("XDG_CACHE_HOME", cache)  # not earlier: the server would build its backend again
         for model in ("net", "ensemble"):
-            output = json.loads(run("predict", server.http_url, "--labelled", data / "test", "--model", model, "--json"))
+            output = json.loads(run("predict", "--url", server.http_url, "--labelled", data / "test", "--model", model, "--json"))
             assert output["accuracy"]["n"] == n
             assert output["accuracy"]["value"] == pytest.approx(record.accuracy)
             assert [row["label"] for row in output["predictions"]] == expected

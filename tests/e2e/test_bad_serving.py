@@ -102,8 +102,8 @@ def test_serve_reports_models_that_it_cannot_serve_and_serves_the_others(reposit
     assert "NOT served: gamma: " in done.stderr
     address = address_from(done.stdout)
     np.save(repository.parent / "x.npy", tiny.images(3))
-    assert "ensemble: 3 images" in succeed("predict", address.http, "x.npy", cwd=repository.parent)
-    assert "'gamma'" in error_message(run("predict", address.http, "x.npy", "--model", "gamma", cwd=repository.parent))
+    assert "ensemble: 3 images" in succeed("predict", "--url", address.http, "x.npy", cwd=repository.parent)
+    assert "'gamma'" in error_message(run("predict", "--url", address.http, "x.npy", "--model", "gamma", cwd=repository.parent))
 
 
 def test_serve_rejects_a_taken_port(repository: Path) -> None:

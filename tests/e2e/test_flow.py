@@ -83,7 +83,7 @@ def member_probabilities(repository: Path, images: tiny.Array) -> dict[str, tiny
 
 
 def predicted(flow: Flow, url: str, *arguments: str | Path) -> list[dict[str, Any]]:
-    output = json.loads(succeed("predict", url, *arguments, "--json", cwd=flow.folder))
+    output = json.loads(succeed("predict", "--url", url, *arguments, "--json", cwd=flow.folder))
     assert (output["schema"], output["model"]) == ("defensemble.predict/1", "ensemble")
     rows: list[dict[str, Any]] = output["predictions"]
     return rows
@@ -170,7 +170,7 @@ def test_predict_prints_the_accuracy_of_a_labelled_folder(flow: Flow, pictures: 
     for model, scores in {"ensemble": np.mean(list(outputs.values()), axis=0), "half": outputs["half"]}.items():
         correct = int((scores.argmax(axis=1) == labels).sum())
         low, high = wilson(correct, 40)
-        printed = succeed("predict", flow.address.grpc, "--labelled", pictures, "--model", model, cwd=flow.folder)
+        printed = succeed("predict", "--url", flow.address.grpc, "--labelled", pictures, "--model", model, cwd=flow.folder)
         assert f"accuracy {correct / 40:.4f}, Wilson 95 % interval {low:.4f} to {high:.4f}, n = 40" in printed
         assert f"{model}: 40 images" in printed
 

@@ -121,11 +121,13 @@ def test_predict_treats_a_fused_graph_as_an_ensemble(fused_only: Server, both: S
     np.save(tmp_path / "x.npy", tiny.images(3))
     outputs = []
     for url, more in ((fused_only.grpc_url, ()), (both.http_url, ("--model", "ensemble"))):
-        outputs.append(succeed("predict", url, "x.npy", "--outputs", "probabilities,entropy,mutual_information", *more, cwd=tmp_path))
+        outputs.append(
+            succeed("predict", "--url", url, "x.npy", "--outputs", "probabilities,entropy,mutual_information", *more, cwd=tmp_path)
+        )
     title, *rows = outputs[0].splitlines()
     assert title.strip() == "fused: 3 images"
     assert rows == outputs[1].splitlines()[1:]
-    assert_facts(error_message(run("predict", both.grpc_url, "x.npy", cwd=tmp_path)), "2 ensembles | ensemble, fused")
+    assert_facts(error_message(run("predict", "--url", both.grpc_url, "x.npy", cwd=tmp_path)), "2 ensembles | ensemble, fused")
 
 
 def test_the_noise_probe_treats_a_fused_graph_as_an_ensemble(fused_only: Server, both: Server, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def key_file(folder: Path) -> Path:
 def assert_answers_then_stop(repository: Path, address: Address) -> None:
     np.save(repository.parent / "x.npy", tiny.images(3))
     for url in (address.http, address.grpc):
-        assert "ensemble: 3 images" in succeed("predict", url, "x.npy", cwd=repository.parent)
+        assert "ensemble: 3 images" in succeed("predict", "--url", url, "x.npy", cwd=repository.parent)
     state = find_state(address.grpc_port)
     sockets = listening_sockets(state.http_port, state.grpc_port, state.metrics_port)
     assert len(sockets) == 3

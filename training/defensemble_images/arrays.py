@@ -138,16 +138,21 @@ class StoredArray:
                 raise ImagesError(problem)
 
 
-def npy_array(path: Path) -> StoredArray:
+def npy_array(path: Path, where: str | None = None) -> StoredArray:
     """Read the header of a `.npy` file.
+
+    Args:
+        path: The file.
+        where: Its name in error messages; None for the path.
 
     Raises:
         ImagesError: The file is not a `.npy` file, or is shorter than its header states.
         OSError: The file cannot be read.
     """
     _check_regular(path)
-    with _translated_errors(path, str(path)), path.open("rb") as stream:
-        return _read_header(stream, str(path), path, None, path.stat().st_size)
+    name = where or str(path)
+    with _translated_errors(path, name), path.open("rb") as stream:
+        return _read_header(stream, name, path, None, path.stat().st_size)
 
 
 def npz_arrays(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, StoredArray]:

@@ -41,6 +41,11 @@ class ClientBase:
         return self._calls.timeout_s
 
     @property
+    def max_parallel(self) -> int:
+        """Requests of one call that are sent at the same time."""
+        return self._calls.max_parallel
+
+    @property
     def counters(self) -> Counters:
         """What this client has done: calls, requests, retries, failures, ejected servers, images."""
         return self._calls.counters

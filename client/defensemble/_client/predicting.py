@@ -26,7 +26,7 @@ _CHUNK_BYTES = 32 << 20  # Triton accepts HTTP bodies of 64 MB from 25.06 on
 _MODEL_TRIES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen, it takes three times as long to create
 class Request:
     """What a caller asks for in `predict`, without the images."""
 
@@ -39,7 +39,7 @@ class Request:
     traceparent: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Sent:
     """A request as it is sent to a server: the model, its outputs, and headers."""
 
@@ -117,10 +117,12 @@ class Predictor:
         """Return the responses for all chunks, each with its number of images."""
         info = sent.info
         size = info.max_batch_size or replica.batch_limits.get(info.name, MAX_CHUNK_IMAGES)
-        size = max(1, min(size, len(array), _CHUNK_BYTES // array[0].nbytes))
+        size = max(1, min(size, len(array), _CHUNK_BYTES * len(array) // array.nbytes))
         refusal: RequestRefusedError | None = None
         while True:
             try:
+                if len(array) <= size:
+                    return [(len(array), await self._infer_chunk(call, replica, sent, array, sent.request_id))]
                 responses = await self._infer_chunks(call, replica, sent, array, size)
             except RequestRefusedError as error:
                 refusal = refusal or error
@@ -137,8 +139,6 @@ class Predictor:
     ) -> list[tuple[int, Outputs]]:
         version: int | None = None
         for _ in range(_MODEL_TRIES):
-            if len(array) <= size:
-                return [(len(array), await self._infer_chunk(call, replica, sent, array, sent.request_id))]
             responses = await self._infer_in_parallel(call, replica, sent, array, size, version)
             if len({_model_state(response) for _, response in responses}) == 1:
                 return responses
@@ -167,7 +167,7 @@ class Predictor:
             await outputs.aclose()
         return [(min(size, len(array) - start), response) for start, response in zip(range(0, len(array), size), responses, strict=True)]
 
-    async def _infer_chunk(
+    def _infer_chunk(
         self,
         call: Call,
         replica: Replica,
@@ -175,7 +175,7 @@ class Predictor:
         chunk: NDArray[np.float32],
         request_id: str,
         version: int | None = None,
-    ) -> Outputs:
+    ) -> Coroutine[Any, Any, Outputs]:
         inputs = {sent.info.input_name: chunk}
 
         def infer(left_s: float) -> Any:
@@ -183,8 +183,7 @@ class Predictor:
                 sent.info.name, inputs, sent.outputs, left_s, version, request_id=request_id, headers=sent.headers
             )
 
-        outputs: Outputs = await self._sender.send(call, replica, infer)
-        return outputs
+        return self._sender.send(call, replica, infer)
 
 
 def _read(images: Any, info: ModelInfo, request: Request) -> NDArray[np.float32]:

@@ -96,16 +96,12 @@ class ReplicaSet:
 
     def __init__(self, replicas: Sequence[Replica], policy: RetryPolicy) -> None:
         self.replicas = tuple(replicas)
+        self.is_single = len(replicas) == 1
         self._budget = RetryBudget(policy)
         self._lock = threading.Lock()
         self._turn = 0
         # Numbers of their own: a `collections.Counter` took 5 us of each call.
         self._calls = self._requests = self._retries = self._failures = self._ejections = self._images = 0
-
-    @property
-    def is_single(self) -> bool:
-        """Whether there is only one server."""
-        return len(self.replicas) == 1
 
     @property
     def was_reached(self) -> bool:
@@ -174,14 +170,14 @@ class ReplicaSet:
         """Count a request that is over. Eject a server that cannot be reached, did not respond in time, or refuses while others serve."""
         with self._lock:
             replica.pending -= 1
-            is_unreachable = isinstance(error, (ConnectionFailedError, DeadlineExceededError))
-            replica.was_reached |= error is None or (isinstance(error, ServiceError) and not is_unreachable)
             if error is None:
+                replica.was_reached = True
                 if replica.is_ejected:
                     self._restore(replica)
                 return
             if isinstance(error, ServiceError):
                 self._failures += 1
+                replica.was_reached |= not isinstance(error, (ConnectionFailedError, DeadlineExceededError))
             if self.is_single:
                 return
             # A server that drains refuses at once, so that it has few requests under way and would get most of the next ones.

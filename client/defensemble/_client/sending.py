@@ -67,7 +67,7 @@ class Call:
             DeadlineExceededError: There are none.
         """
         left_s = self.started + self.timeout_s - time.monotonic()
-        if left_s > 0 and not any(stop.is_set for stop in self._stops):
+        if left_s > 0 and not (self._stops and any(stop.is_set for stop in self._stops)):
             return left_s
         last_error = self.attempts[-1].error if self.attempts else self.waits_for
         if last_error is None:
@@ -146,7 +146,7 @@ class Sender:
         tries = len(self.replicas.replicas) * (1 + call.max_retries)  # a call may be what makes servers fail
         try:
             while True:
-                replica = await self._choose(call)
+                replica = self.replicas.replicas[0] if self.replicas.is_single else await self._choose(call)
                 try:
                     return await function(replica)
                 except _MovedError:

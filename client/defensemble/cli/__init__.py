@@ -30,6 +30,7 @@ from .commands import (
     probe,
     profile,
     serve,
+    status,
     train,
 )
 from .notes import logger, warnings_as_notes
@@ -155,7 +156,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
             "Train and export",
             [module.command for module in (train, export, import_onnx, fuse, export_report, build_engine, profile)],
         ),
-        cloup.Section("Serve and call", [module.command for module in (serve, predict, ensemble, probe)]),
+        cloup.Section("Serve and call", [module.command for module in (serve, status, predict, ensemble, probe)]),
         cloup.Section("Getting started", [module.command for module in (demo, doctor, completion)]),
     ],
 )
@@ -169,7 +170,7 @@ def cli() -> None:
       defensemble train --keep 0.3 checkpoints/a.safetensors
       defensemble export checkpoints/*.safetensors
       defensemble serve
-      defensemble predict http://localhost:8000 image.png
+      defensemble predict image.png
       defensemble probe noise http://localhost:8000 --dataset digits
     """
 

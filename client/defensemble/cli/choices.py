@@ -52,6 +52,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 AVERAGES = ("probabilities", "logits")
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
 PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")
+COMPRESSIONS = ("gzip",)
 RESIZES = ("crop", "squash")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 

@@ -62,6 +62,8 @@ class _StderrHandler(logging.Handler):
 def log_records_on_stderr(level: int) -> Iterator[None]:
     """Print our packages' log records from `level` on; restore the loggers at the end of the block."""
     handler = _StderrHandler()
+    if level > logging.DEBUG:  # else the client reports each retry; an error at the end counts them
+        handler.addFilter(lambda record: record.name != "defensemble" or record.levelno > logging.INFO)
     with ExitStack() as stack:
         for package in map(logging.getLogger, _LOGGERS):
             stack.callback(package.setLevel, package.level)

@@ -6,14 +6,24 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import cloup
 
 from .choices import AVERAGES, RESIZES
 from .datasets import DatasetLocation as DatasetLocation, dataset_option as dataset_option
-from .paths import EXISTING_PATH as EXISTING_PATH, EXISTING_REPOSITORY, PATH as PATH, SERVER_URL as SERVER_URL, AnyPath
+from .paths import (
+    EXISTING_PATH as EXISTING_PATH,
+    EXISTING_REPOSITORY,
+    IMAGE_SOURCE as IMAGE_SOURCE,
+    PATH as PATH,
+    SERVER_URL as SERVER_URL,
+    AnyPath,
+)
+
+if TYPE_CHECKING:
+    from .._transport.base import TlsFiles
 
 AVERAGE = click.Choice(AVERAGES)
 RESIZE = click.Choice(RESIZES)
@@ -84,6 +94,31 @@ class ChoiceList(click.ParamType[list[str]]):
         return chosen
 
 
+def tls_files(urls: Sequence[str], ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> TlsFiles | None:
+    """Return the values of `tls_options`; None if there are none.
+
+    Args:
+        urls: The servers; files without a server that uses them are a mistake.
+        ca_file: Value of `--ca-file`.
+        cert_file: Value of `--cert-file`.
+        key_file: Value of `--key-file`.
+
+    Raises:
+        click.UsageError: The key has no certificate, or no server is called over TLS.
+    """
+    from .._transport.base import TlsFiles
+
+    if ca_file is cert_file is key_file is None:
+        return None
+    if key_file is not None and cert_file is None:
+        raise click.UsageError("--key-file is the key of a certificate: pass --cert-file, too")
+    if not any(url.startswith(("https://", "grpcs://")) for url in urls):
+        raise click.UsageError(
+            f"--ca-file, --cert-file and --key-file are for https:// and grpcs://, got {', '.join(urls)}: change the URL, or omit them"
+        )
+    return TlsFiles(ca_file, cert_file, key_file)
+
+
 def weights_option(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
     """Parse NAME=W, each name once (a click callback)."""
     weights: dict[str, float] = {}
@@ -142,8 +177,19 @@ call_options = cloup.option_group(
         type=NumberRange(0, LONGEST_S, min_open=True),
         metavar="SECONDS",
         default=60.0,
-        help="Timeout per request.",
+        help="Timeout of a batch, with its retries.",
     ),
+)
+SERVER_VARIABLE = "DEFENSEMBLE_URL"  # of the servers that commands call by default
+tls_options = (
+    click.option(
+        "--ca-file",
+        type=EXISTING_PATH,
+        metavar="FILE",
+        help="Certificates of the authorities to trust, PEM, for https:// and grpcs://.  [default: the system's]",
+    ),
+    click.option("--cert-file", type=EXISTING_PATH, metavar="FILE", help="Client certificate, PEM, for servers that ask for one."),
+    click.option("--key-file", type=EXISTING_PATH, metavar="FILE", help="Private key of --cert-file, PEM."),
 )
 # The fields of `ReadOptions`: how image files are read for served models.
 reading_options = cloup.option_group(

@@ -17,6 +17,7 @@ _PLACES = {
     "profile": "--repository",
     "ensemble": "--repository or FILE",
     "serve": "XDG_STATE_HOME, for logs and the list of servers, or XDG_CACHE_HOME, for the backend",
+    "predict": "--contact-sheet",
     "probe": "--out",
     "demo": "--folder",
 }

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .choices import IMAGE_SUFFIXES
 
+STANDARD_INPUT = "-"
 EMPTY_PATH = "the path is empty; expected a path, such as . for the current folder"
 _LARGEST_FOLDER = 10_000  # entries that are compared
 
@@ -56,28 +59,69 @@ class ExistingRepository(AnyPath):
             self.fail(missing_path_message(path), param, ctx)
 
 
+class ImageSource(ExistingPath):
+    """Image files, a folder, a pattern such as `'photos/*.png'`, or `-`: as text, since `./-` is a file."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, or raise `click.BadParameter` for an empty text, a circular link, or a server's URL."""
+        text = os.fsdecode(value)
+        if re.match(r"(http|grpc)s?://", text):
+            self.fail(f"{text!r:.120} is a server's URL and not a file: pass it as --url {text:.120}", param, ctx)
+        super().convert(value, param, ctx)
+        return text
+
+    def check(self, path: Any, param: click.Parameter, ctx: click.Context) -> None:
+        """Raise `click.BadParameter`, with similar names, for a path that does not exist; a pattern's files are found later."""
+        if path != STANDARD_INPUT and not is_pattern(path):
+            super().check(Path(path), param, ctx)
+
+
 class ServerUrl(click.ParamType[str]):
-    """The URL of a server, http://HOST:PORT or grpc://HOST:PORT; a file in its place means that the URL is missing."""
+    """The URL of a server, http://HOST:PORT or grpc://HOST:PORT; a file in its place means that the URL is missing.
+
+    An environment variable may have several, with commas or spaces between them.
+    """
 
     name = "url"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the text, which the client parses, or raise `click.BadParameter` for a file."""
+        """Return the text, or raise `click.BadParameter` for a file, or another text that is not the URL of a server."""
+        from .._exceptions import InputError
+        from .._transport.address import address_from_url
+
         text = str(value)
         path = Path(text)
+        source = None if ctx is None or param is None else ctx.get_parameter_source(str(param.name))
+        end = "" if param is None or source is not ParameterSource.ENVIRONMENT else f" It is in the environment variable {param.envvar}."
         if not text:
             self.fail("the URL is empty; expected the server's URL, such as http://localhost:8000", param, ctx)
         if "://" not in text and (path.exists() or path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")):
             self.fail(
-                f"the URL is missing: {text!r:.120} is a file. Pass the server's URL first, such as http://localhost:8000.", param, ctx
+                f"the URL is missing: {text!r:.120} is a file. Pass the server's URL, such as http://localhost:8000.{end}", param, ctx
             )
+        try:
+            address_from_url(text)
+        except InputError as error:
+            self.fail(f"{error}.{end}" if end else str(error), param, ctx)
         return text
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        """Return the URLs of an environment variable."""
+        return rv.replace(",", " ").split()
 
 
 EXISTING_PATH = ExistingPath()
 SERVER_URL = ServerUrl()
 PATH = AnyPath()
+IMAGE_SOURCE = ImageSource()
 EXISTING_REPOSITORY = ExistingRepository()
+
+
+def is_pattern(text: str) -> bool:
+    """Return whether a text is a pattern of file names, and no file of that name exists."""
+    return not os.path.lexists(text) and not set("*?[").isdisjoint(text)
 
 
 def missing_path_message(path: Path) -> str:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from .notes import shows_progress
+
+
+class RateColumn(ProgressColumn):
+    """How fast it goes.
+
+    Example:
+        >>> progress_bar(console, MofNCompleteColumn(), RateColumn("images"))
+    """
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """Return the speed of the last seconds."""
+        return Text("" if task.speed is None else f"{task.speed:,.0f} {self._unit}/s", style="progress.data.speed")
 
 
 def progress_bar(console: Console, *columns: ProgressColumn, shown: bool = True) -> Progress:
@@ -27,6 +45,8 @@ def progress_bar(console: Console, *columns: ProgressColumn, shown: bool = True)
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        # Else rich would print standard output to the console of the bar, standard error, even if it goes to a file.
+        redirect_stdout=sys.stdout.isatty(),
         disable=not (shown and console.is_terminal and shows_progress()),
     )
 

@@ -6,10 +6,10 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 _TYPICAL_RESULT_BYTES = 1 << 16  # the noise probe of seven models at ten sigmas wrote 51,039
 
@@ -44,14 +44,29 @@ def write_result(path: Path, result: Mapping[str, Any], *, keep_earlier: bool = 
     Raises:
         OSError: The file cannot be written. The error names `path`, and nothing is left behind.
     """
+    content = json.dumps(result, indent=2, allow_nan=False) + "\n"
+    return write_text(path, lambda file: file.write(content), keep_earlier=keep_earlier)
+
+
+def write_text(path: Path, write: Callable[[TextIO], object], *, keep_earlier: bool = False) -> Path | None:
+    """Write a text file, durably and atomically. Returns the path of a kept earlier file, or None.
+
+    Args:
+        path: Path of the file.
+        write: Writes the text to the file that it gets, as UTF-8.
+        keep_earlier: Keep an earlier file as `NAME.1.html` (or the next free number).
+
+    Raises:
+        OSError: The file cannot be written. The error names `path`, and nothing is left behind.
+    """
     from defensemble_repository.filesystem.atomic_write import rename_durably, sync, temporary_path
 
-    content = (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
     with _errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
         try:
-            temporary.write_bytes(content)
+            with temporary.open("w", encoding="utf-8") as file:
+                write(file)
             sync([temporary])  # if this fails, the earlier file must keep its name
             earlier = _keep_earlier(path) if keep_earlier else None
             rename_durably([(temporary, path)])

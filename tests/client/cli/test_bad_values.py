@@ -43,8 +43,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("export ''", "CHECKPOINT"),
         ("export-report --repository ''", "--repository"),
         ("demo --folder ''", "--folder"),
-        ("predict '' a.png", "URL"),
-        ("predict http://127.0.0.1:1 ''", "FILE"),
+        ("predict --url '' a.png", "--url"),
+        ("predict --url http://127.0.0.1:1 ''", "FILE"),
     ],
 )
 def test_an_empty_path_is_not_the_current_folder(folder: Path, line: str, option: str) -> None:
@@ -72,7 +72,7 @@ def test_a_dangling_link_is_not_its_own_similar_name(folder: Path) -> None:
     [
         ("build-engine --workspace nan", "--workspace"),
         ("serve --start-timeout nan", "--start-timeout"),
-        ("predict http://127.0.0.1:1 a.png --timeout nan", "--timeout"),
+        ("predict --url http://127.0.0.1:1 a.png --timeout nan", "--timeout"),
         ("ensemble show --timeout nan", "--timeout"),
         ("ensemble weight e a=1 --idle-timeout nan", "--idle-timeout"),
     ],

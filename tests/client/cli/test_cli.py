@@ -55,7 +55,7 @@ def write_pictures(folder: Path, count: int = 12) -> Array:
 def test_predict_prints_the_requested_outputs_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", images(11))
     transport = house()
-    predict_files(fake(transport), [tmp_path / "x.npy"], ["entropy", "mutual_information", "member_probabilities"], top=2, as_json=True)
+    predict_files(fake(transport), [str(tmp_path / "x.npy")], ["entropy", "mutual_information", "member_probabilities"], top=2, form="json")
     output = json.loads(capsys.readouterr().out)
     expected = ensemble_answer(images(11))
     assert (output["schema"], output["model"], output["accuracy"]) == ("defensemble.predict/1", "ensemble", None)
@@ -75,7 +75,7 @@ def test_predict_prints_the_requested_outputs_as_json(tmp_path: Path, capsys: py
 def test_predict_prints_the_accuracy_of_a_labelled_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "pictures")
     np.save(tmp_path / "x.npy", images(3))
-    predict_files(fake(), [tmp_path / "x.npy"], ["probabilities"], tmp_path / "pictures", batch_size=5, as_json=True)
+    predict_files(fake(), [str(tmp_path / "x.npy")], ["probabilities"], tmp_path / "pictures", batch_size=5, form="json")
     output = json.loads(capsys.readouterr().out)
     low, high = wilson(10, 12)
     accuracy = {
@@ -99,11 +99,11 @@ def test_predict_prints_the_same_over_both_protocols(triton: Any, tmp_path: Path
     np.save(tmp_path / "x.npy", images(11))
     outputs = []
     for url in (triton.grpc_url, triton.http_url):
-        done = run("predict", url, str(tmp_path / "x.npy"), "--json", "--top", "3", "--outputs", "entropy, mutual_information")
+        done = run("predict", "--url", url, str(tmp_path / "x.npy"), "--json", "--top", "3", "--outputs", "entropy, mutual_information")
         assert done.exit_code == 0, done.output
         outputs.append(json.loads(done.output))
     assert outputs[0]["predictions"] == outputs[1]["predictions"]
-    table = run("predict", triton.http_url, str(tmp_path / "x.npy"), "--model", "alpha", "--outputs", "probabilities,entropy")
+    table = run("predict", "--url", triton.http_url, str(tmp_path / "x.npy"), "--model", "alpha", "--outputs", "probabilities,entropy")
     assert table.exit_code == 0
     assert "alpha: 11 images" in table.output
 
@@ -111,26 +111,26 @@ def test_predict_prints_the_same_over_both_protocols(triton: Any, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
-        (["localhost:8001", "x.npy"], "localhost:8001 | scheme"),
-        (["URL", "missing.npy"], "missing.npy | does not exist"),
-        (["URL", "wied.png"], "wied.png | does not exist | wide.png"),
-        (["wide.png"], "URL is missing | wide.png | http://localhost:8000"),
-        (["wide.png", "x.npy"], "URL is missing | wide.png"),
-        (["URL", "x.npy", "--model", "nope"], "'nope' | alpha"),
-        (["URL", "x.npy", "--outputs", "logits"], "--outputs | 'logits' | mutual_information"),
-        (["URL", "wide.png"], "wide.png | 9 x 4"),
-        (["URL", "wide.png"], "--resize crop"),
-        (["URL", "wide.png", "--resize"], "'crop', 'squash'"),
-        (["URL", "--resize", "wide.png"], "'crop', 'squash'"),
-        (["URL", "x.npy", "--max-memory", "much"], "4G"),
-        (["URL", "x.npy", "--max-memory", "0"], "4G"),
-        (["URL", "x.npy", "--max-memory", "9" * 400], "4G"),
-        (["URL", "x.npy", "--max-memory", "100"], "x.npy"),
-        (["URL", "wide.png", "--max-memory", "0.5K", "--resize", "crop"], "wide.png"),
-        (["URL", "bright.npy"], "image 0 | bright.npy | 7 to 7"),
-        (["URL", "--labelled", "nowhere"], "nowhere | does not exist"),
-        (["URL", "--labelled", "x.npy"], "x.npy | not a folder"),
-        (["URL"], "--labelled FOLDER"),
+        (["--url", "localhost:8001", "x.npy"], "localhost:8001 | scheme"),
+        (["--url", "URL", "missing.npy"], "missing.npy | does not exist"),
+        (["--url", "URL", "wied.png"], "wied.png | does not exist | wide.png"),
+        (["--url", "wide.png"], "URL is missing | wide.png | http://localhost:8000"),
+        (["http://127.0.0.1:1", "x.npy"], "http://127.0.0.1:1 | --url http://127.0.0.1:1"),
+        (["--url", "URL", "x.npy", "--model", "nope"], "'nope' | alpha"),
+        (["--url", "URL", "x.npy", "--outputs", "logits"], "--outputs | 'logits' | mutual_information"),
+        (["--url", "URL", "wide.png"], "wide.png | 9 x 4"),
+        (["--url", "URL", "wide.png"], "--resize crop"),
+        (["--url", "URL", "wide.png", "--resize"], "'crop', 'squash'"),
+        (["--url", "URL", "--resize", "wide.png"], "'crop', 'squash'"),
+        (["--url", "URL", "x.npy", "--max-memory", "much"], "4G"),
+        (["--url", "URL", "x.npy", "--max-memory", "0"], "4G"),
+        (["--url", "URL", "x.npy", "--max-memory", "9" * 400], "4G"),
+        (["--url", "URL", "x.npy", "--max-memory", "100"], "x.npy"),
+        (["--url", "URL", "wide.png", "--max-memory", "0.5K", "--resize", "crop"], "wide.png"),
+        (["--url", "URL", "bright.npy"], "image 0 | bright.npy | 7 to 7"),
+        (["--url", "URL", "--labelled", "nowhere"], "nowhere | does not exist"),
+        (["--url", "URL", "--labelled", "x.npy"], "x.npy | not a folder"),
+        (["--url", "URL"], "--labelled FOLDER"),
     ],
 )
 def test_predict_refuses_bad_arguments(
@@ -151,12 +151,12 @@ def test_a_connection_error_is_one_line_and_verbose_prints_its_causes(tmp_path: 
     np.save(tmp_path / "x.npy", images(1))
     for scheme in ("grpc", "http"):
         url = f"{scheme}://127.0.0.1:{free_port()}"
-        done = run("predict", url, str(tmp_path / "x.npy"))
+        done = run("predict", "--url", url, str(tmp_path / "x.npy"), "--retries", "0")
         assert done.exit_code == 1
         assert done.output.startswith("Error: ")
         assert url in done.output
         assert len(done.output.splitlines()) == 1
-        verbose = run("predict", url, str(tmp_path / "x.npy"), "--verbose")
+        verbose = run("predict", "--url", url, str(tmp_path / "x.npy"), "--retries", "0", "--verbose")
         assert verbose.stderr.splitlines()[-1] == done.stderr.strip()
         assert_facts(verbose.stderr, "caused by | refused")
 
@@ -211,11 +211,11 @@ class CrashingTransport(FakeTransport):
         super().__init__(house()._models)
         self._left = calls
 
-    def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+    def infer(self, model: str, inputs: Any, outputs: Any, *rest: Any, **options: Any) -> Any:
         self._left -= 1
         if self._left < 0:
             raise ConnectionFailedError("the server crashed")
-        return super().infer(model, inputs, outputs, timeout_s, version)
+        return super().infer(model, inputs, outputs, *rest, **options)
 
 
 def test_probe_reports_null_and_failures_after_a_server_crash(tmp_path: Path) -> None:
@@ -241,18 +241,18 @@ class NanTransport(FakeTransport):
     def __init__(self) -> None:
         super().__init__(house()._models)
 
-    def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
-        response = super().infer(model, inputs, outputs, timeout_s, version)
+    def infer(self, model: str, inputs: Any, outputs: Any, *rest: Any, **options: Any) -> Any:
+        response = super().infer(model, inputs, outputs, *rest, **options)
         if model == "beta" and not outputs[0].class_count:
             response["logits"][-1] = np.nan
         return response
 
 
 def test_a_model_that_returns_nan_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: NanTransport())
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, options: NanTransport())
     data, out = write_npz(tmp_path), tmp_path / "noise.json"
     done = run(
-        "probe", "noise", "fake", "--dataset", str(data), "--target", "alpha", "--target", "beta", "--sigmas", "8", "--out", str(out)
+        "probe", "noise", "http://fake", "--dataset", str(data), "--target", "alpha", "--target", "beta", "--sigmas", "8", "--out", str(out)
     )
     assert done.exit_code == 1
     assert_facts(done.output, "1 of the models | null | beta | ServerFailedError | fake://server")
@@ -261,7 +261,7 @@ def test_a_model_that_returns_nan_fails(tmp_path: Path, monkeypatch: pytest.Monk
     assert (failed["clean"], failed["noise"][0]["accuracy"], failed["queries"]) == (None, None, 0)
     assert_facts(failed["failure"], "not finite | 1 of 8 images | 'logits'")
     np.save(tmp_path / "x.npy", images(3))
-    predicted = run("predict", "fake", str(tmp_path / "x.npy"), "--model", "beta", "--json")
+    predicted = run("predict", "--url", "http://fake", str(tmp_path / "x.npy"), "--model", "beta", "--json")
     assert predicted.exit_code == 1
     assert predicted.stdout == ""
     assert_facts(predicted.stderr, "'beta' | not finite | 1 of 3 images")
@@ -276,9 +276,9 @@ def test_probe_checks_the_output_file_before_the_first_request(tmp_path: Path) -
 
 def test_probe_prints_the_table_even_if_the_result_cannot_be_written(tmp_path: Path) -> None:
     class Blocking(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+        def infer(self, model: str, inputs: Any, outputs: Any, *rest: Any, **options: Any) -> Any:
             (tmp_path / "noise.json").mkdir(exist_ok=True)
-            return super().infer(model, inputs, outputs, timeout_s, version)
+            return super().infer(model, inputs, outputs, *rest, **options)
 
     client = fake(Blocking({"ensemble": ensemble()}))
     with quiet_console() as console:
@@ -308,19 +308,19 @@ def test_probe_measures_the_same_over_both_protocols(triton: Any, tmp_path: Path
 
 
 def test_probe_prints_its_result_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: house())
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, options: house())
     out = tmp_path / "noise.json"
-    done = run("probe", "noise", "fake", "--dataset", str(write_npz(tmp_path)), "--sigmas", "8", "--out", str(out), "--json")
+    done = run("probe", "noise", "http://fake", "--dataset", str(write_npz(tmp_path)), "--sigmas", "8", "--out", str(out), "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == json.loads(out.read_text())
 
 
 def test_probe_exits_with_status_1_if_a_model_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: CrashingTransport(2 + 8 + 1))
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, options: CrashingTransport(2 + 8 + 1))
     done = run(
         "probe",
         "noise",
-        "fake",
+        "http://fake",
         "--dataset",
         str(write_npz(tmp_path)),
         "--target",
@@ -331,7 +331,7 @@ def test_probe_exits_with_status_1_if_a_model_fails(tmp_path: Path, monkeypatch:
         str(tmp_path / "n"),
     )
     assert done.exit_code == 1
-    assert_facts(done.output, "2 of the models | null | alpha | ConnectionFailedError | the server crashed")
+    assert_facts(done.output, "2 of the models | null | alpha | RetriesExhaustedError | the server crashed")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_probe_refuses_models_that_differ_in_shape_or_classes(tmp_path: Path) ->
 
 def test_probe_does_not_hide_bugs(tmp_path: Path) -> None:
     class Buggy(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
+        def infer(self, model: str, inputs: Any, outputs: Any, *rest: Any, **options: Any) -> Any:
             raise NotReadyError("loading") if not outputs[0].class_count else ZeroDivisionError
 
     with quiet_console() as console, pytest.raises(ZeroDivisionError):
@@ -371,10 +371,10 @@ def test_probe_does_not_hide_bugs(tmp_path: Path) -> None:
 
 
 def test_quiet_silences_progress_and_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: house())
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, options: house())
     write_pictures(tmp_path / "pictures")
     (next((tmp_path / "pictures").iterdir()) / "notes.txt").touch()
-    options = ("fake", "--labelled", str(tmp_path / "pictures"), "--json")
+    options = ("--url", "http://fake", "--labelled", str(tmp_path / "pictures"), "--json")
     assert "note: " in run("predict", *options).stderr
     done = run("predict", *options, "--quiet")
     assert (done.exit_code, done.stderr) == (0, "")

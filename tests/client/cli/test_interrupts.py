@@ -67,7 +67,7 @@ def test_ctrl_c_at_twenty_delays(tmp_path: Path, verb: str, delay_s: float) -> N
     url = f"http://127.0.0.1:{free_port()}"
     arguments = {
         "train": ["train", "a.safetensors", "--epochs", "1000"],
-        "predict": ["predict", url, "a.png"],
+        "predict": ["predict", "--url", url, "a.png"],
         "doctor": ["doctor"],
         "probe": ["probe", "noise", url, "--dataset", "digits"],
     }[verb]

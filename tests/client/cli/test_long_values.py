@@ -43,7 +43,7 @@ def output_of(*words: str | Path) -> str:
         ["ensemble", "weight", "ensemble", f"alpha={LONG}"],
         ["ensemble", "rollback", LONG],
         ["ensemble", "history", LONG],
-        ["predict", f"http://{LONG}", "--labelled", "."],
+        ["predict", "--url", f"http://{LONG}", "--labelled", "."],
         ["export", "--weight", LONG, "a.safetensors"],
         ["import-onnx", "a.onnx", "--name", "a", "--mean", LONG],
         ["train", "--blocks", LONG, "a.safetensors"],

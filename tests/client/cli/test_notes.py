@@ -26,7 +26,17 @@ def test_a_warning_of_ours_is_one_note_and_printed_once(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("level", "lines"),
     [
-        (logging.DEBUG, ["progress", "note: note", "debug: defensemble.x: a", "warning: defensemble_server.y: b", "error: defensemble: c"]),
+        (
+            logging.DEBUG,
+            [
+                "progress",
+                "note: note",
+                "debug: defensemble.x: a",
+                "warning: defensemble_server.y: b",
+                "info: defensemble: retry",
+                "error: defensemble: c",
+            ],
+        ),
         (logging.INFO, ["progress", "note: note", "warning: defensemble_server.y: b", "error: defensemble: c"]),
         (logging.ERROR, ["error: defensemble: c"]),
     ],
@@ -37,6 +47,7 @@ def test_a_level_selects_what_is_printed(capsys: pytest.CaptureFixture[str], lev
         print_note("note")
         logging.getLogger("defensemble.x").debug("%s", "a")
         logging.getLogger("defensemble_server.y").warning("b")
+        logging.getLogger("defensemble").info("retry")
         logging.getLogger("defensemble").error("c")
         logging.getLogger("another").error("d")
         assert shows_progress() is (level <= logging.INFO)

@@ -54,13 +54,13 @@ def test_other_os_errors_keep_their_text() -> None:
 @pytest.mark.parametrize(
     ("arguments", "facts"),
     [
-        (["predict", "fake", "folder.npy"], "Is a directory | folder.npy"),
+        (["predict", "--url", "http://fake", "x.npy", "--contact-sheet", "folder.npy"], "Is a directory | folder.npy"),
         (
-            ["probe", "noise", "fake", "--dataset", "data.npz", "--out", "folder.npy"],
+            ["probe", "noise", "http://fake", "--dataset", "data.npz", "--out", "folder.npy"],
             "Is a directory | folder.npy",
         ),
         (
-            ["probe", "noise", "fake", "--dataset", "data.npz", "--out", "data.npz/x"],
+            ["probe", "noise", "http://fake", "--dataset", "data.npz", "--out", "data.npz/x"],
             "Not a directory | data.npz/x",
         ),
     ],
@@ -69,8 +69,9 @@ def test_an_os_error_is_one_line_with_exit_status_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], facts: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, admin_key: house())
+    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, options: house())
     (tmp_path / "folder.npy").mkdir()
+    np.save(tmp_path / "x.npy", images(2))
     np.savez(tmp_path / "data.npz", images=images(2), labels=np.zeros(2, int))
     done: Any = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 1

@@ -63,7 +63,7 @@ def test_24_threads_share_a_client(protocol: str, triton: Server) -> None:
     until(lambda: connected_sockets(port_of(url)) == before, 3)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", [pytest.param("grpc", marks=pytest.mark.slow), "http"])
 def test_200_tasks_share_a_client_and_a_second_event_loop_uses_it(protocol: str, triton: Server) -> None:
     url = url_of(protocol, triton)
     before = connected_sockets(port_of(url))

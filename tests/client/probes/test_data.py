@@ -244,8 +244,8 @@ if what == "probe":
     probe_noise_and_report(client, str(path), path.parent / "noise.json", ["m"], sigmas=[8, 16], console=console)
 else:
     sys.stdout = open("/dev/null", "w")
-    files, labelled = ([path], None) if path.is_file() else ([], path)
-    predict_files(client, files, ["probabilities"], labelled, as_json=True)
+    files, labelled = ([str(path)], None) if path.is_file() else ([], path)
+    predict_files(client, files, ["probabilities"], labelled, form="json")
     sys.stdout = sys.__stdout__
 print(peak() - before)
 """

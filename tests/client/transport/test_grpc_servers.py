@@ -289,13 +289,13 @@ def test_a_server_that_is_missing_or_silent_does_not_block_the_event_loop() -> N
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
         return longest, call.exception()
 
-    def say_nothing(connection: socket.socket, received: bytes) -> None:
+    def stay_silent(connection: socket.socket, received: bytes) -> None:
         over.wait(10)
         cut_off(connection, received)
 
     transports = []
     over = threading.Event()
-    with scripted(cut_off) as cutting, scripted(say_nothing) as silent:
+    with scripted(cut_off) as cutting, scripted(stay_silent) as silent:
         for port, kind, facts in (
             (free_port(), ConnectionFailedError, "connection refused"),
             (cutting.port, ConnectionFailedError, "closed the connection"),

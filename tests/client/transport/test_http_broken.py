@@ -121,12 +121,12 @@ BROKEN_RESPONSES: dict[str, tuple[Script, type[ServiceError], str]] = {
 @pytest.mark.parametrize("case", BROKEN_RESPONSES)
 def test_a_broken_response_raises_and_the_next_call_succeeds(case: str, connect: Connect) -> None:
     script, kind, facts = BROKEN_RESPONSES[case]
-    is_mended = threading.Event()
+    is_fixed = threading.Event()
 
-    def script_until_mended(connection: socket.socket, received: bytes) -> None:
-        (sends(response_with(VALUES)) if is_mended.is_set() else script)(connection, received)
+    def script_until_fixed(connection: socket.socket, received: bytes) -> None:
+        (sends(response_with(VALUES)) if is_fixed.is_set() else script)(connection, received)
 
-    with scripted(script_until_mended) as server:
+    with scripted(script_until_fixed) as server:
         transport = connect(server.url)
         started = time.monotonic()
         with raises(ServiceError, facts) as caught:
@@ -135,7 +135,7 @@ def test_a_broken_response_raises_and_the_next_call_succeeds(case: str, connect:
         assert_facts(str(caught.value), f"{server.url} | 'm'")
         assert time.monotonic() - started < 2
         assert not idle_connections(transport) or kind not in (ConnectionFailedError, DeadlineExceededError)
-        is_mended.set()
+        is_fixed.set()
         np.testing.assert_array_equal(infer(transport), VALUES)
         assert len(idle_connections(transport)) == 1
         transport.close()

@@ -108,7 +108,7 @@ def test_the_command_line_shows_the_target_of_a_redirect(tmp_path: Path) -> None
     picture = tmp_path / "a.npy"
     np.save(picture, IMAGE)
     with proxy(308, {"Location": "https://example.org{path}"}) as url:
-        done = CliRunner().invoke(cli, ["predict", url, str(picture), "--model", "m"])
+        done = CliRunner().invoke(cli, ["predict", "--url", url, str(picture), "--model", "m"])
     assert done.exit_code == 1
     assert 'pass "https://example.org:443"' in done.output
 
