@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +101,7 @@ class ReplicaSet:
         self.is_single = len(replicas) == 1
         self._budget = RetryBudget(policy)
         self._lock = threading.Lock()
+        _SETS.add(self)
         self._turn = 0
         # Numbers of their own: a `collections.Counter` took 5 us of each call.
         self._calls = self._requests = self._retries = self._failures = self._ejections = self._images = 0
@@ -151,6 +154,16 @@ class ReplicaSet:
         """Return whether another server is not ejected."""
         return any(other is not replica and not other.is_ejected for other in self.replicas)
 
+    def should_leave(self, replica: Replica, error: ServiceError) -> bool:
+        """Return whether a server's error means that others should get its requests.
+
+        A server that drains refuses at once, so that it has few requests under way and would get most of the next ones. The last server
+        that responds is kept, and so is one that will never accept this client.
+        """
+        if isinstance(error, ConnectionFailedError) and error.is_retryable:
+            return True
+        return isinstance(error, (ConnectionFailedError, NotReadyError)) and self.has_other(replica)
+
     def begin(self, replica: Replica, *, is_retry: bool) -> None:
         """Count a request that starts, and add it to the budget of retries if it is none itself.
 
@@ -180,8 +193,7 @@ class ReplicaSet:
                 replica.was_reached |= not isinstance(error, (ConnectionFailedError, DeadlineExceededError))
             if self.is_single:
                 return
-            # A server that drains refuses at once, so that it has few requests under way and would get most of the next ones.
-            if isinstance(error, ConnectionFailedError) or (isinstance(error, NotReadyError) and self.has_other(replica)):
+            if isinstance(error, ServiceError) and self.should_leave(replica, error):
                 self._eject(replica, error)
             elif (
                 isinstance(error, DeadlineExceededError) and not error.is_retryable
@@ -231,3 +243,20 @@ class ReplicaSet:
             _log.warning("%s is used again", replica.url)
         replica._failures = 0
         replica.error = None
+
+    def _reset(self) -> None:
+        """Forget what the threads of the parent did, which do not exist in a forked child: one may hold the lock, others send requests."""
+        self._lock = threading.Lock()
+        for replica in self.replicas:
+            replica.pending = 0
+
+
+_SETS: weakref.WeakSet[ReplicaSet] = weakref.WeakSet()
+
+
+def _reset_all() -> None:
+    for replicas in _SETS:
+        replicas._reset()
+
+
+os.register_at_fork(after_in_child=_reset_all)

@@ -11,9 +11,7 @@ from typing import Any, TypeVar
 from .._exceptions import (
     Attempt,
     ClientClosedError,
-    ConnectionFailedError,
     DeadlineExceededError,
-    NotReadyError,
     RetriesExhaustedError,
     ServiceError,
 )
@@ -184,9 +182,7 @@ class Sender:
                     raise
                 call.attempts.append(Attempt(replica.url, error, round(started_s, 6)))
                 may_leave = not (call.is_bound or self.replicas.is_single)
-                is_lost = isinstance(error, ConnectionFailedError) and error.is_retryable
-                cannot_serve = isinstance(error, (ConnectionFailedError, NotReadyError))
-                if may_leave and (is_lost or (cannot_serve and self.replicas.has_other(replica))):
+                if may_leave and self.replicas.should_leave(replica, error):
                     raise _MovedError from error
                 if not error.is_retryable or call.max_retries == 0:
                     raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -25,6 +27,7 @@ from defensemble import (
     RetryPolicy,
     ServerFailedError,
 )
+from tests.support.checkout import ROOT
 from tests.support.facts import raises
 from tests.support.fakes import ensemble_answer
 from tests.support.flaky import FlakyTransport
@@ -141,6 +144,45 @@ def test_a_call_that_servers_cannot_survive_is_not_sent_for_ever(monkeypatch: py
         client.predict(images(1))
     assert first.attempts + second.attempts == before + 2 * (1 + AT_ONCE.max_retries)
     assert client.counters.retries == 7
+
+
+FORK = """
+import os, signal, threading
+from defensemble import Client, Outputs
+from tests.support.flaky import FlakyTransport
+from tests.support.tiny import images
+
+class Slow(FlakyTransport):
+    def infer(self, *args, **options):
+        if threading.current_thread() in threads:
+            is_sent.set()
+            assert is_over.wait(20)
+        return super().infer(*args, **options)
+
+is_sent, is_over, threads = threading.Event(), threading.Event(), []
+client = Client("fake", transport=[Slow(url="fake://one"), FlakyTransport(url="fake://two")])
+client.predict(images(1)), client.predict(images(1))
+threads += [threading.Thread(target=client.predict, args=(images(1),)) for _ in range(2)]
+for thread in threads:
+    thread.start()
+assert is_sent.wait(20)
+with client._calls.replicas._lock:  # as a thread that a fork interrupts
+    child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    urls = {client.predict(images(1)).url for _ in range(4)}
+    os._exit(0 if urls == {"fake://one", "fake://two"} and not any(server.pending for server in client.health()) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+is_over.set()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_a_forked_child_uses_all_servers_whatever_the_threads_of_its_parent_did() -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]  # Python 3.12 warns of threads
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert output.stdout == "0\n"
 
 
 class Tasks:
