@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from defensemble import Client
 from defensemble_server import Server
 from tests.support.certificates import make_certificate
 from tests.support.checkout import ROOT
@@ -51,12 +53,15 @@ def assert_printed(output: str, facts: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_the_blocks_of_a_page_run(name: str, localised: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_blocks_of_a_page_run(
+    name: str, localised: Callable[[str], str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "defensemble")  # and back at the end: a page sets it too
     names: dict[str, object] = {}
     for block in blocks_to_run(HOW_TO / name):
         exec(compile(localised(block.text), name, "exec"), names)
-    if "client" in names:
-        names["client"].close()  # type: ignore[attr-defined]
+    for client in (value for value in names.values() if isinstance(value, Client)):
+        client.close()
     assert_printed(capsys.readouterr().out, PRINTED[name])
 
 

@@ -54,7 +54,7 @@ NOT_RUN = {
     "docs/how-to/edit-live.md": 1,
     "docs/how-to/kubernetes.md": 2,
     "docs/how-to/notebooks.md": 1,
-    "docs/how-to/predict.md": 2,
+    "docs/how-to/predict.md": 3,
     "docs/how-to/tensorrt.md": 1,
     "docs/how-to/train.md": 3,
     "docs/reference/cli.md": 1,
@@ -214,6 +214,11 @@ def test_the_command_reference_has_every_verb() -> None:
         assert f"\n## defensemble {verb}\n" in text
     assert "## defensemble\n" in text
     assert_facts(text, "--repository | DEFENSEMBLE_REPOSITORY")
+
+
+def test_the_page_on_notebooks_shows_a_prediction() -> None:
+    assert hooks.PREDICTION_MARKER in (DOCS / "how-to/notebooks.md").read_text()
+    assert_facts(hooks.example_prediction(), "cat | 94.0% | 1 of 2 agree")
 
 
 def test_links_out_of_the_site_become_text() -> None:

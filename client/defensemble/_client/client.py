@@ -46,7 +46,7 @@ class Client(ClientBase):
         InputError: An argument is invalid, such as a URL that is not the URL of a server.
 
     Example:
-        >>> with Client("grpc://localhost:8001") as client:
+        >>> with Client("http://localhost:8000") as client:
         ...     prediction = client.predict(images)  # float32 (N, C, H, W) in [0, 1]
         >>> prediction.labels, prediction.probabilities
     """

@@ -1,6 +1,6 @@
 """A gRPC channel that threads and event loops share. Its two drivers differ in how they wait for a call: one blocks, one awaits.
 
-Triton before 2.54 may crash if a channel closes during a call (server PR 7840). Against such a server a call is never cut off: its
+Triton before 2.59 may crash if a channel closes during a call (server PRs 7840, 8078, 8220). Against such a server a call is never cut off: its
 deadline is not sent but kept here, a caller who gives up leaves the call to run out, and a channel waits for its calls before it closes.
 
 Why not `grpc.aio`: its calls are tasks of the event loop, and `asyncio.run` cancels all tasks at its end. Calls on one channel of the
@@ -54,7 +54,7 @@ _OPTIONS = [
 _CLOSE_WAIT_S = 2.0  # how long a channel that closes waits for its calls
 _SILENCE_S = 5.0  # after as long without any response, a call that times out ends the use of a connection
 _SILENT_KEPT = 3  # silent connections that are kept for the calls under way on them
-_FIRST_SAFE_RELEASE = (2, 54)  # of Triton: it survives a channel that closes during a call
+_FIRST_SAFE_RELEASE = (2, 59)  # of Triton: it survives a channel that closes during a call
 
 
 class GrpcChannel(ABC):

@@ -118,7 +118,7 @@ def test_a_lost_connection_is_an_error_without_retries_and_none_with_them(kind: 
         assert len(once.proxy.taken) == len(quick.proxy.taken) == len(LOSSES)
 
 
-@pytest.mark.parametrize("kind", HTTP_KIND)  # a gRPC client waits for its calls when it closes, against Triton before 2.54
+@pytest.mark.parametrize("kind", HTTP_KIND)  # a gRPC client waits for its calls when it closes, against Triton before 2.59
 def test_a_slow_response_is_right_and_a_missing_one_ends_at_the_deadline(kind: str, triton: Server) -> None:
     with setting_of(kind, triton, QUICK) as setting:
         assert setting.outcome() is None

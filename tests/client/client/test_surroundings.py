@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from defensemble_server import Server
 
 PROTOCOLS = ("grpc", "http")
-# Against Triton before 2.54 a gRPC client lets calls under way run out, 2 s at most.
+# Against Triton before 2.59 a gRPC client lets calls under way run out, 2 s at most.
 CLOSE_WAIT_S = {"grpc": 2.0, "http": 0.0}
 MARGIN_S = 3.0  # a busy machine starts Python slowly
 
