@@ -27,7 +27,7 @@ class Counters:
     """What a client has done since it was created.
 
     Attributes:
-        calls: Calls of `predict`, and batches of `predict_iter`.
+        calls: Successful calls of `predict`, and batches of `predict_iter`.
         requests: Requests sent, retries and look-ups of models included.
         retries: Requests sent again after a failure, to the same or another server.
         failures: Requests that failed.

@@ -245,6 +245,19 @@ def test_a_refusal_is_reported_if_no_batch_size_helps() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+def test_all_requests_of_a_call_share_its_deadline() -> None:
+    timeouts = []
+
+    class Timed(FakeTransport):
+        def model_metadata(self, model: str, timeout_s: float) -> Any:
+            timeouts.append(timeout_s)
+            return super().model_metadata(model, timeout_s)
+
+    client_of(Timed(house()._models)).classifiers()
+    assert len(set(timeouts)) == 4
+    assert timeouts == sorted(timeouts, reverse=True)
+
+
 def test_labels_are_indices_without_names_and_may_contain_colons() -> None:
     nameless = client_of(FakeTransport({"ensemble": ensemble(class_names=())}))
     assert nameless.describe().class_names == ("0", "1", "2")

@@ -211,6 +211,23 @@ class Tasks:
         return call
 
 
+def test_a_cancelled_check_of_health_leaves_no_task() -> None:
+    async def cancel() -> None:
+        transports = [Tasks("fake://one"), Tasks("fake://two")]
+        for transport in transports:
+            transport.blocking.down = down
+        others = asyncio.all_tasks()
+        check = asyncio.ensure_future(AsyncClient("fake", transport=transports).health())
+        while not all(transport.probes for transport in transports):
+            await asyncio.sleep(0)
+        check.cancel()
+        await asyncio.wait([check])
+        while asyncio.all_tasks() != others:
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(cancel(), 5))
+
+
 def test_a_probe_that_is_lost_with_its_event_loop_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("defensemble._client.replicas._FIRST_EJECTION_S", 0.0)
     monkeypatch.setattr("defensemble._client.replicas._LOST_PROBE_S", 0.0)
