@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from benchmarks.aborting.oracle import find_mistake
 from benchmarks.aborting.plan import BATCHES, OUTPUT_CHOICES
 from benchmarks.common.answers import Array
-from benchmarks.common.callers import choose_rows, run_in_threads
+from benchmarks.common.callers import NO_RETRIES, choose_rows, run_in_threads
 from defensemble import (
     Client,
     ConnectionFailedError,
     GrpcTransport,
     HttpTransport,
     NotReadyError,
-    OutputRequest,
+    Outputs,
     ServerFailedError,
     ServiceError,
 )
@@ -71,7 +71,7 @@ class PatientCallers:
     def _call_in_a_loop(self, caller: int, stop: Event, calls: list[PatientCall], first: threading.Barrier) -> None:
         generator = np.random.default_rng((self.seed, caller))
         transport = _ObservedGrpc(self.url) if self.url.startswith("grpc") else _ObservedHttp(self.url)
-        with Client(self.url, self.model, timeout_s=self.patience_s, transport=transport) as client:
+        with Client(self.url, self.model, timeout_s=self.patience_s, transport=transport, retry=NO_RETRIES) as client:
             while not stop.is_set():
                 calls.append(self._call(client, transport, caller, len(calls), generator))
                 if len(calls) == 1:
@@ -113,16 +113,9 @@ class _Observed:
 
     has_response = False
 
-    def infer(
-        self,
-        model: str,
-        inputs: Mapping[str, NDArray[np.float32]],
-        outputs: Sequence[OutputRequest],
-        timeout_s: float,
-        version: int | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def infer(self, *args: Any, **options: Any) -> Outputs:
         self.has_response = False
-        response: dict[str, NDArray[Any]] = super().infer(model, inputs, outputs, timeout_s, version)  # type: ignore[misc]
+        response: Outputs = super().infer(*args, **options)  # type: ignore[misc]
         self.has_response = True
         return response
 

@@ -13,8 +13,11 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from defensemble import RetryPolicy
+
 CONTEXT = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
 _START_S = 120.0
+NO_RETRIES = RetryPolicy(max_retries=0)  # a measurement sees each failure
 TIMEOUT_S = 60.0
 
 

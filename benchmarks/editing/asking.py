@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common.callers import TIMEOUT_S, choose_rows, run_in_threads
+from benchmarks.common.callers import NO_RETRIES, TIMEOUT_S, choose_rows, run_in_threads
 from benchmarks.editing.answers import Call
 from defensemble import Client
 
@@ -37,7 +37,7 @@ class LoopingCallers:
 
 
 def _call_in_a_loop(job: LoopingCallers, caller: int, stop: Event, calls: list[Call], first: threading.Barrier) -> None:
-    with Client(job.url, job.model, timeout_s=TIMEOUT_S) as client:
+    with Client(job.url, job.model, timeout_s=TIMEOUT_S, retry=NO_RETRIES) as client:
         number = 0
         while not stop.is_set():
             images = job.pool[choose_rows(job.seed, caller, number, len(job.pool), job.batch)]

@@ -6,7 +6,7 @@
     ├── ClientClosedError                 the client was closed before the call
     ├── MissingExtraError (ImportError)   an optional part of this distribution is not installed
     └── ServiceError                      the call failed at the server or on the way to it
-        ├── RetriesExhaustedError         each attempt failed in a way that another attempt could have mended
+        ├── RetriesExhaustedError         each attempt failed, and another one might have succeeded
         ├── ConnectionFailedError         no connection, or it was lost during the call
         ├── DeadlineExceededError (TimeoutError)
         ├── NotReadyError                 the server is loading or overloaded

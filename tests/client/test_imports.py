@@ -12,6 +12,8 @@ import defensemble.probes
 
 HEAVY = (
     "numpy",
+    "httptools",
+    "asyncio",
     "tritonclient",
     "grpc",
     "PIL",
@@ -45,16 +47,18 @@ def test_help_and_version_load_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_the_http_transport_needs_no_grpc() -> None:
-    assert loaded_by("from defensemble import Client; Client('http://localhost:1').close()") == ["numpy"]
+    assert loaded_by("from defensemble import Client; Client('http://localhost:1').close()") == ["numpy", "httptools"]
 
 
 def test_public_names_are_pinned_and_exist() -> None:
     assert defensemble.__all__ == [
-        *("Client", "ClientClosedError", "ConnectionFailedError", "DeadlineExceededError", "DefensembleError", "FakeModel"),
+        *("AsyncClient", "AsyncGrpcTransport", "AsyncHttpTransport", "AsyncTransport", "Attempt", "Client", "ClientClosedError"),
+        *("ConnectionFailedError", "ConnectionOptions", "Counters", "DeadlineExceededError", "DefensembleError", "FakeModel"),
         *("FakeTransport", "ForbiddenError", "GrpcTransport", "HttpTransport", "InputError", "MissingExtraError", "ModelInfo"),
         *("ModelMetadata", "ModelNotFoundError", "ModelState", "ModelStatistics", "NotReadyError", "OutputNotRequestedError"),
-        *("OutputRequest", "Prediction", "Rate", "RequestRefusedError", "ServerFailedError", "ServerMetadata", "ServiceError"),
-        *("TensorMetadata", "Transport", "__version__", "rate", "wilson"),
+        *("OutputRequest", "Outputs", "Prediction", "Rate", "RequestRefusedError", "RetriesExhaustedError", "RetryPolicy"),
+        *("ServerFailedError", "ServerHealth", "ServerMetadata", "ServiceError", "TensorMetadata", "TlsFiles", "Transport"),
+        *("__version__", "rate", "wilson"),
     ]
     for module in (defensemble, defensemble.probes):
         for name in module.__all__:

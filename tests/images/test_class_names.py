@@ -41,6 +41,11 @@ def test_other_names_are_rejected_if_the_model_has_none(names: str) -> None:
         match_classes(data, ["0", "1", "2"], "levels/", "net")
 
 
+def test_number_that_python_does_not_parse_is_rejected() -> None:
+    with raises(ClassNamesError, f"'net' | 0 to 1 | levels/ | {'1' * 60}"):
+        match_classes(["0", "1" * 5000], ["0", "1"], "levels/", "net")
+
+
 def test_unknown_class_error_shows_both_lists() -> None:
     with raises(ClassNamesError, "red, white | red, green, blue"):
         match_classes(["red", "white"], ["red", "green", "blue"], "colour/", "net")

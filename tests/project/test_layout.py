@@ -219,10 +219,10 @@ def test_the_client_imports_no_machine_learning_and_its_siblings_only_where_a_ve
     }
 
 
-def test_the_client_imports_tritonclient_only_in_the_transport_that_uses_it() -> None:
+def test_the_client_imports_tritonclient_only_for_grpc() -> None:
     # 0.5 s, which a caller over HTTP does not pay; it also contains the schema of model configurations.
     at_once = {one.file for one in imports_of("defensemble") if one.top in ("tritonclient", "grpc") and one.when == "module"}
-    assert at_once == {"_transport/grpc_transport.py"}
+    assert at_once == {f"_transport/grpc_{part}.py" for part in ("transport", "channel", "messages")}
 
 
 def test_the_repository_package_opens_no_graph() -> None:

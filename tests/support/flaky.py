@@ -1,4 +1,4 @@
-"""Transports that fail as told, over the models of `fakes.house`."""
+"""A transport that fails when it should, over the models of `fakes.house`."""
 
 from __future__ import annotations
 

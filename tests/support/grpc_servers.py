@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-OLD, NEW = "2.51.0", "2.54.0"  # the first of them crashes if a channel closes during a call
+OLD, NEW = "2.51.0", "2.59.0"  # the first of them crashes if a channel closes during a call
 
 
 class ObservingServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -24,7 +25,6 @@ class ObservingServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: i
         headers: The metadata of each.
         left_s: The time that each had left by its gRPC deadline; None without one.
         endings: Whether each was still wanted when its answer was due: False if the client cancelled it or closed the channel.
-        is_asked: Set after the first question for the server's version.
     """
 
     def __init__(self, name: str, version: str, hold_s: float, answer: Callable[[Any, Any], Any] | None) -> None:
@@ -37,14 +37,12 @@ class ObservingServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: i
         self.headers: list[dict[str, str]] = []
         self.left_s: list[float | None] = []
         self.endings: list[bool] = []
-        self.is_asked = threading.Event()
 
     @property
     def url(self) -> str:
         return f"grpc://127.0.0.1:{self.port}"
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        context.add_callback(self.is_asked.set)
         return self._metadata
 
     def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -88,11 +86,24 @@ def observing(
     hold_s: float = 0,
     answer: Callable[[Any, Any], Any] | None = None,
     credentials: Any = None,
-    threads: int = 8,
+    methods: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType({}),
     options: Any = None,
 ) -> Iterator[ObservingServer]:
-    server = grpc.server(futures.ThreadPoolExecutor(threads), options=options)
+    """Run a server.
+
+    Args:
+        version: The version that it reports.
+        name: The name that it reports.
+        hold_s: How long it waits before it answers an inference.
+        answer: Answers inferences; by default `one_output`.
+        credentials: The server's credentials, for TLS.
+        methods: More methods of the service; without them it has `ModelInfer`, `ServerLive` and `ServerMetadata` only.
+        options: Options of the gRPC library.
+    """
+    server = grpc.server(futures.ThreadPoolExecutor(8), options=options)
     servicer = ObservingServer(name, version, hold_s, answer)
+    for method, function in methods.items():
+        setattr(servicer, method, function)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
     address = "127.0.0.1:0"
     servicer.port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from defensemble import Client, DefensembleError, GrpcTransport, OutputRequest, Transport
+from defensemble import Client, DefensembleError, GrpcTransport, OutputRequest, RetryPolicy, Transport
 from defensemble._transport.base import ConnectionOptions
 from defensemble.ensembles import Ensembles
 from tests.support import tiny
@@ -194,7 +194,7 @@ class BackgroundCalls:
         self._threads = [threading.Thread(target=self._call, args=(mine,)) for mine in self.answers]
 
     def _call(self, mine: list[Array]) -> None:
-        with Client(self._url) as client:
+        with Client(self._url, retry=RetryPolicy(max_retries=0)) as client:
             while not self._over.is_set():
                 try:
                     mine.append(client.predict(self.batch, model=self._name).probabilities)

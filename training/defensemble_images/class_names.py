@@ -73,7 +73,8 @@ def match_classes(names: Sequence[str], model_names: Sequence[str], where: str, 
     """
     own, theirs = distinct_names(names, where), distinct_names(model_names, f"model {model!r}")
     if theirs == tuple(str(index) for index in range(len(theirs))):
-        numbers = [int(name) if name.isascii() and name.isdigit() else -1 for name in own]
+        # `int` raises an error for more than 4300 digits.
+        numbers = [int(name) if name.isascii() and name.isdigit() and len(name) <= 4300 else -1 for name in own]
         if sorted(numbers) == list(range(len(theirs))):
             return np.array(numbers, np.int64)
         raise ClassNamesError(

@@ -64,6 +64,9 @@ class ServerHealth:
 class Calls:
     """The calls of a client.
 
+    Attributes:
+        url: The servers' URLs, for messages.
+
     Args:
         replicas: The servers.
         runtime: The surroundings of the client.
@@ -92,6 +95,7 @@ class Calls:
         self.timeout_s = check_timeout(timeout_s)
         self.max_parallel = check_count(max_parallel, "max_parallel")
         self.replicas = ReplicaSet(replicas, policy)
+        self.url = ", ".join(replica.url for replica in replicas)
         self._runtime = runtime
         self._sender = Sender(self.replicas, policy, runtime)
         self._models = ModelCache(self._sender, self.model)
@@ -103,11 +107,6 @@ class Calls:
     def counters(self) -> Counters:
         """What the client has done."""
         return self.replicas.counters
-
-    @property
-    def url(self) -> str:
-        """The servers' URLs, for messages."""
-        return ", ".join(replica.url for replica in self.replicas.replicas)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -244,8 +243,9 @@ class Calls:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise DeadlineExceededError(f"{self.url} was not ready within {deadline_s:g} s; the last error: {last_error}") from last_error
 
-    def _call(self, timeout_s: float | None, **options: Any) -> Call:
-        return self._sender.call(self.timeout_s if timeout_s is None else check_timeout(timeout_s), **options)
+    def _call(self, timeout_s: float | None, *, max_retries: int | None = None, stop: Stop | None = None, is_bound: bool = False) -> Call:
+        seconds = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
+        return self._sender.call(seconds, max_retries=max_retries, stop=stop, is_bound=is_bound)
 
     async def _predict_batch(self, batch: list[Any], first: int, request: Request, timeout_s: float | None, stop: Stop) -> Prediction:
         return await self.predict(Items(batch, first), request, timeout_s, stop)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from defensemble_images import EncodedImage, check_memory, image_problem, load_opened
+from defensemble_images import EncodedImage, check_memory, image_problem, load_opened, range_problem
 
 from .._exceptions import InputError
 from .._image_files import ReadCounts, accepts_any_size, choose_preprocessing, decode_for_model, decode_memory_bytes, input_errors
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LAYOUTS = ("NCHW", "NHWC")
 DTYPES = ("float32", "uint8")
-_UINT8 = np.dtype(np.uint8)
+_UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 _PICTURE = "a PIL image, a path, or the bytes of an image file"
 _SMALL_BYTES = 64 << 20  # less is not compared with the free memory, whose size takes 0.2 ms to read
 
@@ -135,7 +135,7 @@ def _images_from_array(
                 check_memory(f"{name} as float32", 4 * plain.size, option=None)
         scaled: NDArray[np.float32] = np.divide(channels_first, np.float32(255), order="C", dtype=np.float32)
         return scaled
-    problem = image_problem(channels_first, name)
+    problem = range_problem(channels_first, name) if plain.dtype == _FLOAT32 else image_problem(channels_first, name)
     if problem is not None:
         raise InputError(problem)
     return channels_first

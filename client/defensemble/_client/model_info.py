@@ -179,9 +179,10 @@ def names_from_outputs(outputs: object) -> tuple[str, ...]:
     """
     if isinstance(outputs, str):
         raise InputError(f"outputs must be {_NAMES}, got the string {outputs!r}: pass outputs=({outputs!r},)")
-    if not isinstance(outputs, Iterable):
-        raise InputError(f"outputs must be {_NAMES}, got {outputs!r:.100}: pass outputs=('probabilities',), or omit it")
-    names = tuple(outputs)
+    try:
+        names: tuple[Any, ...] = tuple(outputs)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"outputs must be {_NAMES}, got {outputs!r:.100}: pass outputs=('probabilities',), or omit it") from None
     for name in names:
         if not isinstance(name, str):
             raise InputError(f"outputs must be {_NAMES}, got the {type(name).__name__} {name!r:.100} in it")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._exceptions import ModelNotFoundError, RequestRefusedError, ServerFailedError
+from .._exceptions import InputError, ModelNotFoundError, RequestRefusedError, ServerFailedError
 from .._transport.base import OutputRequest, Outputs
 from .._transport.error_mapping import call_context, service_error
 from .images import image_from_input, images_from_input
@@ -23,10 +23,10 @@ from .sending import Call, Sender, Stop
 
 MAX_CHUNK_IMAGES = 64  # for a model that does not report its max_batch_size
 _CHUNK_BYTES = 32 << 20  # Triton accepts HTTP bodies of 64 MB from 25.06 on
-_VERSION_TRIES = 3
+_MODEL_TRIES = 3
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen, it takes three times as long to create
 class Request:
     """What a caller asks for in `predict`, without the images."""
 
@@ -39,7 +39,7 @@ class Request:
     traceparent: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Sent:
     """A request as it is sent to a server: the model, its outputs, and headers."""
 
@@ -117,10 +117,12 @@ class Predictor:
         """Return the responses for all chunks, each with its number of images."""
         info = sent.info
         size = info.max_batch_size or replica.batch_limits.get(info.name, MAX_CHUNK_IMAGES)
-        size = max(1, min(size, len(array), _CHUNK_BYTES // array[0].nbytes))
+        size = max(1, min(size, len(array), _CHUNK_BYTES * len(array) // array.nbytes))
         refusal: RequestRefusedError | None = None
         while True:
             try:
+                if len(array) <= size:
+                    return [(len(array), await self._infer_chunk(call, replica, sent, array, sent.request_id))]
                 responses = await self._infer_chunks(call, replica, sent, array, size)
             except RequestRefusedError as error:
                 refusal = refusal or error
@@ -136,15 +138,14 @@ class Predictor:
         self, call: Call, replica: Replica, sent: _Sent, array: NDArray[np.float32], size: int
     ) -> list[tuple[int, Outputs]]:
         version: int | None = None
-        for _ in range(_VERSION_TRIES):
-            if len(array) <= size:
-                return [(len(array), await self._infer_chunk(call, replica, sent, array, sent.request_id, can_move=True))]
+        for _ in range(_MODEL_TRIES):
             responses = await self._infer_in_parallel(call, replica, sent, array, size, version)
-            versions = {response.model_version for _, response in responses}
-            if len(versions) == 1:
+            if len({_model_state(response) for _, response in responses}) == 1:
                 return responses
-            version = max(int(found) for found in versions if found.isdecimal())  # it was replaced meanwhile: all by the newest
-        reason = f"chunks of one call were answered by the versions {', '.join(sorted(versions))}, {_VERSION_TRIES} times"
+            # The model was replaced or edited meanwhile: all again, by the newest version.
+            versions = {response.model_version for _, response in responses}
+            version = max((int(found) for found in versions if found.isdecimal()), default=None)
+        reason = f"the model changed during the call, {_MODEL_TRIES} times: versions {', '.join(sorted(versions))}"
         raise service_error(ServerFailedError, call_context(replica.url, "run model", sent.info.name), reason)
 
     async def _infer_in_parallel(
@@ -156,7 +157,7 @@ class Predictor:
         async def chunks() -> AsyncGenerator[Coroutine[Any, Any, Outputs], None]:
             for start in range(0, len(array), size):
                 chunk = array[start : start + size]
-                yield self._infer_chunk(branch, replica, sent, chunk, f"{sent.request_id}/{start}", can_move=False, version=version)
+                yield self._infer_chunk(branch, replica, sent, chunk, f"{sent.request_id}/{start}", version=version)
 
         outputs = self._sender.in_order(chunks(), self._max_parallel)
         try:
@@ -166,17 +167,15 @@ class Predictor:
             await outputs.aclose()
         return [(min(size, len(array) - start), response) for start, response in zip(range(0, len(array), size), responses, strict=True)]
 
-    async def _infer_chunk(
+    def _infer_chunk(
         self,
         call: Call,
         replica: Replica,
         sent: _Sent,
         chunk: NDArray[np.float32],
         request_id: str,
-        *,
-        can_move: bool,
         version: int | None = None,
-    ) -> Outputs:
+    ) -> Coroutine[Any, Any, Outputs]:
         inputs = {sent.info.input_name: chunk}
 
         def infer(left_s: float) -> Any:
@@ -184,8 +183,7 @@ class Predictor:
                 sent.info.name, inputs, sent.outputs, left_s, version, request_id=request_id, headers=sent.headers
             )
 
-        outputs: Outputs = await self._sender.send(call, replica, infer, can_move=can_move)
-        return outputs
+        return self._sender.send(call, replica, infer)
 
 
 def _read(images: Any, info: ModelInfo, request: Request) -> NDArray[np.float32]:
@@ -195,7 +193,17 @@ def _read(images: Any, info: ModelInfo, request: Request) -> NDArray[np.float32]
         image_from_input(item, info, layout=request.layout, dtype=request.dtype, resize=request.resize, name=f"images[{number}]")
         for number, item in enumerate(images.items, images.first)
     ]
+    if len({array.shape for array in arrays}) > 1:
+        raise InputError(
+            f"images[{images.first}] to images[{images.first + len(arrays) - 1}] have several sizes; expected one size per batch: model "
+            f"{info.name!r} takes any size, so that images keep theirs. Pass batch_size=1, or resize them."
+        )
     return np.stack(arrays)
+
+
+def _model_state(response: Outputs) -> tuple[str, frozenset[tuple[str, tuple[int, ...]]]]:
+    """Return what distinguishes the states of a model: its version and, as an edit of an ensemble keeps that, its outputs' shapes."""
+    return response.model_version, frozenset((name, value.shape[1:]) for name, value in response.items())
 
 
 def _mismatch(responses: list[tuple[int, Outputs]], outputs: Sequence[OutputRequest], info: ModelInfo) -> str | None:

@@ -59,6 +59,7 @@ class Prediction:
         ...     print(f"{label}: {probability:.0%}")
         >>> prediction[0].top(3)
         [[('cat', 0.81), ('dog', 0.12), ('frog', 0.03)]]
+        >>> uncertain = prediction[prediction.entropy > 1]  # a prediction of these images
     """
 
     model: str
@@ -236,7 +237,8 @@ def _check_count(count: object) -> int:
 def response_mismatch(response: Mapping[str, NDArray[Any]], requests: Sequence[OutputRequest], count: int, info: ModelInfo) -> str | None:
     """Return why a response does not match the requested outputs for `count` images, or None if it does."""
     num_classes = len(info.class_names)
-    for name in (output.name for output in requests):
+    for output in requests:
+        name = output.name
         value = response.get(name)
         if value is None or value.shape[:1] != (count,):
             got = "nothing" if value is None else f"{len(value)} rows" if value.ndim else "a single value"
@@ -256,7 +258,7 @@ def non_finite_values(response: Mapping[str, NDArray[Any]]) -> str | None:
     """Return which output has NaN or infinity, and for how many images, or None. Such values would still pass as some class."""
     for name, value in response.items():
         finite = np.isfinite(value)
-        if not np.logical_and.reduce(finite, axis=None):
+        if 0 in finite.tobytes():  # between two calls, caches are lost, and a second function of numpy takes 20 us more
             rows = finite.reshape(len(value), -1).all(axis=1)
             return f"the response has values that are not finite for {np.count_nonzero(~rows)} of {len(rows)} images in output {name!r}"
     return None

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._exceptions import ConnectionFailedError, DeadlineExceededError, ServiceError
+from .._exceptions import ConnectionFailedError, DeadlineExceededError, NotReadyError, ServiceError
 from .._transport.base import AsyncTransport, Transport
 from .model_info import ModelInfo
 from .retries import RetryBudget, RetryPolicy
@@ -57,7 +57,7 @@ class Replica:
     """
 
     def __init__(self, transport: Transport | AsyncTransport, is_async: bool) -> None:
-        # Either protocol: whoever calls a method also looks at is_async.
+        # Either protocol: callers of a method also look at is_async.
         self.transport: Any = transport
         self.is_async = is_async
         self.info_by_name: dict[str, ModelInfo] = {}
@@ -94,16 +94,12 @@ class ReplicaSet:
 
     def __init__(self, replicas: Sequence[Replica], policy: RetryPolicy) -> None:
         self.replicas = tuple(replicas)
+        self.is_single = len(replicas) == 1
         self._budget = RetryBudget(policy)
         self._lock = threading.Lock()
         self._turn = 0
         # Numbers of their own: a `collections.Counter` took 5 us of each call.
         self._calls = self._requests = self._retries = self._failures = self._ejections = self._images = 0
-
-    @property
-    def is_single(self) -> bool:
-        """Whether there is only one server."""
-        return len(self.replicas) == 1
 
     @property
     def was_reached(self) -> bool:
@@ -169,20 +165,21 @@ class ReplicaSet:
                 self._budget.add_request()
 
     def end(self, replica: Replica, error: BaseException | None) -> None:
-        """Count a request that is over, and eject a server whose connection failed or that did not respond in time."""
+        """Count a request that is over. Eject a server that cannot be reached, did not respond in time, or refuses while others serve."""
         with self._lock:
             replica.pending -= 1
-            is_unreachable = isinstance(error, (ConnectionFailedError, DeadlineExceededError))
-            replica.was_reached |= error is None or (isinstance(error, ServiceError) and not is_unreachable)
             if error is None:
+                replica.was_reached = True
                 if replica._failures:
                     self._restore(replica)
                 return
             if isinstance(error, ServiceError):
                 self._failures += 1
+                replica.was_reached |= not isinstance(error, (ConnectionFailedError, DeadlineExceededError))
             if self.is_single:
                 return
-            if isinstance(error, ConnectionFailedError):
+            # A server that drains refuses at once, so that it has few requests under way and would get most of the next ones.
+            if isinstance(error, ConnectionFailedError) or (isinstance(error, NotReadyError) and self.has_other(replica)):
                 self._eject(replica, error)
             elif (
                 isinstance(error, DeadlineExceededError) and not error.is_retryable
@@ -223,6 +220,7 @@ class ReplicaSet:
             _log.warning("%s is not used for now: %s", replica.url, error)
         if pause_s is None:
             pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
+            pause_s = max(pause_s, error.retry_after_s or 0.0)
             replica._failures += 1
         replica._ejected_until = time.monotonic() + pause_s
 

@@ -20,7 +20,8 @@ class RetryPolicy:
     `min(max_backoff_s, initial_backoff_s * 2**n)` seconds (exponential backoff with full jitter), and at least for `Retry-After`. If the
     deadline would pass meanwhile, it does not wait.
 
-    With several URLs, a request whose connection failed goes to another server at once, and counts neither here nor in the budget.
+    With several URLs, a request whose connection failed, or that a server is not ready to serve, goes to another server at once, and
+    counts neither here nor in the budget.
 
     Attributes:
         max_retries: Retries of one request; 0 for none.

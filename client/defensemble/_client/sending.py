@@ -13,6 +13,7 @@ from .._exceptions import (
     ClientClosedError,
     ConnectionFailedError,
     DeadlineExceededError,
+    NotReadyError,
     RetriesExhaustedError,
     ServiceError,
 )
@@ -65,7 +66,7 @@ class Call:
             DeadlineExceededError: There are none.
         """
         left_s = self.started + self.timeout_s - time.monotonic()
-        if left_s > 0 and not any(stop.is_set for stop in self._stops):
+        if left_s > 0 and not (self._stops and any(stop.is_set for stop in self._stops)):
             return left_s
         if not self.attempts:
             raise DeadlineExceededError(f"the call was not over within {self.timeout_s:g} s. Raise timeout_s (--timeout).")
@@ -146,6 +147,8 @@ class Sender:
         Raises:
             ServiceError: No server could be reached, or the request failed for another reason.
         """
+        if self.replicas.is_single:
+            return await function(self.replicas.replicas[0])
         while True:
             replica = await self._choose(call)
             try:
@@ -154,14 +157,13 @@ class Sender:
                 call.avoided.add(replica)
                 self.replicas.count_move()
 
-    async def send(self, call: Call, replica: Replica, operation: Callable[[float], Any], *, can_move: bool = True) -> Any:
+    async def send(self, call: Call, replica: Replica, operation: Callable[[float], Any]) -> Any:
         """Send a request to a server until it succeeds.
 
         Args:
             call: The call.
             replica: The server.
             operation: Sends the request; its argument is the time that is left in seconds.
-            can_move: Whether another server may get the request if this one is overloaded. If it cannot be reached, another one does.
 
         Raises:
             ServiceError: The request failed, and another attempt would not help or is not allowed.
@@ -186,10 +188,11 @@ class Sender:
             if not failed.is_retryable:
                 raise failed
             may_leave = not (call.is_bound or self.replicas.is_single)
-            if may_leave and isinstance(failed, ConnectionFailedError):
+            is_refused = isinstance(failed, NotReadyError) and self.replicas.has_other(replica)
+            if may_leave and (is_refused or isinstance(failed, ConnectionFailedError)):
                 raise _MovedError from failed
             await self._before_retry(call, failed, retries)
-            if may_leave and can_move and self.replicas.has_other(replica):
+            if may_leave and self.replicas.has_other(replica):
                 raise _MovedError from failed
             retries += 1
 

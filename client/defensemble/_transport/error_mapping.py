@@ -254,7 +254,7 @@ def error_from_os(error: OSError, context: str) -> ServiceError:
     """Return the error for a socket that failed during a call: a time-out, or a lost connection."""
     if isinstance(error, TimeoutError):
         return service_error(DeadlineExceededError, context, "timed out")
-    detail = error.strerror or str(error)
+    detail = "the server cut it" if isinstance(error, ssl.SSLEOFError) else error.strerror or str(error)
     lost = service_error(ConnectionFailedError, context, f"connection lost ({detail[:1].lower()}{detail[1:]})")
     if _is_permanent(error):
         lost.is_retryable = False

@@ -27,6 +27,8 @@ def error_text(response: HttpResponse, admin_key: str | None = None) -> str:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
+        if text.startswith("Traceback (most recent call last)"):  # as MLServer sends; the reason is its last line
+            return text.rstrip().rpartition("\n")[2][:300]
         return _text_of_html(text) if is_html(response) else text[:300]
     return str(document["error"])[:_MAX_ERROR_CHARACTERS] if isinstance(document, dict) and "error" in document else text[:300]
 

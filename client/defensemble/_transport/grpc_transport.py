@@ -1,4 +1,8 @@
-"""The gRPC transport: the protocol's stubs from tritonclient on a channel that threads, or tasks, share."""
+"""The gRPC transports: the protocol's stubs from tritonclient on a channel that threads, or tasks, share.
+
+Medians of one call at batch 1, 5 x 1,000 in random order on 2 busy cores: the bare stub 754 us, this transport 801, tritonclient's own
+client, which has no deadline by default, 818, and this transport 879 where calls must not be cut off (`grpc_channel.py`).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from .._exceptions import (
     InputError,
     NotReadyError,
     RequestRefusedError,
+    ServerFailedError,
     ServiceError,
 )
 from .address import address_from_url
@@ -55,8 +60,12 @@ from .error_mapping import (
 from .grpc_channel import AsyncioChannel, BlockingChannel, GrpcChannel, Metadata
 from .grpc_messages import arrays_from_response, infer_request
 
+_RECONNECT_S = 0.15  # a channel that could not connect fails each call until its first pause is over, 0.12 s at most
 _PROBE_TIMEOUT_S = 1.0  # for finding out why a connection failed
 _ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton adds the prefix to the header that it is configured with
+_UNIMPLEMENTED: Mapping[type[ServiceError], str] = {
+    RequestRefusedError: "The server does not support this call, an extension of the KServe protocol, or its compression."
+}
 # How servers refuse tensors in a form that they do not know: Python servers answer an exception of their own with the last two.
 _REFUSALS = ("INVALID_ARGUMENT", "UNIMPLEMENTED", "INTERNAL", "UNKNOWN")
 
@@ -167,22 +176,29 @@ class AsyncGrpcTransport(AsyncTransport):
 
     async def models(self, timeout_s: float) -> list[str]:
         deadline = time.monotonic() + timeout_s
-        try:
-            return await super().models(timeout_s)
-        except RequestRefusedError as error:
-            if _code(error) != "UNIMPLEMENTED":
-                raise
-            code, index = await self._try_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), deadline, self._admin_metadata)
-            if code != "OK":
-                raise
-        return sorted({entry.name for entry in index.models if entry.state.rpartition(".")[2] == "READY"})  # MLServer: "State.READY"
+        if STATISTICS not in self._missing:
+            try:
+                return await super().models(timeout_s)
+            except RequestRefusedError as error:
+                if _code(error) != "UNIMPLEMENTED":
+                    raise
+        index = await self._index(max(deadline - time.monotonic(), 0.001), "list the models")
+        return sorted({entry.name for entry in index if entry.state == "READY"})
 
     async def repository_index(self, timeout_s: float) -> list[ModelState]:
-        action = "read the repository index"
+        return await self._index(timeout_s, "read the repository index")
+
+    async def _index(self, timeout_s: float, action: str) -> list[ModelState]:
         response = await self._repository_call("RepositoryIndex", service_pb2.RepositoryIndexRequest(), timeout_s, action)
         with protocol_errors(call_context(self._url, action)):
             return [
-                ModelState(entry.name, int(entry.version) if entry.version else None, entry.state, entry.reason)
+                # MLServer: "State.READY", and any text as the version
+                ModelState(
+                    entry.name,
+                    int(entry.version) if entry.version.isdecimal() else None,
+                    entry.state.rpartition(".")[2],
+                    entry.reason,
+                )
                 for entry in response.models
             ]
 
@@ -248,21 +264,24 @@ class AsyncGrpcTransport(AsyncTransport):
                 "this process, or use http://"
             )
         try:
-            return await self._channel.invoke(method, request, timeout_s, self._admin_metadata if is_admin else headers)
+            response = await self._channel.invoke(method, request, timeout_s, self._admin_metadata if is_admin else headers)
         except TimeoutError as error:
             raise service_error(DeadlineExceededError, context, "timed out") from error
         except (grpc.RpcError, ValueError) as error:
             if self._channel.is_closed:  # its calls are cancelled, and gRPC raises ValueError for new ones
                 raise _permanent(f"{context}: this transport is closed") from error
             if not isinstance(error, grpc.RpcError):
-                raise InputError(f"{context}: gRPC refuses the headers ({error}); expected names in lower case and ASCII values") from error
+                raise
             code = error.code().name
-            if code == "UNIMPLEMENTED" and feature:
-                self._missing.add(feature)
+            if code == "UNIMPLEMENTED":
+                self._missing |= {feature} - {""}
             unreachable = await self._unreachable(context, deadline) if code == "UNAVAILABLE" else None
             details = redact_key(error.details() or "", self._admin_key)
-            hints = hints_for_admins(self._admin_key) if is_admin else NO_HINTS
+            hints = _UNIMPLEMENTED if code == "UNIMPLEMENTED" else hints_for_admins(self._admin_key) if is_admin else NO_HINTS
             raise error_from_grpc(code, details, context, lambda: unreachable, hints) from error
+        if response is None:  # the status is OK, but the message was lost on the way
+            raise service_error(ServerFailedError, context, "the response has no message")
+        return response
 
     async def _repository_call(self, method: str, request: Any, timeout_s: float, action: str, model: str = "") -> Any:
         """Call the repository API, and find out what the code UNAVAILABLE means.
@@ -294,7 +313,7 @@ class AsyncGrpcTransport(AsyncTransport):
         return response is None or response.name != "triton"
 
     async def _try_call(self, method: str, request: Any, deadline: float, metadata: Metadata = ()) -> tuple[str, Any]:
-        """Return the status code, empty without one, and the response, None after an error. Callers use it on the way to raising another error."""
+        """Return the status code, empty without one, and the response, None after an error. Used on the way to raising another error."""
         try:
             return "OK", await self._channel.invoke(method, request, max(deadline - time.monotonic(), 0.001), metadata)
         except grpc.RpcError as error:
@@ -322,9 +341,13 @@ class AsyncGrpcTransport(AsyncTransport):
         try:
             await self._channel.connect(max(deadline - time.monotonic(), 0.05))
         except OSError as error:
-            return error_from_connect(error, self._url, kind=ConnectionFailedError)
-        reason = "the server closed the connection (is this a gRPC port, and does it require grpcs://?)"
-        return service_error(ConnectionFailedError, context, reason)
+            unreachable = error_from_connect(error, self._url, kind=ConnectionFailedError)
+        else:
+            reason = "the server closed the connection (is this a gRPC port, and does it require grpcs://?)"
+            unreachable = service_error(ConnectionFailedError, context, reason)
+        if unreachable.is_retryable:
+            unreachable.retry_after_s = _RECONNECT_S
+        return unreachable
 
 
 class GrpcTransport(BlockingTransport):

@@ -5,6 +5,7 @@ The sockets never block; how a connection waits for one is the only difference b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .address import Address
-from .http_parser import RECEIVE_BYTES, HttpResponse, ProtocolError, ResponseReader, request_parts
+from .http_parser import RECEIVE_BYTES, HttpResponse, ResponseReader, request_parts
 from .socket_waits import READABLE, WRITABLE, SocketWaits
 
 
@@ -79,6 +80,7 @@ class HttpPool:
         is_reusable = False
         try:
             response, is_reusable = await connection.exchange(parts, deadline)
+            is_reusable = is_reusable and response.status != 500  # after which uvicorn, of KServe and MLServer, closes the connection
         finally:
             if is_reusable:
                 self._idle.append(connection)
@@ -133,18 +135,13 @@ class _Connection:
 
     async def exchange(self, parts: Sequence[bytes | memoryview], deadline: float) -> tuple[HttpResponse, bool]:
         """Return the response, and whether the connection can serve another request."""
-        lost: OSError | None = None
-        try:
+        is_sent = False
+        # The server may have responded before it read the whole request, as proxies do if it is too large; or TLS has the reason.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             await self._send(parts, deadline)
-        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError) as error:
-            lost = error  # the server may have responded before it read the whole request, as proxies do if it is too large
-        try:
-            response, is_reusable = await self._receive(deadline)
-        except (OSError, ProtocolError):
-            if lost is None:
-                raise
-            raise lost from None
-        return response, is_reusable and lost is None
+            is_sent = True
+        response, is_reusable = await self._receive(deadline)
+        return response, is_reusable and is_sent
 
     async def _send(self, parts: Sequence[bytes | memoryview], deadline: float) -> None:
         for part in parts:
@@ -157,9 +154,11 @@ class _Connection:
         reader = ResponseReader(self._scratch)
         while not reader.is_complete:
             reader.received(await _retry(self._waits, self._socket, self._socket.recv_into, reader.buffer(), READABLE, deadline))
+        response = reader.response()
         # What TLS has decrypted and nobody asked for would be read as the next response.
         has_more = isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
-        return reader.response(), reader.is_reusable and not has_more
+        # After an error of its own, a server may close the connection a moment later without having announced it, as uvicorn does.
+        return response, reader.is_reusable and not has_more and response.status < 500
 
 
 async def open_socket(waits: SocketWaits, address: Address, context: ssl.SSLContext | None, deadline: float) -> socket.socket:

@@ -133,9 +133,7 @@ class ResponseReader:
             self.is_reusable = False  # status 101
         except httptools.HttpParserError as error:
             if not self.is_complete:
-                start = "" if self._status else f"; the response starts with {bytes(data[:40])!r}"
-                hint = "" if start == "" or data[:5] == b"HTTP/" else " (is this the gRPC port?)"
-                raise ProtocolError(f"{error}{start}{hint}") from error
+                raise ProtocolError(f"{error}{'' if self._status else _describe_start(data)}") from error
             self.is_reusable = False  # there is more than the response
         if is_head and self._status:
             self._check_head()
@@ -194,6 +192,11 @@ class ResponseReader:
     def on_message_complete(self) -> None:
         if self._status and not self.is_complete:
             self._complete(self._joined_parts())
+
+
+def _describe_start(data: memoryview) -> str:
+    start = bytes(data[:40])
+    return f"; the response starts with {start!r}" + ("" if start.startswith(b"HTTP/") else " (is this the gRPC port?)")
 
 
 def _check_length(length: int) -> None:

@@ -43,17 +43,20 @@ def json_request(inputs: Inputs, outputs: Sequence[OutputRequest], request_id: s
     Raises:
         InputError: An input has a value that JSON cannot express.
     """
-    tensors = []
-    for name, array in inputs.items():
-        if not np.isfinite(array).all():
-            raise InputError(f"input {name!r} has values that are not finite; this server reads JSON only, which cannot express them")
-        tensors.append({"name": name, "shape": array.shape, "datatype": "FP32", "data": np.ravel(array).tolist()})
+    if not fits_json(inputs):
+        raise InputError("an input has values that are not finite; this server reads JSON only, which cannot express them")
+    tensors = [{"name": name, "shape": array.shape, "datatype": "FP32", "data": np.ravel(array).tolist()} for name, array in inputs.items()]
     requested = [
         {"name": output.name, **({"parameters": {"classification": output.class_count}} if output.class_count else {})}
         for output in outputs
     ]
     document = {**({"id": request_id} if request_id else {}), "inputs": tensors, **({"outputs": requested} if requested else {})}
     return "Content-Type: application/json\r\n", [msgspec.json.encode(document)]
+
+
+def fits_json(inputs: Inputs) -> bool:
+    """Return whether all values are finite, as those of JSON are."""
+    return all(bool(np.isfinite(array).all()) for array in inputs.values())
 
 
 def outputs_from_response(response: HttpResponse, requested: Sequence[OutputRequest], request_id: str, context: str) -> Outputs:

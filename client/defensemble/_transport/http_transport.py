@@ -51,7 +51,7 @@ from .http_documents import (
     parse_statistics,
 )
 from .http_parser import HttpResponse, ProtocolError
-from .http_tensors import binary_request, json_request, outputs_from_response
+from .http_tensors import binary_request, fits_json, json_request, outputs_from_response
 from .socket_waits import BlockingWaits, SocketWaits
 
 _Body = Sequence[bytes | memoryview]
@@ -138,15 +138,13 @@ class AsyncHttpTransport(AsyncTransport):
             response = await send(json_request(inputs, outputs, request_id))
         else:
             response = await send(binary_request(inputs, outputs, request_id))
-            if response.status in _REFUSALS_OF_BINARY and not self._reads_binary:
-                # Every server reads JSON: what it refuses there, or cannot find, it did not refuse for the tensors' form.
-                second = await send(json_request(inputs, outputs, request_id))
-                if second.status == 200:
-                    values = outputs_from_response(second, outputs, request_id, context)
+            if response.status in _REFUSALS_OF_BINARY and not self._reads_binary and fits_json(inputs):
+                # Every server reads JSON: what it refuses there, it did not refuse for the tensors' form.
+                response = await send(json_request(inputs, outputs, request_id))
+                if response.status == 200:
+                    values = outputs_from_response(response, outputs, request_id, context)
                     self._missing_features |= {BINARY_TENSORS}
                     return values
-                if second.status in (400, 404):
-                    response = second
             elif response.status == 200:
                 self._reads_binary = True
         self._check(response, context)
@@ -331,15 +329,25 @@ def _decompressed(response: HttpResponse) -> HttpResponse:
     encoding = response.headers.get(b"content-encoding", b"identity").lower()
     if encoding == b"identity" or not response.body:
         return response
+    try:
+        body = _inflate(response.body, encoding)
+    except ProtocolError:
+        if response.status == 200:
+            raise
+        body = b""  # the status of an error matters more than a page that nobody can read
+    return HttpResponse(response.status, response.headers, memoryview(body))
+
+
+def _inflate(content: memoryview, encoding: bytes) -> bytes:
     if encoding not in (b"gzip", b"x-gzip"):
         raise ProtocolError(f"unknown content encoding {encoding[:40]!r}; expected gzip")
     decompressor = zlib.decompressobj(wbits=31)
     try:
-        body = decompressor.decompress(response.body, _MAX_INFLATED_BYTES)
+        inflated = decompressor.decompress(content, _MAX_INFLATED_BYTES)
     except zlib.error as error:
         raise ProtocolError(f"its gzip content is corrupt ({error})") from error
     if decompressor.unconsumed_tail:
         raise ProtocolError(f"a response of more than {_MAX_INFLATED_BYTES} bytes when decompressed")
     if not decompressor.eof or decompressor.unused_data:
         raise ProtocolError("its gzip content is cut, or has more after its end")
-    return HttpResponse(response.status, response.headers, memoryview(body))
+    return inflated

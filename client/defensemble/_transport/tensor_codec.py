@@ -45,7 +45,7 @@ def array_from_wire(datatype: str, shape: tuple[int, ...], content: bytes | memo
         ServerFailedError: The content does not match the shape, or the datatype is unknown.
     """
     if min(shape, default=0) >= 0:
-        with contextlib.suppress(ValueError, OverflowError):  # numpy raises these for too many or too large dimensions
+        try:
             if datatype == "BYTES":
                 items = _split_items(bytes(content))
                 if items is not None and len(items) == math.prod(shape):
@@ -53,6 +53,8 @@ def array_from_wire(datatype: str, shape: tuple[int, ...], content: bytes | memo
                     return strings
             elif datatype in _DTYPES and len(content) == math.prod(shape) * _DTYPES[datatype].itemsize:
                 return np.frombuffer(content, dtype=_DTYPES[datatype]).reshape(shape)
+        except (ValueError, OverflowError):  # from numpy, for too many or too large dimensions; contextlib.suppress takes 15 us of a call
+            pass
     raise service_error(
         ServerFailedError, context, f"the response has {len(content)} bytes for an output of type {datatype} and shape {list(shape)}"
     )
@@ -73,7 +75,7 @@ def array_from_json(datatype: str, shape: tuple[int, ...], data: object, context
     if isinstance(data, list) and min(shape, default=0) >= 0:
         with contextlib.suppress(ValueError, OverflowError):  # numpy raises these for rows of different lengths and too large numbers
             values = np.array(data, dtype=object if datatype == "BYTES" else None)
-            if values.size == math.prod(shape) and (values.ndim == 1 or values.shape == shape):
+            if values.size == math.prod(shape) and (values.ndim == 1 or values.shape == shape or not values.size):
                 converted = _convert(values.reshape(shape), datatype)
                 if converted is not None:
                     return converted

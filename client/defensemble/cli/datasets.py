@@ -54,7 +54,7 @@ class DatasetType(click.ParamType[DatasetLocation]):
             if not folder:
                 self.fail(f"{value!r} names no folder; expected {name}=FOLDER", param, ctx)
             return DatasetLocation(name, Path(folder))
-        if self._accepts_archives and value.endswith(".npz"):
+        if self._accepts_archives and value.lower().endswith(".npz"):
             return DatasetLocation(archive=Path(value))
         return DatasetLocation(folder=Path(value))
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 from defensemble_repository.onnx_metadata import IR_VERSION, OPSET
 
 from ..errors import ExportError
+from ..graphs.copying import free_extents
 from ..graphs.loading import MAX_FILE_BYTES, translate_errors
 from ..graphs.operators import STANDARD_DOMAINS, is_standard
 from ..graphs.traversal import constants_of, graphs_of, graphs_of_model, nodes_of, producers_of, read_by, replace, subgraphs, tensors_of
@@ -80,7 +81,7 @@ def read_foreign(path: str | os.PathLike[str], custom_domains: Collection[str] =
                 entry.CopyFrom(onnx.helper.make_tensor_value_info(entry.name, TensorProto.FLOAT, [None, None]))
         _clear_shapes(model)
     _sort_nodes(model.graph)
-    with translate_errors("is not valid ONNX", file=file):
+    with translate_errors("is not valid ONNX; export it again and check it with onnx.checker.check_model", file=file):
         onnx.checker.check_model(model)
     if model.functions:
         with translate_errors("has functions that cannot be inlined", file=file):
@@ -178,9 +179,10 @@ def _has_shape(entry: onnx.ValueInfoProto) -> bool:
 
 
 def _clear_shapes(model: onnx.ModelProto) -> None:
-    """Remove the shapes of inner values, and make every negative extent free. An input without a shape gets four free extents.
+    """Remove the shapes of inner values, and make negative and, except in the input, zero extents free.
 
-    ONNX Runtime reads a negative extent as free; ONNX's shape inference reads it literally and contradicts itself.
+    ONNX Runtime reads them so; ONNX's shape inference reads them literally and contradicts itself. An input without a shape gets four
+    free extents.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     for entry in model.graph.input:
@@ -190,12 +192,10 @@ def _clear_shapes(model: onnx.ModelProto) -> None:
     for function in model.functions:
         if "value_info" in function.DESCRIPTOR.fields_by_name:  # since IR 10
             function.ClearField("value_info")
-    for graph in graphs_of_model(model):
+    for number, graph in enumerate(graphs_of_model(model)):
         graph.ClearField("value_info")
-        for entry in (*graph.input, *graph.output):
-            for extent in entry.type.tensor_type.shape.dim if _has_shape(entry) else ():
-                if extent.dim_value < 0:
-                    extent.Clear()
+        free_extents(graph.input, 1 if number else 0)
+        free_extents(graph.output, 1)
 
 
 def _inline_external_data(model: onnx.ModelProto, file: Path) -> None:

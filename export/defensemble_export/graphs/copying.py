@@ -26,13 +26,13 @@ def tidy_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     for number, graph in enumerate(graphs_of(copy.graph)):
         for field in ("value_info", "quantization_annotation"):
             graph.ClearField(field)
-        _free_extents(graph.input, 1 if number else 0)
-        _free_extents(graph.output, 1)
+        free_extents(graph.input, 1 if number else 0)
+        free_extents(graph.output, 1)
     rename(copy.graph, {})
     return copy
 
 
-def _free_extents(entries: Iterable[onnx.ValueInfoProto], least: int) -> None:
+def free_extents(entries: Iterable[onnx.ValueInfoProto], least: int) -> None:
     """Clear every extent below `least`."""
     for entry in entries:
         for dim in entry.type.tensor_type.shape.dim:

@@ -127,10 +127,13 @@ def _folder_of_command(command: str) -> str | None:
         words = shlex.split(command)
     except ValueError:  # other programs write records, too
         return None
+    options = ("--dataset", "--data-dir")
+    words = [part for word in words for part in (word.split("=", 1) if word.partition("=")[0] in options else (word,))]
     for option, value in pairwise(words):
-        folder = value.partition("=")[2] or value if option == "--dataset" else value
-        if option in ("--dataset", "--data-dir") and Path(folder).is_dir():
-            return folder
+        folders = (value, value.partition("=")[2]) if option in options else ()
+        for folder in folders:
+            if folder and Path(folder).is_dir():
+                return folder
     return None
 
 

@@ -87,6 +87,7 @@ finally:
         ("photos", DatasetLocation(folder=Path("photos"))),
         ("./digits", DatasetLocation(folder=Path("digits"))),
         ("a.npz", DatasetLocation(archive=Path("a.npz"))),
+        ("B.NPZ", DatasetLocation(archive=Path("B.NPZ"))),
     ],
 )
 def test_a_dataset_is_a_name_a_folder_both_or_an_archive(

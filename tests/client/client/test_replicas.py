@@ -21,6 +21,7 @@ from defensemble import (
     Outputs,
     RetriesExhaustedError,
     RetryPolicy,
+    ServerFailedError,
 )
 from tests.support.facts import raises
 from tests.support.fakes import ensemble_answer
@@ -52,7 +53,7 @@ def test_a_busy_server_gets_no_call_while_another_is_idle() -> None:
 
     class Slow(FlakyTransport):
         def infer(self, *args: Any, **options: Any) -> Outputs:
-            assert not options or gate.wait(5)  # look-ups have no options
+            assert options["request_id"] == "look-up" or gate.wait(5)
             return super().infer(*args, **options)
 
     client = Client("fake", transport=[FlakyTransport(url="fake://fast"), Slow(url="fake://slow")], retry=AT_ONCE)
@@ -107,11 +108,20 @@ def test_servers_that_were_never_reached_fail_soon() -> None:
 
 
 def test_an_overloaded_server_passes_its_call_on() -> None:
-    client, first, second = pair()
+    client, first, _ = pair()
     client.predict(images(1)), client.predict(images(1))
     first.failures = [NotReadyError("queue is full")] * 3
-    assert [client.predict(images(1)).url for _ in range(6)] == ["fake://two"] * 6 or second.attempts > first.attempts
-    assert client.counters.ejections == 0
+    assert [client.predict(images(1)).url for _ in range(3)] == ["fake://two"] * 3
+    assert client.counters.ejections == 1
+
+
+def test_an_overloaded_server_is_not_left_out_if_there_is_no_other() -> None:
+    client, first, second = pair()
+    client.predict(images(1)), client.predict(images(1))
+    second.down = down
+    first.failures = [NotReadyError("queue is full")] * 2
+    assert client.predict(images(1)).url == "fake://one"
+    assert [server.is_ejected for server in client.health()] == [False, True]
 
 
 def test_a_server_that_times_out_is_probed_and_left_out_while_it_hangs() -> None:
@@ -165,6 +175,39 @@ def test_all_chunks_come_from_one_version() -> None:
     assert prediction.model_version == "2"
     assert transport.attempts == 1 + 4 + 4
     assert client.predict(images(32)).model_version == "2"
+
+
+class Edited(FlakyTransport):
+    """Adds a member in the middle of a call; the version stays."""
+
+    def infer(self, *args: Any, **options: Any) -> Outputs:
+        outputs = super().infer(*args, **options)
+        if self.attempts >= 3 and "member_probabilities" in outputs:
+            outputs["member_probabilities"] = np.repeat(outputs["member_probabilities"], 2, axis=1)
+        return outputs
+
+
+def test_all_chunks_come_from_one_state_of_an_edited_ensemble() -> None:
+    transport = Edited()
+    prediction = Client("fake", transport=transport, max_parallel=1).predict(images(32), outputs=("member_probabilities",))
+    assert prediction.member_probabilities.shape[:2] == (32, 4)
+    assert transport.attempts == 1 + 4 + 4
+
+
+class Restless(FlakyTransport):
+    """Each response comes from another version, and versions are no numbers."""
+
+    def infer(self, *args: Any, **options: Any) -> Outputs:
+        outputs = super().infer(*args, **options)
+        outputs.model_version = f"v{self.attempts}"
+        return outputs
+
+
+def test_a_model_that_changes_in_each_call_is_an_error() -> None:
+    transport = Restless()
+    with raises(ServerFailedError, "v6 | v7 | 3 times"):
+        Client("fake", transport=transport, max_parallel=1).predict(images(16))
+    assert transport.attempts == 1 + 3 * 2
 
 
 def test_every_replica_answers_to_the_same_client_options() -> None:

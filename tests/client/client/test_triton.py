@@ -24,6 +24,7 @@ from defensemble import (
     ModelNotFoundError,
     OutputRequest,
     RequestRefusedError,
+    RetriesExhaustedError,
     ServerFailedError,
     ServiceError,
     Transport,
@@ -138,10 +139,10 @@ def test_a_wrong_port_is_reported(triton: Server) -> None:
     http, grpc = triton.http_url.rpartition(":")[2], triton.grpc_url.rpartition(":")[2]
     with Client(f"http://127.0.0.1:{grpc}", timeout_s=5) as client, pytest.raises(ServiceError) as caught:
         client.models()
-    assert isinstance(caught.value, (ServerFailedError, ConnectionFailedError))
+    assert isinstance(caught.value, (ServerFailedError, RetriesExhaustedError))
     with (
         Client(f"grpc://127.0.0.1:{http}", timeout_s=5) as client,
-        raises(ConnectionFailedError, "8001 | 8000"),
+        raises(RetriesExhaustedError, "8001 | 8000"),
     ):
         client.models()
 
@@ -196,7 +197,10 @@ def test_clients_survive_a_server_that_dies_and_is_replaced(tmp_path: Path) -> N
         for thread in threads:
             thread.join(30)
     for kind, errors in seen.items():
-        assert [type(error) for error in errors] == [ConnectionFailedError], (kind, errors)
+        assert [(type(error), type(error.__cause__)) for error in errors] == [(RetriesExhaustedError, ConnectionFailedError)], (
+            kind,
+            errors,
+        )
         with pytest.raises(DeadlineExceededError, match=r"0\.1 s"):
             clients[kind].wait_ready(0.1)
     with start_server(folder, **ports):

@@ -14,6 +14,8 @@ from defensemble import (
     InputError,
     ModelMetadata,
     OutputRequest,
+    Outputs,
+    RequestRefusedError,
     ServerFailedError,
     TensorMetadata,
 )
@@ -66,9 +68,11 @@ def test_predict_rejects_values_that_are_not_finite(output: str, value: float) -
 )
 def test_predict_rejects_outputs_of_a_wrong_shape(output: str, shape: tuple[int, ...]) -> None:
     class Other(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
-            response = super().infer(model, inputs, outputs, timeout_s, version)
-            return response if outputs[0].class_count else {**response, output: np.full((len(inputs["images"]), *shape), 0.5, np.float32)}
+        def infer(self, model: str, inputs: Any, outputs: Any, *args: Any, **options: Any) -> Any:
+            response = super().infer(model, inputs, outputs, *args, **options)
+            if not outputs[0].class_count:
+                response[output] = np.full((len(inputs["images"]), *shape), 0.5, np.float32)
+            return response
 
     with pytest.raises(ServerFailedError) as caught:
         client_of(Other({"ensemble": ensemble()})).predict(images(4), outputs=ALL)
@@ -77,8 +81,8 @@ def test_predict_rejects_outputs_of_a_wrong_shape(output: str, shape: tuple[int,
 
 def test_predict_rejects_strings_instead_of_numbers() -> None:
     class Texts(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
-            return super().infer(model, inputs, [OutputRequest(output.name, 3) for output in outputs], timeout_s, version)
+        def infer(self, model: str, inputs: Any, outputs: Any, *args: Any, **options: Any) -> Any:
+            return super().infer(model, inputs, [OutputRequest(output.name, 3) for output in outputs], *args, **options)
 
     with raises(ServerFailedError, "object | shape"):
         client_of(Texts({"ensemble": ensemble()})).predict(images(2))
@@ -97,8 +101,8 @@ def test_describe_rejects_an_invalid_configuration(config: dict[str, Any]) -> No
 @pytest.mark.parametrize("text", [b"", b"1.0", b"1.0:x:a", b"1.0:3:a", b"1.0:-1:a"])
 def test_describe_rejects_invalid_class_names(text: bytes) -> None:
     class Odd(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
-            return {outputs[0].name: np.array([[text]], dtype=object)}
+        def infer(self, model: str, inputs: Any, outputs: Any, *args: Any, **options: Any) -> Any:
+            return Outputs({outputs[0].name: np.array([[text]], dtype=object)})
 
     with raises(ServerFailedError, "class names | 'ensemble'"):
         client_of(Odd({"ensemble": ensemble()})).describe()
@@ -118,10 +122,18 @@ def test_describe_rejects_a_huge_model_before_allocating_memory() -> None:
             client.describe(name)
 
 
-def test_predict_rejects_a_server_that_ignores_the_classification_extension() -> None:
-    class Ignoring(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, timeout_s: float, version: int | None = None) -> Any:
-            return super().infer(model, inputs, [OutputRequest(output.name) for output in outputs], timeout_s, version)
+@pytest.mark.parametrize("refusal", [None, RequestRefusedError("unknown parameter")])
+def test_labels_are_indices_on_a_server_without_the_classification_extension(refusal: RequestRefusedError | None) -> None:
+    class Plain(FakeTransport):
+        def infer(self, model: str, inputs: Any, outputs: Any, *args: Any, **options: Any) -> Any:
+            if refusal is not None and outputs[0].class_count:
+                raise refusal
+            return super().infer(model, inputs, [OutputRequest(output.name) for output in outputs], *args, **options)
 
-    with pytest.raises(ServerFailedError, match="classification extension"):
-        client_of(Ignoring({"ensemble": ensemble()})).predict(images(1))
+    transport = Plain({"ensemble": ensemble(), "alpha": member(1)})
+    client = client_of(transport)
+    assert client.labels() == ("0", "1", "2")
+    assert client.describe().missing_features == {"classification"}
+    asked = len(transport.requests)
+    client.describe("alpha")
+    assert len(transport.requests) == asked + 1, "it is not asked for again"

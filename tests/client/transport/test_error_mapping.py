@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import pickle
 import socket
 import ssl
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 
 import grpc  # type: ignore[import-untyped]
 import pytest
@@ -156,3 +159,59 @@ def test_connect_errors_state_a_plain_reason(error: OSError, kind: type[ServiceE
     assert type(translated) is kind
     assert_facts(str(translated), f"cannot connect to grpc://127.0.0.1:1 | {facts}")
     assert "Errno" not in str(translated)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_some_http_statuses_are_retryable(status: int) -> None:
+    error = error_from_http(status, "", "context")
+    assert error.is_retryable
+    assert pickle.loads(pickle.dumps(error)).is_retryable
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 413, 422, 500, 501])
+def test_other_http_statuses_are_not_retryable(status: int) -> None:
+    assert not error_from_http(status, "", "context", headers={b"retry-after": b"3"}).is_retryable
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (b"0", 0),
+        (b" 17 ", 17),
+        (b"Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        (b"Wed, 21 Oct 2015 07:28:00 -0000", 0),
+        (b"-1", None),
+        (b"soon", None),
+        (b"", None),
+        (b"1.5", None),
+        ("²".encode("latin-1"), None),
+    ],
+)
+def test_retry_after_is_a_number_or_a_date(text: bytes, seconds: float | None) -> None:
+    error = error_from_http(503, "", "context", headers={b"retry-after": text})
+    assert error.retry_after_s == seconds
+    assert pickle.loads(pickle.dumps(error)).retry_after_s == seconds
+
+
+def test_retry_after_is_a_date_in_the_future() -> None:
+    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=100), usegmt=True)
+    error = error_from_http(503, "", "context", headers={b"retry-after": date.encode()})
+    assert error.retry_after_s == pytest.approx(100, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_retryable"),
+    [
+        (ConnectionRefusedError(111, "Connection refused"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), True),
+        (ssl.SSLError(1, "wrong version number"), False),
+        (ssl.SSLCertVerificationError(), False),
+        (TimeoutError("timed out"), False),
+    ],
+)
+def test_lost_connections_are_retryable_and_failed_tls_is_not(error: OSError, is_retryable: bool) -> None:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        error.verify_message = "self-signed certificate"
+    for translated in (error_from_connect(error, "http://here"), error_from_os(error, "context")):
+        assert translated.is_retryable is is_retryable

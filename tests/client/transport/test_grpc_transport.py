@@ -17,6 +17,7 @@ from defensemble import (
     ForbiddenError,
     GrpcTransport,
     ModelNotFoundError,
+    ModelState,
     NotReadyError,
     OutputRequest,
     RequestRefusedError,
@@ -157,17 +158,21 @@ def test_an_invalid_response_is_rejected(contents: list[bytes], facts: str) -> N
         infer(transport)
 
 
-def test_versions_that_are_not_numbers_are_rejected() -> None:
+def test_versions_that_are_not_numbers_are_rejected_in_statistics() -> None:
     def statistics(request: Any, context: Any) -> Any:
         return service_pb2.ModelStatisticsResponse(model_stats=[service_pb2.ModelStatistics(name="m", version="x")])
 
-    def index(request: Any, context: Any) -> Any:
-        return service_pb2.RepositoryIndexResponse(models=[service_pb2.RepositoryIndexResponse.ModelIndex(name="m", version="x")])
-
     with serving(statistics) as (_, transport), pytest.raises(ServerFailedError, match="models"):
         transport.models(5)
-    with serving(index) as (_, transport), pytest.raises(ServerFailedError, match="repository index"):
-        transport.repository_index(5)
+
+
+def test_the_index_of_a_server_whose_versions_are_names() -> None:
+    def index(request: Any, context: Any) -> Any:
+        entry = service_pb2.RepositoryIndexResponse.ModelIndex(name="m", version="v2.1", state="State.READY")  # as MLServer sends them
+        return service_pb2.RepositoryIndexResponse(models=[entry])
+
+    with serving(index) as (_, transport):
+        assert transport.repository_index(5) == [ModelState("m", None, "READY", "")]
 
 
 def test_a_missing_server_is_one_plain_sentence() -> None:

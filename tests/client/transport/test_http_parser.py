@@ -15,8 +15,8 @@ CHUNKED = b"".join(f"{len(BODY[at : at + 100]):x};x=y\r\n".encode() + BODY[at : 
 RESPONSES = {
     "with a length": b"HTTP/1.1 200 OK\r\nContent-Length: 768\r\nX-A:  b \r\n\r\n" + BODY,
     "in chunks": b"HTTP/1.1 200 OK\r\nX-A: b\r\nTransfer-Encoding: Chunked\r\n\r\n" + CHUNKED + b"0\r\nX-A: trailer\r\n\r\n",
-    "after others": b"HTTP/1.1 100 Continue\r\nX-A: c\r\n\r\nHTTP/1.1 103 Hints\r\n\r\nHTTP/1.1 200\r\nx-a: b\r\nContent-Length: 768\r\n\r\n"
-    + BODY,
+    "after others": b"HTTP/1.1 100 Continue\r\nX-A: c\r\n\r\nHTTP/1.1 103 Hints\r\n\r\n"
+    b"HTTP/1.1 200\r\nx-a: b\r\nContent-Length: 768\r\n\r\n" + BODY,
     "to the end": b"HTTP/1.0 200 OK\r\nX-A: b\r\n\r\n" + BODY,
 }
 

@@ -206,6 +206,16 @@ def test_an_extent_of_zero_is_rejected_and_the_suggested_fix_works(tmp_path: Pat
     assert np.allclose(run_checked(onnx_from_foreign(foreign.write(tmp_path, model))), foreign.answer(IMAGES), atol=1e-5)
 
 
+@pytest.mark.parametrize("free", [-1, 0])
+def test_extents_of_bodies_are_free_as_in_onnx_runtime(tmp_path: Path, free: int) -> None:
+    result = helper.make_tensor_value_info("result", TensorProto.FLOAT, [free, free])
+    body: Any = helper.make_graph([helper.make_node("Neg", ["scores"], ["result"])], "body", [], [result])
+    tail = [helper.make_node("If", ["yes"], ["logits"], then_branch=body, else_branch=body)]
+    more = [numpy_helper.from_array(np.array(True), "yes")]
+    path = foreign.write(tmp_path, foreign.classifier(tail=tail, more=more, outputs=[("logits", TensorProto.FLOAT, ("N", 5))]))
+    assert np.allclose(run_checked(onnx_from_foreign(path)), -foreign.answer(IMAGES), atol=1e-5)
+
+
 @pytest.mark.parametrize("missing", ["shape", "type", "type of a custom operator"])
 def test_missing_shapes_are_inferred(tmp_path: Path, missing: str) -> None:
     tail = [helper.make_node("FusedMatMul", ["scores", "identity"], ["logits"], domain="com.microsoft")]

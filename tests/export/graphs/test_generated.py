@@ -19,6 +19,7 @@ from defensemble_export import ExportError, fused_onnx
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.graphs.int8 import int8_from_onnx
 from defensemble_repository.ensemble import Ensemble, Member
+from defensemble_server.doctor.cpu_int8 import int8_check
 from tests.support import tiny
 from tests.support.foreign_models import write
 from tests.support.generated_graphs import SHAPE, Array, Recipe, graph_from_recipe, recipes
@@ -49,6 +50,12 @@ def answer(model: onnx.ModelProto | bytes, images: Array, output: str = "logits"
     (values,) = session.run([output], {"images": images})
     assert isinstance(values, np.ndarray)
     return values
+
+
+def int8_answers(model: onnx.ModelProto, images: Array) -> list[Array]:
+    """Return the outputs as the graph is written, and those of optimised kernels, unless they saturate on this processor."""
+    written, optimised = (answer(model, images, optimised=optimised) for optimised in (False, True))
+    return [written, optimised] if int8_check()[1] == "PASS" else [written]
 
 
 @few_or_many(8, 400, members=st.lists(st.tuples(recipes(), NAMINGS), min_size=2, max_size=3), again=st.booleans(), logits=st.booleans())
@@ -86,10 +93,10 @@ def test_int8_does_not_depend_on_names_and_is_close_to_float32(recipe: Recipe, n
         assert "quantise" in str(named)
         return
     onnx.checker.check_model(quantised, full_check=True)
-    same = answer(named, IMAGES, optimised=False)
-    np.testing.assert_array_equal(answer(quantised, IMAGES, optimised=False), same)
+    answers = int8_answers(quantised, IMAGES)
+    np.testing.assert_array_equal(answers[0], answer(named, IMAGES, optimised=False))
     right = answer(plain, IMAGES)
-    for got in (same, answer(quantised, IMAGES)):
+    for got in answers:
         assert np.abs(got - right).max() <= 0.25 * np.abs(right).max() + 0.01
     masks = [
         {tensor.name: tensor.raw_data for tensor in model.graph.initializer if tensor.data_type == TensorProto.BOOL}

@@ -110,7 +110,7 @@ def test_a_missing_dataset_names_the_training_command(
         dataset_from_record(record, data.input_shape, None)
 
 
-@pytest.mark.parametrize("option", ["--data-dir {}", "--dataset {}", "--dataset folder={}"])
+@pytest.mark.parametrize("option", ["--data-dir {}", "--dataset {}", "--dataset folder={}", "--dataset={}", "--dataset=folder={}"])
 def test_the_folder_in_the_training_command_is_read_again(record: TrainingRecord, data: Dataset, tmp_path: Path, option: str) -> None:
     shutil.rmtree(tmp_path / "cache")
     (tmp_path / "data/test/ant/damaged.png").write_bytes(b"")

@@ -290,4 +290,15 @@ def test_error_shows_a_duplicate_column(tmp_path: Path) -> None:
 def test_row_group_above_the_memory_limit_is_rejected(tmp_path: Path) -> None:
     write_tables(tmp_path)
     with raises(DataError, "row group 0 | train-00000-of-00001.parquet | --max-memory"):
-        load_dataset("folder", data_dir=tmp_path, max_memory=100)
+        load_dataset("folder", data_dir=tmp_path, max_memory=1000)
+
+
+def test_labels_above_the_memory_limit_are_rejected_before_they_are_read(tmp_path: Path) -> None:
+    count = 1_000_000
+    missing = pa.StructArray.from_arrays([pa.nulls(count, pa.binary()), pa.nulls(count, pa.string())], ["bytes", "path"])
+    table = pa.table({"image": missing, "label": np.zeros(count, np.int64)})
+    for split in ("train", "test"):
+        parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    assert (tmp_path / "train-00000-of-00001.parquet").stat().st_size < 100_000
+    with raises(DataError, "1,000,000 labels | train-00000-of-00001.parquet | 30.5 MiB | --max-memory"):
+        load_dataset("folder", data_dir=tmp_path, max_memory=1 << 20)

@@ -1,0 +1,88 @@
+"""The page of the benchmark of the client, generated only from the result's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.calling.figures import P50, RATE, TITLES
+from benchmarks.common.markdown import (
+    format_measurement,
+    format_spread,
+    note_paragraph,
+    quick_warning,
+    short_commit,
+    table,
+)
+
+
+def page(result: Mapping[str, Any], json_name: str) -> str:
+    """Return the page of a result as Markdown; the same result gives the same text."""
+    one, many, imports, effort = result["one_caller"], result["many_callers"], result["imports"], result["effort"]
+    return f"""# Cost of the client compared with bare callers
+{quick_warning(result)}
+{_how(result, json_name)}
+
+## Figures
+
+Ratios are within a round: median of {effort["rounds"]} rounds, with minimum and maximum. For p50, lower is better; for throughput, higher.
+
+{_figures(result)}
+
+## One caller with one image
+
+`Client` with one and with two servers (the same one, over two connections), our transport without a client, and bare callers: tritonclient
+as its documents show it, and stubs and sockets with requests that were made before. The forms take turns after every {effort["calls"]}
+calls, {one["calls"]:,} calls of each in all. Processor time is that of the caller's process, without the server.
+
+{table(("form", "p50 in ms", "processor time in µs"), _one_caller(one))}
+
+## Many callers with {many["batch"]} images each
+
+{many["threads"]} threads share a form; {many["tasks"]} tasks of one event loop share an `AsyncClient`. Each form is timed for
+{effort["seconds"]:g} s in a round, in random order.
+
+{table(("form", "images per second", "calls"), _many_callers(many))}
+
+## Imports
+
+Seconds in a new process, without the start of the interpreter; {len(imports["import_s"]["rounds"])} runs of each.
+
+{table(("", "median (minimum to maximum)"), _imports(imports))}
+"""
+
+
+def _how(result: Mapping[str, Any], json_name: str) -> str:
+    spec, versions = result["member_spec"], result["versions"]
+    lines = [
+        f"{format_measurement(result, json_name, 'client')}tritonclient {versions['tritonclient']}, grpcio {versions['grpcio']}, "
+        f"httptools {versions['httptools']}, ",
+        f"Triton core {result['server']['version']} with this project's backend, commit {short_commit(result)}, seed {result['seed']}.",
+        "",
+        f"{len(result['members'])} defective networks ({spec['arch']}, width {spec['width']}, keep {spec['keep']}) at "
+        f"{'x'.join(map(str, result['image_shape']))}, untrained, which does not affect the speed, averaged. The outputs of every",
+        f"form were first compared with numpy's average; the largest difference is {result['largest_difference']:.2g}.",
+    ]
+    return "\n".join([*lines, *note_paragraph(result)])
+
+
+def _figures(result: Mapping[str, Any]) -> str:
+    rows = []
+    for key, figure in result["figures"].items():
+        measured = result["ratios"].get(key) or result["imports"].get(key)
+        value = format_spread(measured, ".3f") if key != "unwanted_modules" else str(figure["value"])
+        rows.append((TITLES[key], value, figure["goal"], "holds" if figure["holds"] else "**missed**"))
+    return table(("figure", "value", "goal", ""), rows)
+
+
+def _one_caller(one: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(name, format_spread(form[P50]), format_spread(form["cpu_us"], ".0f")) for name, form in one["forms"].items()]
+
+
+def _many_callers(many: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(name, format_spread(form[RATE], ".0f"), f"{form['calls']:,}") for name, form in many["forms"].items()]
+
+
+def _imports(imports: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [(TITLES[key], format_spread(imports[key], ".3f")) for key in ("import_s", "first_http_call_s")]
+    return [*rows, (TITLES["unwanted_modules"], ", ".join(imports["unwanted_modules"]) or "none")]
