@@ -240,7 +240,8 @@ class Calls:
         """Wait until a server responds to an inference."""
         self._sender.check_open()
         name = check_name(model)
-        deadline = time.monotonic() + deadline_s
+        seconds = 0.0 if deadline_s == 0 else check_timeout(deadline_s, "deadline_s")  # 0: the deadline has passed
+        deadline = time.monotonic() + seconds
         pause_s = _FIRST_PAUSE_S
         last_error: ServiceError | None = None
         while (left_s := deadline - time.monotonic()) > 0:

@@ -101,7 +101,7 @@ class ReplicaSet:
         self.replicas = tuple(replicas)
         self.is_single = len(replicas) == 1
         self._budget = RetryBudget(policy)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a handler of a signal, or of the log, may call the client as well
         _SETS.add(self)
         self._turn = 0
         # Numbers of their own: a `collections.Counter` took 5 us of each call.
@@ -247,7 +247,7 @@ class ReplicaSet:
 
     def _reset(self) -> None:
         """Forget what the threads of the parent did, which do not exist in a forked child: one may hold the lock, others send requests."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for replica in self.replicas:
             replica.pending = 0
 

@@ -298,7 +298,7 @@ def test_a_model_is_looked_up_again_before_images_are_rejected() -> None:
     assert client.predict(np.zeros((2, 1, 5, 5), np.float32), model="alpha").labels == ["0", "0"]
 
 
-@pytest.mark.parametrize("model", [5, ["ensemble"], b"ensemble"])
+@pytest.mark.parametrize("model", [5, ["ensemble"], b"ensemble", ""])
 def test_a_model_name_must_be_a_string(model: Any) -> None:
     calls = (
         lambda: client_of(house(), model),
@@ -326,10 +326,13 @@ def test_threads_share_a_client_from_its_first_call() -> None:
     assert set(transport.calls) == {"ensemble"}
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), "a", None, [1]])
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), "a", None, [1], True])
 def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
     with pytest.raises(InputError, match="timeout_s"):
         Client("http://localhost", timeout_s=timeout_s)
+    if timeout_s != 0:  # a deadline that has passed
+        with pytest.raises(InputError, match="deadline_s"):
+            client_of(house()).wait_ready(timeout_s)
 
 
 def test_a_client_has_a_repr_and_server_information() -> None:

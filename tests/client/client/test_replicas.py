@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from defensemble import (
     RetriesExhaustedError,
     RetryPolicy,
     ServerFailedError,
+    TlsFiles,
 )
 from tests.support.checkout import ROOT
 from tests.support.facts import raises
@@ -351,6 +354,62 @@ def test_a_model_that_changes_in_each_call_is_an_error() -> None:
     with raises(ServerFailedError, "v6 | v7 | 3 times"):
         Client("fake", transport=transport, max_parallel=1).predict(images(16))
     assert transport.attempts == 1 + 3 * 2
+
+
+def test_a_handler_of_the_log_may_use_the_client() -> None:
+    client, first, _ = pair()
+    first.down = down
+    seen: list[int] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(client.counters.ejections)  # type: ignore[method-assign]
+    logger = logging.getLogger("defensemble")
+    logger.addHandler(handler)
+    try:
+        caller = threading.Thread(target=lambda: [client.predict(images(1)) for _ in range(2)], daemon=True)
+        caller.start()
+        caller.join(5)
+        assert not caller.is_alive()
+    finally:
+        logger.removeHandler(handler)
+    assert 1 in seen
+
+
+@pytest.mark.parametrize(
+    ("url", "facts"),
+    [
+        (None, "NoneType"),
+        (b"http://one", "bytes"),
+        ({"http://one"}, "list | set"),
+        ([["http://one"]], "list"),
+        ([b"http://one"], "bytes"),
+        (["http://one", ""], "scheme"),
+        ("http://o ne", "'http://o ne' | space"),
+        ("http://one\0", "control character"),
+    ],
+)
+def test_a_url_is_a_string_or_a_list_of_them(url: Any, facts: str) -> None:
+    for kind in (Client, AsyncClient):
+        with raises(InputError, facts):
+            kind(url)
+
+
+def test_a_url_that_is_named_twice_is_one_server() -> None:
+    with Client(["http://one:8000", "HTTP://one/", "grpc://one"]) as client:
+        assert client.urls == ("http://one:8000", "grpc://one:8001")
+
+
+@pytest.mark.parametrize("transport", [FlakyTransport, 5, "http://one", {}, iter([FlakyTransport()]), [FlakyTransport(), None]])
+def test_a_transport_is_one_or_a_list_of_them(transport: Any) -> None:
+    for kind in (Client, AsyncClient):
+        with raises(InputError, "transport | FakeTransport"):
+            kind("fake", transport=transport)
+
+
+def test_files_for_tls_without_a_server_that_uses_it_are_refused(tmp_path: Path) -> None:
+    with raises(InputError, "https:// | http://one | tls"):
+        Client("http://one", tls=TlsFiles(tmp_path / "ca.pem"))
+    with raises(InputError, "tls | 5"):
+        Client("http://one", tls=5)  # type: ignore[arg-type]
 
 
 def test_every_replica_answers_to_the_same_client_options() -> None:

@@ -183,6 +183,8 @@ def test_backoffs_have_full_jitter_below_an_exponential_limit(retry: int, first_
         ({"initial_backoff_s": float("inf")}, "initial_backoff_s | inf"),
         ({"max_backoff_s": "1"}, "max_backoff_s | '1'"),
         ({"reserve": True}, "reserve | True"),
+        ({"reserve": 10**400}, "reserve | 1e+09"),
+        ({"budget": 10**400}, "budget | 1e+09"),
     ],
 )
 def test_a_policy_rejects_invalid_values(options: dict[str, Any], facts: str) -> None:

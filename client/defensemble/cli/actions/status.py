@@ -26,6 +26,7 @@ from ..._client.model_info import is_ensemble_signature, steps_from_config
 from ..._client.retries import RetryPolicy
 from ..._client.runtime import BlockingRuntime
 from ..._exceptions import ForbiddenError, ModelNotFoundError, NotReadyError, RequestRefusedError, ServiceError
+from ..._transport.address import TLS_SCHEMES, address_from_url
 from ..._transport.base import ModelMetadata, ModelState, ModelStatistics, TlsFiles
 from ...ensembles.local_servers import find_local_server, local_server_status
 
@@ -208,7 +209,8 @@ def values_from_samples(samples: Sequence[ServerSample], before: Sequence[Server
 def _client(url: str, timeout_s: float, tls: TlsFiles | None) -> Client:
     local = find_local_server(url)
     key = None if local is None else local.admin_key  # shows which models are not loaded, and what ensembles consist of
-    return Client(url, timeout_s=timeout_s, retry=RetryPolicy(max_retries=0), tls=tls, admin_key=key)
+    own_tls = tls if address_from_url(url).scheme in TLS_SCHEMES else None
+    return Client(url, timeout_s=timeout_s, retry=RetryPolicy(max_retries=0), tls=own_tls, admin_key=key)
 
 
 def _models(sample: ServerSample, previous: ServerSample | None) -> list[dict[str, Any]]:
