@@ -248,6 +248,41 @@ def test_what_was_printed_before_a_damaged_image_is_complete(
     assert len(capsys.readouterr().out.splitlines()) == 32
 
 
+def test_images_before_a_bad_one_are_predicted_though_all_are_read_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = images(10)
+    values[7, 0, 0, 0] = np.nan
+    np.save(tmp_path / "x.npy", values)
+    folder = tmp_path / "photos"
+    for number in range(10):
+        write_image(folder / f"{number}.png")
+    (folder / "7.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name, facts in (("x.npy", "image 7 | NaN"), ("photos", "7.png")):
+        with raises(InputError, facts):
+            predict_files(fake(), [str(tmp_path / name)], ["probabilities"], form="jsonl")
+        assert len(capsys.readouterr().out.splitlines()) == 7
+
+
+def test_control_characters_do_not_reach_the_terminal(transport: FakeTransport) -> None:
+    name = "a\x1b[31m\n.png"
+    write_image(name)
+    done = run(name, *URL)
+    assert "\x1b" not in done.stdout
+    assert_facts(done.stdout, "a\\x1b[31m\\n.png")
+    assert files(name) == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "facts"), [(">&-", "Bad file descriptor"), ("<&-", "standard input | empty"), ("<&- >&- 2>&-", "")]
+)
+def test_closed_streams_are_an_error(tmp_path: Path, redirection: str, facts: str) -> None:
+    verb = "status http://127.0.0.1:1" if "<" not in redirection else "predict - --url http://127.0.0.1:1"
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m defensemble {verb} {redirection}"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert_facts(done.stderr.decode(), facts) if facts else None
+
+
 class Dying(FakeTransport):
     """A server that is gone after some requests with images, and counts the images until then."""
 

@@ -15,7 +15,6 @@ import click
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from defensemble_repository.names import AVERAGING_NAME
@@ -29,6 +28,7 @@ from ..._exceptions import ForbiddenError, ModelNotFoundError, NotReadyError, Re
 from ..._transport.address import TLS_SCHEMES, address_from_url
 from ..._transport.base import ModelMetadata, ModelState, ModelStatistics, TlsFiles
 from ...ensembles.local_servers import find_local_server, local_server_status
+from ..cells import cell
 
 if TYPE_CHECKING:
     from defensemble_server import ServerStatus
@@ -268,13 +268,13 @@ def _server_table(servers: Sequence[Mapping[str, Any]]) -> Table:
         round_trip = "" if server["round_trip_ms"] is None else f"{server['round_trip_ms']:.1f} ms"
         restarts = "" if server["restarts"] is None else str(server["restarts"])
         version = f"{server['name']} {server['version']}".strip()
-        table.add_row(*map(escape, (server["url"], version, _state(server), restarts, uptime, round_trip)))
+        table.add_row(*map(cell, (server["url"], version, _state(server), restarts, uptime, round_trip)))
     return table
 
 
 def _model_table(server: Mapping[str, Any], *, with_title: bool) -> Table:
     models = server["models"]
-    table = _table(escape(server["url"]) if with_title else None)
+    table = _table(cell(server["url"]) if with_title else None)
     # On a narrow terminal, only names and reasons are shortened.
     table.add_column("model", overflow="ellipsis", min_width=10)
     table.add_column("v", no_wrap=True)
@@ -291,7 +291,7 @@ def _model_table(server: Mapping[str, Any], *, with_title: bool) -> Table:
         state = f"{model['state']}: {model['reason']}" if model["reason"] else model["state"]
         cells = [model["name"], "" if model["version"] is None else str(model["version"]), model["kind"], state]
         cells += ["-" if model[name] is None else f"{model[name]:{form}}" for name, form in numbers.items()]
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(cell, cells))
     return table
 
 
