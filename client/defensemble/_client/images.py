@@ -114,7 +114,7 @@ def _check_no_resize(resize: object) -> None:
 def _images_from_array(
     images: NDArray[Any], info: ModelInfo, layout: str, dtype: str, name: str, is_single: bool = False
 ) -> NDArray[np.float32]:
-    if isinstance(images, np.ma.MaskedArray):
+    if type(images) is not np.ndarray and isinstance(images, np.ma.MaskedArray):  # numpy.ma takes 30 ms to import
         raise InputError(image_problem(images, name))
     if images.dtype.hasobject:
         raise InputError(

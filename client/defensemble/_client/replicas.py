@@ -18,6 +18,7 @@ from .retries import RetryBudget, RetryPolicy
 
 _log = logging.getLogger("defensemble")
 _FIRST_EJECTION_S = 0.2
+_LONGEST_RETRY_AFTER_S = 30.0  # a server that asks for more may be back before
 _LONGEST_EJECTION_S = 1.0  # a probe is one small request, and calls may be waiting for a server to come back
 _LOST_PROBE_S = 2.0  # a probe that takes longer is lost, with its event loop or in a fork
 
@@ -233,7 +234,7 @@ class ReplicaSet:
             _log.warning("%s is not used for now: %s", replica.url, error)
         if pause_s is None:
             pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
-            pause_s = max(pause_s, error.retry_after_s or 0.0)
+            pause_s = max(pause_s, min(error.retry_after_s or 0.0, _LONGEST_RETRY_AFTER_S))
             replica._failures += 1
         replica.error = error
         replica._ejected_until = time.monotonic() + pause_s

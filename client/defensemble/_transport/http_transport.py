@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -302,6 +303,7 @@ class HttpTransport(BlockingTransport):
         super().__init__(_BlockingCalls(url, options))
 
 
+@lru_cache(maxsize=256)
 def _path(model: str, version: int | None = None) -> str:
     path = f"/v2/models/{quote(model, safe='')}"
     return path if version is None else f"{path}/versions/{format_version(version)}"
