@@ -224,7 +224,10 @@ async def _connect_to_first(waits: SocketWaits, address: Address, deadline: floa
         except BaseException:
             opened.close()
             raise
-    raise last_error or TimeoutError("timed out")
+    try:
+        raise last_error or TimeoutError("timed out")
+    finally:
+        del last_error  # the error's traceback would refer to the error, and keep the request in memory
 
 
 async def _connect_one(waits: SocketWaits, opened: socket.socket, place: object, deadline: float) -> None:
