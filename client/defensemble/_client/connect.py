@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._exceptions import InputError
+from .._transport.address import address_from_url
 from .._transport.base import ConnectionOptions, TlsFiles
 from .calls import Calls
 from .replicas import Counters, Replica
@@ -80,7 +81,7 @@ def replicas_from_arguments(
         if not urls:
             raise InputError("url is an empty list: pass one URL, or several servers' URLs")
         options = ConnectionOptions(admin_key, tls, compression)
-        return [_replica(open_transport(each, options)) for each in dict.fromkeys(urls)]
+        return [_replica(open_transport(each, options)) for each in dict.fromkeys(address_from_url(each).url for each in urls)]
     for name, option in (("admin_key", admin_key), ("tls", tls), ("compression", compression)):
         if option is not None:
             raise InputError(f"got both transport and {name}: pass it to the transport, HttpTransport(url, ConnectionOptions({name}=...))")

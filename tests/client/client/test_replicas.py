@@ -211,6 +211,22 @@ class Tasks:
         return call
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_all_servers_are_closed_at_the_same_time(is_async: bool) -> None:
+    together = threading.Barrier(3)
+
+    class Waiting(FlakyTransport):
+        def close(self) -> None:
+            together.wait(5)
+
+    transports = [Waiting(url=f"fake://{number}") for number in range(3)]
+    if is_async:
+        asyncio.run(AsyncClient("fake", transport=transports).close())
+    else:
+        Client("fake", transport=transports).close()
+    assert not together.broken
+
+
 def test_a_cancelled_check_of_health_leaves_no_task() -> None:
     async def cancel() -> None:
         transports = [Tasks("fake://one"), Tasks("fake://two")]
@@ -358,6 +374,9 @@ def test_every_replica_answers_to_the_same_client_options() -> None:
         Client([])
     with raises(InputError, "empty"):
         Client("fake", transport=[])
+    with raises(InputError, "url | list"):
+        Client([["http://localhost"]])  # type: ignore[list-item]
+    assert Client(["http://localhost", "http://localhost:8000/"]).urls == ("http://localhost:8000",)
     with raises(InputError, "transport | compression"):
         Client("fake", transport=FlakyTransport(), compression="gzip")
     with raises(InputError, "max_parallel | 0"):
