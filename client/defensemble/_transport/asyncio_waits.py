@@ -15,7 +15,10 @@ class AsyncioWaits(SocketWaits):
 
     async def lookup(self, host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
         """Return the addresses of a host."""
-        looking_up = asyncio.wrap_future(start_lookup(host, port))
+        found = start_lookup(host, port)
+        if found.done():  # an address, not a name
+            return found.result()
+        looking_up = asyncio.wrap_future(found)
         try:
             # Before Python 3.12, `wait_for` returns a result in spite of a cancellation that comes at the same time.
             await asyncio.wait([looking_up], timeout=deadline - time.monotonic())
