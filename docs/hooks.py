@@ -1,4 +1,4 @@
-"""Hooks of the site's build: the reference of the command line, and links that leave docs/."""
+"""Hooks of the site's build: the reference of the command line, an example of a prediction, and links that leave docs/."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import click
 
 DOCS = Path(__file__).parent
 CLI_MARKER = "<!-- the build writes the help of each verb here -->"
+PREDICTION_MARKER = "<!-- the build writes the table of a prediction here -->"
 HELP_WIDTH = 86
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(?:#[^)]*)?\)")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
-    """Return the Markdown of a page with the help of the command line, and without links to files outside of docs/.
+    """Return the Markdown of a page with what the build writes, and without links to files outside of docs/.
 
     Args:
         markdown: The text of the page.
@@ -24,7 +25,10 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
         kwargs: What mkdocs passes and this hook does not use.
     """
     markdown = without_outer_links(markdown, DOCS / page.file.src_uri)
-    return markdown.replace(CLI_MARKER, cli_reference()) if CLI_MARKER in markdown else markdown
+    for marker, write in ((CLI_MARKER, cli_reference), (PREDICTION_MARKER, example_prediction)):
+        if marker in markdown:
+            markdown = markdown.replace(marker, write())
+    return markdown
 
 
 def without_outer_links(markdown: str, page: Path) -> str:
@@ -46,6 +50,27 @@ def cli_reference() -> str:
         with command.context_class(command, info_name=words, terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH) as context:
             sections.append(f"## {words}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(sections)
+
+
+def example_prediction() -> str:
+    """Return a prediction of two images by two members, as a notebook shows it."""
+    import numpy as np
+
+    from defensemble import Prediction
+
+    members = np.array([[[0.93, 0.05, 0.02], [0.62, 0.31, 0.07]], [[0.95, 0.03, 0.02], [0.20, 0.75, 0.05]]], np.float32).transpose(1, 0, 2)
+    average = members.mean(axis=1)
+
+    def entropy(probabilities: Any) -> Any:
+        return -(probabilities * np.log(probabilities)).sum(axis=-1)
+
+    received = {
+        "probabilities": average,
+        "mutual_information": entropy(average) - entropy(members).mean(axis=1),
+        "member_probabilities": members,
+    }
+    prediction = Prediction("ensemble", ("cat", "dog", "frog"), received, "1", "5b5d7e54-7a1-3", 0.0062, "http://localhost:8000")
+    return prediction._repr_html_()
 
 
 def commands(words: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:

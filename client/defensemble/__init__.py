@@ -5,7 +5,7 @@ Images are float32 arrays of shape (N, C, H, W) with values in [0, 1], everywher
 
 Example:
     >>> from defensemble import Client
-    >>> with Client("grpc://localhost:8001") as client:
+    >>> with Client("http://localhost:8000") as client:
     ...     print(client.predict(images).labels)
 """
 

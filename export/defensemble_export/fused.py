@@ -51,7 +51,7 @@ from .graphs.fusion import digests_of_members, fused_onnx
 from .graphs.traversal import metadata_of
 from .labels import default_labels, first_difference
 from .members.report import report_from_export
-from .verification.fused import FUSED_TOLERANCE, verify_fused
+from .verification.fused import verify_fused
 from .verification.images import images_from_record
 from .verification.tolerances import checked_precision, lowest_precision
 
@@ -254,7 +254,7 @@ def fused_member(
         ],
     }
     report = report_from_export(
-        content, precision=precision, origin=origin, verification=measured, tolerance={"largest_difference": FUSED_TOLERANCE}
+        content, precision=precision, origin=origin, verification=measured, tolerance={"largest_difference": measured["tolerance"]}
     )
     return ExportedMember(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report, preprocessing)
 

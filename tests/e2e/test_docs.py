@@ -34,6 +34,10 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 OWN_TESTS = {
     "README.md": "tests/e2e/test_readme.py",
     "docs/how-to/edit-live.md": "tests/e2e/test_ensembles_page.py",
+    **{
+        f"docs/how-to/{name}.md": "tests/e2e/test_client_pages.py"
+        for name in ("asyncio", "connect", "notebooks", "pictures", "several-servers", "test-your-code")
+    },
     "docs/reference/networks.md": "tests/training/models/test_networks_page.py",
 }
 # Pages of which no block is run, with the reason.
@@ -44,10 +48,13 @@ NOT_RUN = {
     "README.md": 3,
     "CONTRIBUTING.md": 1,
     "zoo/README.md": 2,
+    "docs/how-to/asyncio.md": 1,
+    "docs/how-to/connect.md": 1,
     "docs/how-to/docker.md": 2,
     "docs/how-to/edit-live.md": 1,
     "docs/how-to/kubernetes.md": 2,
-    "docs/how-to/predict.md": 2,
+    "docs/how-to/notebooks.md": 1,
+    "docs/how-to/predict.md": 3,
     "docs/how-to/tensorrt.md": 1,
     "docs/how-to/train.md": 3,
     "docs/reference/cli.md": 1,
@@ -58,6 +65,10 @@ NOT_RUN = {
 PRINTED = {
     "zoo/README.md": "0.1 | 10000 | images.npy[63] | stopped the server",
     "docs/tutorials/first-ensemble.md": "['1', '3', '3', '8' | (8, 10) | \"name\":\"probabilities\" | accuracy under Gaussian noise",
+    "docs/tutorials/python-client.md": (
+        "(1, 16, 16) 64 | ['1', '3', '3', '8'] | (359, 10) | ['1'] | of 359 | mean entropy | (N, 1, 16, 16) | keep0.3, keep0.5 | 0.0001 s"
+        " | 4 attempts | stopped the server"
+    ),
     "docs/tutorials/own-pytorch.md": "359 test images | entry.1.defect.mask | of 64 images correct | stopped the server",
     "docs/tutorials/own-onnx.md": "resnet-b | animals | stopped the server",
     "docs/how-to/train.md": "wrote checkpoints/first.safetensors | nothing to resume | accuracy | stopped the server",
@@ -203,6 +214,11 @@ def test_the_command_reference_has_every_verb() -> None:
         assert f"\n## defensemble {verb}\n" in text
     assert "## defensemble\n" in text
     assert_facts(text, "--repository | DEFENSEMBLE_REPOSITORY")
+
+
+def test_the_page_on_notebooks_shows_a_prediction() -> None:
+    assert hooks.PREDICTION_MARKER in (DOCS / "how-to/notebooks.md").read_text()
+    assert_facts(hooks.example_prediction(), "cat | 94.0% | 1 of 2 agree")
 
 
 def test_links_out_of_the_site_become_text() -> None:

@@ -29,6 +29,7 @@ from tests.support.tcp_proxy import TcpProxy, answer, connected_sockets, proxied
 if TYPE_CHECKING:
     from defensemble_server import Server
 
+pytestmark = pytest.mark.slow
 IMAGES = tiny.images(20)  # three chunks of at most 8
 SEEDS = (1, 3)
 EXPECTED = [tiny.softmax(tiny.logits(seed, IMAGES)) for seed in SEEDS]
@@ -63,10 +64,11 @@ def source_of(prediction: Prediction) -> int:
 class Load:
     """Callers that share a client and classify the same images again and again: 8 threads, or 64 tasks."""
 
-    def __init__(self, kind: str, urls: list[str]) -> None:
+    def __init__(self, kind: str, urls: list[str], tasks: int = 64) -> None:
         self.sources: list[int] = []
         self.errors: list[BaseException] = []
         self.urls = urls
+        self._tasks = tasks
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._run_tasks)]
         if not kind.startswith("async"):
@@ -97,7 +99,7 @@ class Load:
         async def call_all() -> None:
             async with AsyncClient(self.urls, "alpha", timeout_s=20) as client:
                 self.client = client
-                await asyncio.gather(*(call(client) for _ in range(64)))
+                await asyncio.gather(*(call(client) for _ in range(self._tasks)))
 
         asyncio.run(call_all())
 
@@ -132,7 +134,6 @@ def kill(server: Server) -> None:
     os.kill(server.triton_pid, signal.SIGKILL)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_call_fails_while_one_of_two_servers_is_killed_and_comes_back(kind: str, tmp_path: Path) -> None:
     folders = [write(tmp_path / str(seed), seed) for seed in SEEDS]
@@ -152,7 +153,6 @@ def test_no_call_fails_while_one_of_two_servers_is_killed_and_comes_back(kind: s
     assert [left for folder in folders for left in tiny.leftovers(folder)] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_call_fails_while_one_of_two_servers_is_stopped(kind: str, tmp_path: Path) -> None:
     folders = [write(tmp_path / str(seed), seed) for seed in SEEDS]
@@ -166,7 +166,6 @@ def test_no_call_fails_while_one_of_two_servers_is_stopped(kind: str, tmp_path: 
     assert [left for folder in folders for left in tiny.leftovers(folder)] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_succeed_within_their_deadline_when_one_of_two_killed_servers_comes_back(kind: str, tmp_path: Path) -> None:
     folders = [write(tmp_path / str(seed), seed) for seed in SEEDS]
@@ -192,12 +191,12 @@ def test_calls_succeed_within_their_deadline_when_one_of_two_killed_servers_come
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_servers_share_the_load_and_a_slow_one_gets_less(kind: str, servers: tuple[Server, Server]) -> None:
     with proxied(url_of(kind, servers[0])) as first, proxied(url_of(kind, servers[1])) as second:
-        load = Load(kind, [url_of(kind, servers[0], first.port), url_of(kind, servers[1], second.port)])
+        load = Load(kind, [url_of(kind, servers[0], first.port), url_of(kind, servers[1], second.port)], tasks=8)
         with load.running():
             load.wait(100)
             shares = Counter(load.sources)
             assert min(shares.values()) > 0.2 * sum(shares.values()), shares
-            first.always = slow(0.05)
+            first.always = slow(0.2)
             load.wait(20)  # each connection is slow from its next request on
             load.sources.clear()
             load.wait(100)
@@ -243,7 +242,6 @@ def test_an_overloaded_server_passes_its_calls_on(kind: str, servers: tuple[Serv
         assert client.counters.retries == len(proxy.taken)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_falls_silent_costs_a_call_its_deadline_once(kind: str, servers: tuple[Server, Server]) -> None:
     with pair(kind, servers) as (client, proxy, urls):
@@ -264,7 +262,6 @@ def test_a_server_that_falls_silent_costs_a_call_its_deadline_once(kind: str, se
         until(lambda: client.predict(IMAGES).url == urls[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_chunks_are_answered_by_one_version_while_a_new_one_is_loaded(kind: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "repository", 1)

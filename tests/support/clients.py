@@ -8,12 +8,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
+
 from defensemble import AsyncClient, Client
 
 if TYPE_CHECKING:
     from defensemble_server import Server
 
 KINDS = ("grpc", "http", "async grpc", "async http")
+_SLOW = pytest.mark.slow
+# For tests that take long: each protocol and each client once, the other two as slow tests.
+TWO_KINDS = ("grpc", pytest.param("http", marks=_SLOW), pytest.param("async grpc", marks=_SLOW), "async http")
+HTTP_KIND = ("async http", *(pytest.param(kind, marks=_SLOW) for kind in ("grpc", "http", "async grpc")))
 
 
 class _LoopClient:

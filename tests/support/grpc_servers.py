@@ -14,7 +14,7 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-OLD, NEW = "2.51.0", "2.54.0"  # the first of them crashes if a channel closes during a call
+OLD, NEW = "2.51.0", "2.59.0"  # the first of them crashes if a channel closes during a call
 
 
 class ObservingServer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

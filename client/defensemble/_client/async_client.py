@@ -90,7 +90,9 @@ class AsyncClient(ClientBase):
         resize: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Prediction, None]:
-        """Classify images one after another as they come; see `Client.predict_iter`. The images may come from an asynchronous iterator.
+        """Classify images one after another as they come; see `Client.predict_iter`. The images may come from an asynchronous iterable.
+
+        To leave the loop early, use `contextlib.aclosing`, which stops the requests that are under way.
 
         Example:
             >>> async for prediction in client.predict_iter(paths):

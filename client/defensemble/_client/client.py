@@ -40,13 +40,13 @@ class Client(ClientBase):
         compression: `gzip` to compress requests and responses; None for neither.
         admin_key: The server's admin key, for editing what it serves; predictions need none. It is sent only with calls of the repository
             API and for configurations.
-        transport: Used in place of the network, such as a `FakeTransport`; one, or several.
+        transport: Used in place of the network, such as a `FakeTransport`; one, or several. `url` is then ignored.
 
     Raises:
         InputError: An argument is invalid, such as a URL that is not the URL of a server.
 
     Example:
-        >>> with Client("grpc://localhost:8001") as client:
+        >>> with Client("http://localhost:8000") as client:
         ...     prediction = client.predict(images)  # float32 (N, C, H, W) in [0, 1]
         >>> prediction.labels, prediction.probabilities
     """
@@ -112,16 +112,19 @@ class Client(ClientBase):
             layout: `NHWC` if the array is (N, H, W, C).
             dtype: `uint8` if the array has integers from 0 to 255, which are divided by 255.
             resize: How pictures are brought to the model's size: `crop` or `squash`; None for the way that the model records.
-            timeout_s: Timeout of the call in seconds; None for the client's.
+            timeout_s: Timeout of the whole call in seconds; None for the client's.
             request_id: Identifies the call in the server's log; None for a new one.
             traceparent: W3C trace context of the caller; None for the current span of OpenTelemetry, if there is one.
 
         Raises:
             InputError: The model does not accept the images or outputs, or no model is named and several ensembles are served.
+            OSError: The file of a picture cannot be read.
             ServiceError: The server could not be reached, did not respond, or sent an invalid response, such as NaN; see its subclasses.
 
         Example:
             >>> prediction = client.predict(images, outputs=("probabilities", "mutual_information"))
+            >>> client.predict(["a.png", "b.jpg"], timeout_s=5).labels
+            ['cat', 'dog']
         """
         request = self._calls.request(outputs, model, layout, dtype, resize, request_id, traceparent)
         return run_blocking(self._calls.predict(images, request, timeout_s))
@@ -154,6 +157,7 @@ class Client(ClientBase):
 
         Raises:
             InputError: The model does not accept an image, or an argument is invalid.
+            OSError: The file of a picture cannot be read.
             ServiceError: The server could not be reached, did not respond, or sent an invalid response.
 
         Example:

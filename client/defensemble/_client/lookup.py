@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from .._exceptions import ForbiddenError, InputError, ModelNotFoundError, NotReadyError, RequestRefusedError, ServerFailedError
+from .._exceptions import (
+    ForbiddenError,
+    InputError,
+    ModelNotFoundError,
+    NotReadyError,
+    RequestRefusedError,
+    RetriesExhaustedError,
+    ServerFailedError,
+)
 from .._transport.base import CLASSIFICATION, MODEL_CONFIGURATION, ModelMetadata, OutputRequest
 from .._transport.error_mapping import call_context, protocol_errors, service_error
 from .model_info import (
@@ -55,6 +63,10 @@ async def find_ensemble(sender: Sender, call: Call, replica: Replica) -> str:
         try:
             metadata = await _metadata(sender, call, replica, name)
         except (ModelNotFoundError, NotReadyError):  # unloaded since it was listed
+            continue
+        except RetriesExhaustedError as error:
+            if not isinstance(error.__cause__, NotReadyError):
+                raise
             continue
         tensors = ([tensor.name for tensor in kind] for kind in (metadata.inputs, metadata.outputs))
         if is_ensemble_signature(metadata.platform, *tensors):

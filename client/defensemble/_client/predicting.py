@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._exceptions import ModelNotFoundError, RequestRefusedError, ServerFailedError
+from .._exceptions import InputError, ModelNotFoundError, RequestRefusedError, ServerFailedError
 from .._transport.base import OutputRequest, Outputs
 from .._transport.error_mapping import call_context, service_error
 from .images import image_from_input, images_from_input
@@ -23,7 +23,7 @@ from .sending import Call, Sender, Stop
 
 MAX_CHUNK_IMAGES = 64  # for a model that does not report its max_batch_size
 _CHUNK_BYTES = 32 << 20  # Triton accepts HTTP bodies of 64 MB from 25.06 on
-_VERSION_TRIES = 3
+_MODEL_TRIES = 3
 
 
 @dataclass(slots=True)  # frozen, it takes three times as long to create
@@ -138,13 +138,14 @@ class Predictor:
         self, call: Call, replica: Replica, sent: _Sent, array: NDArray[np.float32], size: int
     ) -> list[tuple[int, Outputs]]:
         version: int | None = None
-        for _ in range(_VERSION_TRIES):
+        for _ in range(_MODEL_TRIES):
             responses = await self._infer_in_parallel(call, replica, sent, array, size, version)
-            versions = {response.model_version for _, response in responses}
-            if len(versions) == 1:
+            if len({_model_state(response) for _, response in responses}) == 1:
                 return responses
-            version = max(int(found) for found in versions if found.isdecimal())  # it was replaced meanwhile: all by the newest
-        reason = f"chunks of one call were answered by the versions {', '.join(sorted(versions))}, {_VERSION_TRIES} times"
+            # The model was replaced or edited meanwhile: all again, by the newest version.
+            versions = {response.model_version for _, response in responses}
+            version = max((int(found) for found in versions if found.isdecimal()), default=None)
+        reason = f"the model changed during the call, {_MODEL_TRIES} times: versions {', '.join(sorted(versions))}"
         raise service_error(ServerFailedError, call_context(replica.url, "run model", sent.info.name), reason)
 
     async def _infer_in_parallel(
@@ -192,7 +193,17 @@ def _read(images: Any, info: ModelInfo, request: Request) -> NDArray[np.float32]
         image_from_input(item, info, layout=request.layout, dtype=request.dtype, resize=request.resize, name=f"images[{number}]")
         for number, item in enumerate(images.items, images.first)
     ]
+    if len({array.shape for array in arrays}) > 1:
+        raise InputError(
+            f"images[{images.first}] to images[{images.first + len(arrays) - 1}] have several sizes; expected one size per batch: model "
+            f"{info.name!r} takes any size, so that images keep theirs. Pass batch_size=1, or resize them."
+        )
     return np.stack(arrays)
+
+
+def _model_state(response: Outputs) -> tuple[str, frozenset[tuple[str, tuple[int, ...]]]]:
+    """Return what distinguishes the states of a model: its version and, as an edit of an ensemble keeps that, its outputs' shapes."""
+    return response.model_version, frozenset((name, value.shape[1:]) for name, value in response.items())
 
 
 def _mismatch(responses: list[tuple[int, Outputs]], outputs: Sequence[OutputRequest], info: ModelInfo) -> str | None:

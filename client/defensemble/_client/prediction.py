@@ -59,6 +59,7 @@ class Prediction:
         ...     print(f"{label}: {probability:.0%}")
         >>> prediction[0].top(3)
         [[('cat', 0.81), ('dog', 0.12), ('frog', 0.03)]]
+        >>> uncertain = prediction[prediction.entropy > 1]  # a prediction of these images
     """
 
     model: str

@@ -1,6 +1,6 @@
 """A gRPC channel that threads and event loops share. Its two drivers differ in how they wait for a call: one blocks, one awaits.
 
-Triton before 2.54 may crash if a channel closes during a call (server PR 7840). Against such a server a call is never cut off: its
+Triton before 2.59 may crash if a channel closes during a call (server PRs 7840, 8078, 8220). Against such a server a call is never cut off: its
 deadline is not sent but kept here, a caller who gives up leaves the call to run out, and a channel waits for its calls before it closes.
 
 Why not `grpc.aio`: its calls are tasks of the event loop, and `asyncio.run` cancels all tasks at its end. Calls on one channel of the
@@ -15,7 +15,6 @@ import atexit
 import os
 import queue
 import re
-import socket
 import ssl
 import threading
 import time
@@ -31,7 +30,10 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from .address import Address
+from .asyncio_waits import AsyncioWaits
 from .base import ConnectionOptions, TlsFiles, check_compression
+from .http_connection import open_socket
+from .socket_waits import BlockingWaits, SocketWaits
 from .tls import check_tls, ssl_context_from_files
 
 Metadata = tuple[tuple[str, str], ...]
@@ -50,7 +52,9 @@ _OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 _CLOSE_WAIT_S = 2.0  # how long a channel that closes waits for its calls
-_FIRST_SAFE_RELEASE = (2, 54)  # of Triton: it survives a channel that closes during a call
+_SILENCE_S = 5.0  # after as long without any response, a call that times out ends the use of a connection
+_SILENT_KEPT = 3  # silent connections that are kept for the calls under way on them
+_FIRST_SAFE_RELEASE = (2, 59)  # of Triton: it survives a channel that closes during a call
 
 
 class GrpcChannel(ABC):
@@ -62,6 +66,8 @@ class GrpcChannel(ABC):
         process: The process that opened the channel, the only one that can use it.
     """
 
+    _waits: SocketWaits
+
     def __init__(self, address: Address, options: ConnectionOptions) -> None:
         self._address = address
         tls = check_tls(options.tls)
@@ -70,10 +76,11 @@ class GrpcChannel(ABC):
         if address.scheme == "grpcs":
             self._tls_context = ssl_context_from_files(tls)
             self._tls_context.set_alpn_protocols(["h2"])
-            self._channel = grpc.secure_channel(address.netloc, _credentials(tls), _OPTIONS, compression)
+            self._open = partial(grpc.secure_channel, address.netloc, _credentials(tls), _OPTIONS, compression)
         else:
-            self._channel = grpc.insecure_channel(address.netloc, _OPTIONS, compression)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            self._open = partial(grpc.insecure_channel, address.netloc, _OPTIONS, compression)
+        self._channels: list[grpc.Channel] = []  # the last one is in use
+        self._open_channel()
         self._under_way = 0
         self._changed = threading.Condition()
         self._is_asked = False
@@ -83,7 +90,6 @@ class GrpcChannel(ABC):
         self.process = os.getpid()
         _CHANNELS.add(self)
 
-    @abstractmethod
     async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
         """Call a method of the service.
 
@@ -98,14 +104,28 @@ class GrpcChannel(ABC):
             TimeoutError: The call did not end in time.
             ValueError: The channel is closed.
         """
+        try:
+            response = await self._invoke(method, request, timeout_s, metadata)
+        except TimeoutError:
+            self._leave_if_silent()
+            raise
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._leave_if_silent()
+            raise
+        self._last_response = time.monotonic()
+        return response
 
     @abstractmethod
+    async def _invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata) -> Any: ...
+
     async def connect(self, timeout_s: float) -> None:
         """Make a connection, with TLS if the channel has it, and close it again: gRPC states only as text why it failed.
 
         Raises:
             OSError: No connection could be made; `TimeoutError` after the timeout.
         """
+        (await open_socket(self._waits, self._address, self._tls_context, time.monotonic() + timeout_s)).close()
 
     @abstractmethod
     async def close(self) -> None:
@@ -119,6 +139,27 @@ class GrpcChannel(ABC):
         """Block until no call is under way that must not be cut off, or until the deadline."""
         with self._changed:
             self._changed.wait_for(lambda: self._under_way == 0 or not self._keeps_calls, max(deadline - time.monotonic(), 0))
+
+    def _open_channel(self) -> None:
+        self._channels.append(self._open())
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channels[-1])
+        self._last_response = time.monotonic()  # or when it was opened
+
+    def _leave_if_silent(self) -> None:
+        """Use a new connection if the current one is silent: the network may have lost it, and gRPC would use it for many minutes."""
+        with self._changed:
+            if self.is_closed or time.monotonic() - self._last_response < _SILENCE_S:
+                return
+            self._open_channel()
+            self.forget_server()
+            silent = self._channels[:-1][:-_SILENT_KEPT]
+            del self._channels[: len(silent)]
+        for channel in silent:
+            channel.close()
+
+    def _close_channels(self) -> None:
+        for channel in self._channels:
+            channel.close()
 
     def _check(self, timeout_s: float) -> None:
         """Check that a call can begin, and ask for the server's version if this is the first one."""
@@ -156,12 +197,14 @@ class GrpcChannel(ABC):
 class BlockingChannel(GrpcChannel):
     """A channel whose calls block the thread and never suspend."""
 
+    _waits = BlockingWaits()
+
     def __init__(self, address: Address, options: ConnectionOptions) -> None:
         super().__init__(address, options)
         self._idle: list[_Worker] = []  # its append and pop are atomic
         weakref.finalize(self, _stop, self._idle)
 
-    async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
+    async def _invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata) -> Any:
         self._check(timeout_s)
         call = partial(getattr(self._stub, method), request, metadata=metadata)
         if not self._keeps_calls:
@@ -192,24 +235,19 @@ class BlockingChannel(GrpcChannel):
             raise errors[0]
         return responses[0]
 
-    async def connect(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        with socket.create_connection((self._address.host, self._address.port), timeout_s) as connection:
-            if self._tls_context is not None:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                self._tls_context.wrap_socket(connection, server_hostname=self._address.host).close()
-
     async def close(self) -> None:
         self.is_closed = True
         self.wait_for_calls(time.monotonic() + _CLOSE_WAIT_S)
-        self._channel.close()
+        self._close_channels()
         _stop(self._idle)
 
 
 class AsyncioChannel(GrpcChannel):
     """A channel whose calls are awaited, on whatever event loop runs."""
 
-    async def invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata = ()) -> Any:
+    _waits = AsyncioWaits()
+
+    async def _invoke(self, method: str, request: Any, timeout_s: float, metadata: Metadata) -> Any:
         self._check(timeout_s)
         keeps_call = self._keeps_calls
         loop = asyncio.get_running_loop()
@@ -225,19 +263,11 @@ class AsyncioChannel(GrpcChannel):
                 call.cancel()  # without effect on a call that is over
         return call.result()
 
-    async def connect(self, timeout_s: float) -> None:
-        try:
-            opening = asyncio.open_connection(self._address.host, self._address.port, ssl=self._tls_context)
-            _, writer = await asyncio.wait_for(opening, timeout_s)
-        except asyncio.TimeoutError as error:  # no OSError in Python 3.10
-            raise TimeoutError from error
-        writer.transport.abort()
-
     async def close(self) -> None:
         self.is_closed = True
         if self._keeps_calls and self._under_way:
             await asyncio.to_thread(self.wait_for_calls, time.monotonic() + _CLOSE_WAIT_S)
-        self._channel.close()
+        self._close_channels()
 
 
 class _Worker(threading.Thread):

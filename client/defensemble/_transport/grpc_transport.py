@@ -60,6 +60,7 @@ from .error_mapping import (
 from .grpc_channel import AsyncioChannel, BlockingChannel, GrpcChannel, Metadata
 from .grpc_messages import arrays_from_response, infer_request
 
+_RECONNECT_S = 0.15  # a channel that could not connect fails each call until its first pause is over, 0.12 s at most
 _PROBE_TIMEOUT_S = 1.0  # for finding out why a connection failed
 _ADMIN_HEADER = "triton-grpc-protocol-x-admin-key"  # Triton adds the prefix to the header that it is configured with
 _UNIMPLEMENTED: Mapping[type[ServiceError], str] = {
@@ -340,9 +341,13 @@ class AsyncGrpcTransport(AsyncTransport):
         try:
             await self._channel.connect(max(deadline - time.monotonic(), 0.05))
         except OSError as error:
-            return error_from_connect(error, self._url, kind=ConnectionFailedError)
-        reason = "the server closed the connection (is this a gRPC port, and does it require grpcs://?)"
-        return service_error(ConnectionFailedError, context, reason)
+            unreachable = error_from_connect(error, self._url, kind=ConnectionFailedError)
+        else:
+            reason = "the server closed the connection (is this a gRPC port, and does it require grpcs://?)"
+            unreachable = service_error(ConnectionFailedError, context, reason)
+        if unreachable.is_retryable:
+            unreachable.retry_after_s = _RECONNECT_S
+        return unreachable
 
 
 class GrpcTransport(BlockingTransport):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .choices import IMAGE_SUFFIXES
 
@@ -92,14 +93,18 @@ class ServerUrl(click.ParamType[str]):
 
         text = str(value)
         path = Path(text)
+        source = None if ctx is None or param is None else ctx.get_parameter_source(str(param.name))
+        end = "" if param is None or source is not ParameterSource.ENVIRONMENT else f" It is in the environment variable {param.envvar}."
         if not text:
             self.fail("the URL is empty; expected the server's URL, such as http://localhost:8000", param, ctx)
         if "://" not in text and (path.exists() or path.suffix.lower() in (*IMAGE_SUFFIXES, ".npy")):
-            self.fail(f"the URL is missing: {text!r:.120} is a file. Pass the server's URL, such as http://localhost:8000.", param, ctx)
+            self.fail(
+                f"the URL is missing: {text!r:.120} is a file. Pass the server's URL, such as http://localhost:8000.{end}", param, ctx
+            )
         try:
             address_from_url(text)
         except InputError as error:
-            self.fail(str(error), param, ctx)
+            self.fail(f"{error}.{end}" if end else str(error), param, ctx)
         return text
 
     def split_envvar_value(self, rv: str) -> list[str]:

@@ -52,13 +52,14 @@ def find_local_servers(repository: Path, on_warning: Callable[[str], None]) -> l
     return [(state.http_url, state.admin_key) for state in states]
 
 
-def find_local_urls(on_warning: Callable[[str], None]) -> dict[str, str]:
+def find_local_urls(on_warning: Callable[[str], None], option: str) -> dict[str, str]:
     """Return the HTTP URLs of the running servers on this machine, each with its repository.
 
     HTTP, because a gRPC call that is interrupted, for example by Ctrl-C or a kill, can crash core 2.51.
 
     Args:
         on_warning: Receives a message for each state file that is damaged.
+        option: How a command names a server, such as `--url URL`.
 
     Raises:
         InputError: No server is running.
@@ -66,25 +67,28 @@ def find_local_urls(on_warning: Callable[[str], None]) -> dict[str, str]:
     servers = {state.http_url: state.repository for state in _running_servers(on_warning)}
     if not servers:
         raise InputError(
-            "no server was named, and none that `defensemble serve` started is running on this machine: pass its URL, such as "
+            f"no server was named, and `defensemble serve` runs none on this machine: start one, pass {option}, such as "
             "http://localhost:8000, or set DEFENSEMBLE_URL"
         )
     return servers
 
 
-def find_only_local_url(on_warning: Callable[[str], None]) -> str:
+def find_only_local_url(on_warning: Callable[[str], None], option: str) -> str:
     """Return the HTTP URL of the only running server on this machine.
 
     Args:
         on_warning: Receives a message for each state file that is damaged.
+        option: How a command names a server, such as `--url URL`.
 
     Raises:
         InputError: No server is running, or several are.
     """
-    servers = find_local_urls(on_warning)
+    servers = find_local_urls(on_warning, option)
     if len(servers) > 1:
         listed = ", ".join(f"{url} ({repository})" for url, repository in servers.items())
-        raise InputError(f"{len(servers)} servers are running on this machine, {listed}: choose one with --url, or set DEFENSEMBLE_URL")
+        raise InputError(
+            f"`defensemble serve` runs {len(servers)} servers on this machine, {listed}: pass {option}, or set DEFENSEMBLE_URL"
+        )
     return next(iter(servers))
 
 

@@ -19,9 +19,9 @@ from ..errors import ExportError
 from ..graphs.copying import strip_metadata
 from ..graphs.loading import cpu_session, translate_errors
 from ..graphs.operators import QUANTISE_OPERATORS, STANDARD_DOMAINS
+from ..graphs.precision import computes_in_float16
 from ..graphs.traversal import names_of, nodes_of, read_by, rename, tensors_of, unique_name
 from ..verification.compare import Comparison
-from ..verification.tolerances import computed_precision
 from .interface import add_output, as_rows, check_finite, check_weights, image_input, one_class_message, select_output, wrong_output_message
 from .reader import opset_of, read_foreign
 from .rewrite import free_reshapes, keep_only, normalisation_arrays, normalise, set_type
@@ -221,7 +221,7 @@ def _compare_batches(
     num_classes = int(expected.shape[1])
     fixed = f"has a fixed batch of {batch}" if batch else "has a fixed batch inside, although its input has a free one"
     session = _session(model.SerializeToString(), file, f"{fixed}, and cannot be loaded with a free one: {_FREE_BATCH_FIX}")
-    tolerance = _FLOAT16_TOLERANCE if computed_precision(model) == "fp16" else _TOLERANCE
+    tolerance = _FLOAT16_TOLERANCE if computes_in_float16(model) else _TOLERANCE
     is_first = True
     for size in dict.fromkeys([batch if batch in _TEST_BATCHES else 1, *_TEST_BATCHES]):
         with translate_errors(f"{fixed}, and cannot be run on {size}: {_FREE_BATCH_FIX}", file=file):

@@ -13,7 +13,7 @@ from defensemble_repository.onnx_metadata import IR_VERSION
 from ..errors import ExportError
 from .copying import check_converted, make_initializers, named_copy
 from .loading import invalid_reason
-from .operators import QUANTISE_OPERATORS, STANDARD_DOMAINS, is_standard
+from .operators import MOVES, QUANTISE_OPERATORS, STANDARD_DOMAINS, is_standard
 from .traversal import graphs_of, names_of, nodes_of, replace, subgraphs, unique_name
 
 MAX_FLOAT16 = float(np.finfo(np.float16).max)
@@ -22,12 +22,6 @@ MIN_NORMAL_FLOAT16 = float(np.finfo(np.float16).smallest_normal)
 _ROUNDING = 2.0**-11
 # Operators that turn images into features, or features into logits.
 _PRODUCTS = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"))
-_MOVES = frozenset(  # operators that only copy numbers
-    (
-        *("Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth"),
-        *("Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
-    )
-)
 _LOCAL = frozenset(  # operators that compute each number from a few others, without steep functions
     (
         *("Abs", "Add", "BatchNormalization", "Clip", "Div", "Elu", "Erf", "Gelu", "GlobalMaxPool", "HardSigmoid", "HardSwish"),
@@ -105,12 +99,12 @@ class _Conversion:
         if not is_standard(node):
             return None
         inputs = [name for name in node.input if name in self.floats]
-        if node.op_type in _MOVES and all(name in self.sources for name in inputs):
+        if node.op_type in MOVES and all(name in self.sources for name in inputs):
             self.sources |= {name: [tensor for source in inputs for tensor in self.sources[source]] for name in node.output}
         follows = any(name in self.features for name in inputs)
         if node.op_type in _MEANS and follows:
             self.features.update(node.output)
-        if not (node.op_type in _PRODUCTS or (follows and node.op_type in _MOVES | _LOCAL)):
+        if not (node.op_type in _PRODUCTS or (follows and node.op_type in MOVES | _LOCAL)):
             return None
         if node.op_type == "Div" and node.input[1] not in self.sources:
             return None  # the divisor may become 0 in float16

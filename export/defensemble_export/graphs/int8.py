@@ -16,8 +16,10 @@ from defensemble_repository.onnx_metadata import IR_VERSION
 
 from ..errors import ExportError
 from .copying import check_converted, fold_constants, named_copy
+from .fp16 import fp16_from_onnx
 from .loading import cpu_session, translate_errors
 from .operators import is_standard
+from .precision import computed_precision
 from .traversal import constants_of, graphs_of, names_of, nodes_of, read_by, redirect, replace, shape_of, subgraphs, unique_name
 
 Float32 = NDArray[np.float32]
@@ -72,10 +74,9 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     chosen = [node for node in multiplying if node.name not in kept and node.input[1] in constants and node.input[0] not in constants]
     if not chosen:
-        products = any(node.op_type in _PRODUCTS | {"Einsum"} for node in graph.node)  # which fp16 converts
         raise ExportError(
             "the graph has nothing to quantise to int8: no standard Conv or Gemm with float32 weights outside the masked region and the "
-            f"bodies of If, Loop and Scan; export it as {'fp16 or fp32' if products else 'fp32'}"
+            f"bodies of If, Loop and Scan; {_alternative(model)}"
         )
     tensors = sorted({node.input[0] for node in chosen} | {node.output[0] for node in chosen if node.op_type == "Conv"})
     _insert_quantisers(
@@ -86,6 +87,20 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
     )
     copy.ir_version = IR_VERSION
     return check_converted(copy, "int8")
+
+
+def _alternative(model: onnx.ModelProto) -> str:
+    """Return how to export a graph that cannot be quantised: only ways that work."""
+    computed = computed_precision(model)
+    if computed != "fp32":
+        return (
+            f"it already computes in {computed}: export it as fp32, which keeps the graph as it is, or convert the original float32 network"
+        )
+    try:
+        fp16_from_onnx(model)
+    except ExportError:
+        return "export it as fp32"
+    return "export it as fp16 or fp32"
 
 
 def _insert_quantisers(

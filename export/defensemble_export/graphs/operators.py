@@ -9,6 +9,13 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 RANDOM = frozenset(("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"))
 QUANTISE_OPERATORS = frozenset(("DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"))
 
+MOVES = frozenset(  # operators that only copy numbers
+    (
+        *("Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "SpaceToDepth"),
+        *("Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    )
+)
+
 
 def is_standard(node: onnx.NodeProto) -> bool:
     """Return whether a node's operator belongs to the ONNX standard. Other domains can have operators of the same name."""

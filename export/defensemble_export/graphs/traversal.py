@@ -46,10 +46,15 @@ def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
         yield from graph.initializer
     nodes = [*(node for graph in graphs for node in graph.node), *(node for function in model.functions for node in function.node)]
     for node in nodes:
-        for entry in node.attribute:
-            yield from [entry.t] if entry.HasField("t") else entry.tensors
-            for sparse in [entry.sparse_tensor] if entry.HasField("sparse_tensor") else entry.sparse_tensors:
-                yield from (sparse.values, sparse.indices)
+        yield from attribute_tensors(node)
+
+
+def attribute_tensors(node: onnx.NodeProto) -> Iterator[TensorProto]:
+    """Yield the tensors in a node's attributes, such as the value of a Constant."""
+    for entry in node.attribute:
+        yield from [entry.t] if entry.HasField("t") else entry.tensors
+        for sparse in [entry.sparse_tensor] if entry.HasField("sparse_tensor") else entry.sparse_tensors:
+            yield from (sparse.values, sparse.indices)
 
 
 def metadata_of(model: onnx.ModelProto) -> dict[str, str]:

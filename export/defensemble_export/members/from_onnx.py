@@ -20,10 +20,10 @@ from defensemble_repository.reader import checked_batch_size
 from ..entries.members import ExportedMember
 from ..errors import ExportError
 from ..foreign.convert import foreign_interface
+from ..graphs.precision import computed_precision
 from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names, default_labels
 from ..verification.images import RANDOM_ONLY, USER_IMAGES, ImagePool, RealImages
-from ..verification.tolerances import computed_precision
 from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, export_foreign_limited, onnx_from_foreign_limited
 from .write import ExportOptions, check_output_path
 

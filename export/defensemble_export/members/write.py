@@ -18,10 +18,11 @@ from defensemble_repository.onnx_metadata import PRECISION
 from ..errors import ExportError
 from ..graphs.fp16 import fp16_from_onnx
 from ..graphs.int8 import int8_from_onnx
+from ..graphs.precision import computed_precision, computes_in_float16
 from ..graphs.tracing import check_masks
 from ..verification.images import ImagePool, RealImages
 from ..verification.network import LogitsFunction, verify_onnx
-from ..verification.tolerances import TOLERANCES, checked_precision, computed_precision, lowest_precision
+from ..verification.tolerances import TOLERANCES, checked_precision, lowest_precision
 from .calibration import DEFAULT_COUNT, DEFAULT_SEED, Calibration, calibration_images
 from .report import report_from_export
 
@@ -101,7 +102,7 @@ def write_network(
     # An imported graph that is already fp16 or int8 stays so. The int8 one must meet the float32 tolerance: the export does not change it.
     # ONNX Runtime rounds a float16 graph elsewhere in the opset of the export than in that of the file.
     computed = lowest_precision((options.precision, computed_precision(model)))
-    verified_as = "fp16" if computed == "fp16" else options.precision
+    verified_as = "fp16" if options.precision == "fp32" and computes_in_float16(model) else options.precision
     if computed != "fp32":
         model.metadata_props.add(key=PRECISION, value=computed)
     check_masks(model, network.masks)

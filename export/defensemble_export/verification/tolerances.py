@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto
 
 from defensemble_repository.onnx_metadata import CLASS_NAMES, FUSED_MEMBERS, PRECISION
 
 from ..errors import ExportError
-from ..graphs.operators import QUANTISE_OPERATORS
-from ..graphs.traversal import metadata_of, nodes_of, tensors_of
+from ..graphs.precision import computed_precision
+from ..graphs.traversal import metadata_of
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,6 @@ TOLERANCES = {
 }
 # From the most exact to the least.
 PRECISIONS = tuple(TOLERANCES)
-_QUANTISING = QUANTISE_OPERATORS | {"ConvInteger", "MatMulInteger", "QGemm", "QAttention", "MatMulNBits"}
-_QUANTISING_PREFIXES = ("QLinear", "DynamicQuantize")
-_SIXTEEN_BITS = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
-# Types of quantised weights, which may be packed into flat tensors. Masks are BOOL, axes INT64, and zero points belong to operators of
-# `_QUANTISING`.
-_FEW_BITS = frozenset(
-    number
-    for name, number in TensorProto.DataType.items()
-    if name.startswith(("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "FLOAT4", "FLOAT8"))
-)
 
 
 def checked_precision(precision: str) -> str:
@@ -67,22 +55,6 @@ def checked_precision(precision: str) -> str:
 def lowest_precision(precisions: Iterable[str]) -> str:
     """Return the least exact of `precisions`."""
     return max(precisions, key=PRECISIONS.index)
-
-
-def computed_precision(model: onnx.ModelProto) -> str:
-    """Return the lowest precision in which a graph computes, from its operators, casts and weights.
-
-    "int8" stands for every kind of quantisation: Q/DQ pairs, integer operators, and weights of at most 8 bits. "fp16" stands for both
-    16-bit float types.
-    """
-    nodes = list(nodes_of(model.graph))
-    if any(node.op_type in _QUANTISING or node.op_type.startswith(_QUANTISING_PREFIXES) for node in nodes):
-        return "int8"
-    tensors = list(tensors_of(model))
-    if any(math.prod(tensor.dims) > 1 and tensor.data_type in _FEW_BITS for tensor in tensors):
-        return "int8"
-    casts = {attribute.i for node in nodes if node.op_type == "Cast" for attribute in node.attribute if attribute.name == "to"}
-    return "fp16" if _SIXTEEN_BITS & (casts | {tensor.data_type for tensor in tensors}) else "fp32"
 
 
 def precision_of(model: onnx.ModelProto, stated: str | None) -> str | None:

@@ -23,6 +23,7 @@ from defensemble import (
     NotReadyError,
     OutputRequest,
     RequestRefusedError,
+    RetryPolicy,
     ServerFailedError,
 )
 from defensemble._client.model_info import ModelInfo, check_images, steps_from_config
@@ -374,3 +375,15 @@ def test_masked_arrays_are_rejected_and_subclasses_are_converted() -> None:
     with pytest.raises(InputError, match="masked"):
         check_images(np.ma.masked_array(plain, mask=plain > 0.1), info)
     assert type(check_images(plain.view(Named), info)) is np.ndarray
+
+
+@pytest.mark.parametrize("retry", [None, RetryPolicy(max_retries=0), RetryPolicy(max_retries=1, initial_backoff_s=0)])
+def test_a_model_that_is_unloaded_while_the_ensemble_is_sought_is_passed_over(retry: RetryPolicy | None) -> None:
+    class Unloading(FakeTransport):
+        def model_metadata(self, model: str, timeout_s: float) -> Any:
+            if model == "alpha":
+                raise NotReadyError("no version is available")
+            return super().model_metadata(model, timeout_s)
+
+    client = Client("fake", retry=retry, transport=Unloading({"ensemble": ensemble(), "alpha": member(1)}))
+    assert client.predict(images(1)).model == "ensemble"

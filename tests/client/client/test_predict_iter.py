@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import resource
 import threading
 import time
-import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from defensemble import AsyncClient, Client, FakeModel, FakeTransport, InputError, Outputs, RequestRefusedError
+from defensemble import (
+    AsyncClient,
+    Client,
+    FakeModel,
+    FakeTransport,
+    InputError,
+    ModelMetadata,
+    Outputs,
+    RequestRefusedError,
+    TensorMetadata,
+)
+from defensemble_server import Server
 from tests.support.facts import raises
 from tests.support.fakes import ensemble_answer, house
 from tests.support.tiny import CLASSES, SHAPE, images
@@ -88,6 +101,25 @@ def test_what_is_no_iterable_of_images_is_rejected() -> None:
         list(Client("fake", transport=house()).predict_iter([], batch_size=0))
 
 
+class AnySize(FakeTransport):
+    """Takes images of any size."""
+
+    def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
+        found = super().model_metadata(model, timeout_s)
+        return replace(found, inputs=(TensorMetadata("images", "FP32", (-1, SHAPE[0], -1, -1)),))
+
+    def infer(self, model: str, inputs: Any, *args: Any, **options: Any) -> Outputs:
+        return super().infer(model, {"images": np.zeros((len(inputs["images"]), *SHAPE), np.float32)}, *args, **options)
+
+
+def test_images_of_several_sizes_need_a_batch_each() -> None:
+    client = Client("fake", transport=AnySize(house()._models))
+    items = [np.zeros((SHAPE[0], 5 + number, 6), np.float32) for number in range(3)]
+    assert len(list(client.predict_iter(items, batch_size=1))) == 3
+    with raises(InputError, "images[0] | images[2] | batch_size=1"):
+        list(client.predict_iter(items))
+
+
 def test_a_failure_ends_the_iteration_and_its_threads() -> None:
     def answer(batch: np.ndarray[Any, Any]) -> Any:
         if batch.max() >= 1:
@@ -127,6 +159,29 @@ def test_asynchronous_iterators_and_their_backpressure() -> None:
     assert asyncio.run(main()) == 64
 
 
+class Memory:
+    """Counts images, and asserts that few are pulled ahead and that memory does not grow by 50 MB."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.pulled = self.done = 0
+        self._before = self._bytes()
+
+    def pull(self) -> Iterator[np.ndarray[Any, Any]]:
+        for index in range(self.total):
+            self.pulled += 1
+            yield BATCH[index % 64].copy()
+
+    def look(self) -> None:
+        self.done += 1
+        assert self.pulled - self.done <= 4 * 64
+        if self.done % 1000 == 0:
+            assert self._bytes() - self._before < 50 << 20
+
+    def _bytes(self) -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_async", [False, True])
 def test_the_memory_of_a_million_images_is_bounded(is_async: bool) -> None:
@@ -139,38 +194,30 @@ def test_the_memory_of_a_million_images_is_bounded(is_async: bool) -> None:
         platform="ensemble",
     )
     transport = FakeTransport({"ensemble": model})
-    total = 1_000_000
-    pulled = done = 0
-
-    def pull() -> Iterator[np.ndarray[Any, Any]]:
-        nonlocal pulled
-        for _ in range(total):
-            pulled += 1
-            yield np.array(BATCH[0])
+    memory = Memory(1_000_000)
 
     async def consume() -> None:
-        nonlocal done
         async with AsyncClient("fake", transport=transport) as client:
-            async for _ in client.predict_iter(pull()):
-                done += 1
-                assert pulled - done <= 4 * 64
+            async for _ in client.predict_iter(memory.pull()):
+                memory.look()
 
-    transport.requests = Forgetful()
-    tracemalloc.start()
-    try:
-        if is_async:
-            asyncio.run(consume())
-        else:
-            for _ in Client("fake", transport=transport).predict_iter(pull()):
-                done += 1
-                assert pulled - done <= 4 * 64
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert done == total
-    assert peak < 50 << 20
+    if is_async:
+        asyncio.run(consume())
+    else:
+        for _ in Client("fake", transport=transport).predict_iter(memory.pull()):
+            memory.look()
+    assert memory.done == memory.pulled == memory.total
+    assert transport.images["ensemble"] == memory.total + 1
 
 
-class Forgetful(list[Any]):
-    def append(self, item: Any) -> None:
-        """Keep nothing."""
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grpc", "http"])
+def test_the_memory_of_many_images_through_triton_is_bounded(kind: str, triton: Server) -> None:
+    with Client(triton.grpc_url if kind == "grpc" else triton.http_url) as client:
+        expected = client.predict(BATCH).probabilities
+        memory = Memory(20_000)
+        for prediction in client.predict_iter(memory.pull()):
+            np.testing.assert_allclose(prediction.probabilities[0], expected[memory.done % 64], atol=1e-5)
+            memory.look()
+        assert client.counters.images == memory.total + 64
+    assert memory.done == memory.total

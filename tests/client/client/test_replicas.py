@@ -21,6 +21,7 @@ from defensemble import (
     Outputs,
     RetriesExhaustedError,
     RetryPolicy,
+    ServerFailedError,
 )
 from tests.support.facts import raises
 from tests.support.fakes import ensemble_answer
@@ -174,6 +175,39 @@ def test_all_chunks_come_from_one_version() -> None:
     assert prediction.model_version == "2"
     assert transport.attempts == 1 + 4 + 4
     assert client.predict(images(32)).model_version == "2"
+
+
+class Edited(FlakyTransport):
+    """Adds a member in the middle of a call; the version stays."""
+
+    def infer(self, *args: Any, **options: Any) -> Outputs:
+        outputs = super().infer(*args, **options)
+        if self.attempts >= 3 and "member_probabilities" in outputs:
+            outputs["member_probabilities"] = np.repeat(outputs["member_probabilities"], 2, axis=1)
+        return outputs
+
+
+def test_all_chunks_come_from_one_state_of_an_edited_ensemble() -> None:
+    transport = Edited()
+    prediction = Client("fake", transport=transport, max_parallel=1).predict(images(32), outputs=("member_probabilities",))
+    assert prediction.member_probabilities.shape[:2] == (32, 4)
+    assert transport.attempts == 1 + 4 + 4
+
+
+class Restless(FlakyTransport):
+    """Each response comes from another version, and versions are no numbers."""
+
+    def infer(self, *args: Any, **options: Any) -> Outputs:
+        outputs = super().infer(*args, **options)
+        outputs.model_version = f"v{self.attempts}"
+        return outputs
+
+
+def test_a_model_that_changes_in_each_call_is_an_error() -> None:
+    transport = Restless()
+    with raises(ServerFailedError, "v6 | v7 | 3 times"):
+        Client("fake", transport=transport, max_parallel=1).predict(images(16))
+    assert transport.attempts == 1 + 3 * 2
 
 
 def test_every_replica_answers_to_the_same_client_options() -> None:

@@ -1,4 +1,4 @@
-"""How gRPC calls end whose callers give up: never cut off on a Triton before 2.54, which crashes if a channel closes during a call."""
+"""How gRPC calls end whose callers give up: never cut off on a Triton before 2.59, which crashes if a channel closes during a call."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ both = pytest.mark.parametrize("kind", ["sync", "async"])
     ("name", "version", "crashes"),
     [
         ("triton", "2.51.0", True),
-        ("triton", "2.53.9", True),
-        ("triton", "2.54.0", False),
+        ("triton", "2.58.9", True),
+        ("triton", "2.59.0", False),
         ("triton", "2.100.1", False),
         ("triton", "3.0.0", False),
         ("triton", "1.99", True),

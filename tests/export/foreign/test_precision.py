@@ -20,7 +20,8 @@ from onnxruntime.transformers import float16
 from defensemble.cli import cli
 from defensemble_export import ExportError, ExportOptions, OnnxSource
 from defensemble_export.editing.member_info import read_member_info
-from defensemble_export.verification.tolerances import TOLERANCES, computed_precision
+from defensemble_export.graphs.precision import computed_precision
+from defensemble_export.verification.tolerances import TOLERANCES
 from defensemble_repository.ensemble import Member
 from defensemble_repository.reader import parameter, read_config
 from defensemble_repository.view import RepositoryView

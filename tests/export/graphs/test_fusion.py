@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,14 +14,17 @@ import onnxruntime
 import pytest
 from hypothesis import given, strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.transformers import float16
 
-from defensemble_export import EnsembleError, ExportError, average_onnx, fused_onnx, verify_fused
+from defensemble_export import EnsembleError, ExportError, VerificationError, average_onnx, fused_onnx, verify_fused
+from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.fusion import digests_of_members
 from defensemble_export.graphs.int8 import int8_from_onnx
+from defensemble_export.verification.fused import FUSED_TOLERANCE
 from defensemble_repository.ensemble import Ensemble, Member
 from tests.export.graphs.test_averaging import entropy
-from tests.support import tiny
+from tests.support import foreign_models as foreign, tiny
 from tests.support.converted import network as resnet18
 from tests.support.facts import raises
 
@@ -242,6 +246,21 @@ def test_members_of_any_precision_are_fused_and_share_their_casts() -> None:
     got = run(fused, images)["member_probabilities"]
     for index, seed in enumerate(range(1, 6)):
         np.testing.assert_allclose(got[:, index], tiny.softmax(tiny.logits(seed, images)), atol=0.05)
+
+
+def test_float16_members_may_round_what_they_share_in_other_places(tmp_path: Path) -> None:
+    members = []
+    for seed, float_operators in ((0, []), (1, ["Conv"])):
+        model = float16.convert_float_to_float16(foreign.classifier(seed=seed), keep_io_types=True, op_block_list=float_operators)
+        file = foreign.write(tmp_path, model, f"{seed}.onnx")
+        members.append(onnx_from_foreign(file, mean=[0.5], std=[0.25]).SerializeToString())
+    fused, images = fused_onnx(members, ensemble_of(2)), np.random.default_rng(0).random((8, *foreign.SHAPE), np.float32)
+    measured = verify_fused(fused, members, ensemble_of(2), images, max_batch_size=8)
+    assert FUSED_TOLERANCE < max(measured["largest_difference"].values()) < measured["tolerance"] == 1e-2
+    with raises(VerificationError, "0.01"):
+        verify_fused(fused, members[::-1], ensemble_of(2), images, max_batch_size=8)
+    same = verify_fused(fused_onnx([quantised(1)], ensemble_of(1)), [quantised(1)], ensemble_of(1), None, max_batch_size=2)
+    assert same["tolerance"] == FUSED_TOLERANCE
 
 
 def test_the_interface_is_kept_and_the_same_members_give_the_same_bytes() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +161,36 @@ def test_a_graph_with_nothing_to_quantise_is_rejected(model: onnx.ModelProto) ->
     everything = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
     with pytest.raises(ExportError, match="quantise"):
         int8_from_onnx(model, GOOD, float_nodes=everything)
+
+
+def too_large(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a float32 graph with weights above the largest float16, all of which are multiplied in a MatMul."""
+    product = helper.make_node("MatMul", ["flat", "w"], ["logits"])
+    weights = numpy_helper.from_array(np.full((int(np.prod(GOOD.shape[1:])), 10), 1e6, np.float32), "w")
+    nodes = [helper.make_node("Flatten", ["images"], ["flat"]), product]
+    graph = helper.make_graph(nodes, "g", [model.graph.input[0]], [model.graph.output[0]], [weights])
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+
+
+@pytest.mark.parametrize(
+    ("convert", "works"),
+    [
+        (lambda model: model, True),
+        (lambda model: int8_from_onnx(model, GOOD, float_nodes=[]), False),
+        (fp16_from_onnx, False),
+        (too_large, False),
+    ],
+)
+def test_fp16_is_suggested_only_where_it_works(
+    model: onnx.ModelProto, convert: Callable[[onnx.ModelProto], onnx.ModelProto], works: bool
+) -> None:
+    graph = convert(model)
+    everything = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    with raises(ExportError, "fp32") as caught:
+        int8_from_onnx(graph, GOOD, float_nodes=everything if works else None)
+    assert ("as fp16" in str(caught.value)) == works
+    with nullcontext() if works else pytest.raises(ExportError):
+        fp16_from_onnx(graph)
 
 
 def test_a_tensor_that_is_not_finite_is_named(model: onnx.ModelProto) -> None:

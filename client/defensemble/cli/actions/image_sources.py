@@ -161,7 +161,7 @@ def _files_of_folder(folder: Path, counts: ReadCounts) -> Iterator[Path]:
     with input_errors():
         found = find_images(folder, ".", skipped)
     if not found:
-        raise InputError(f"{folder} has no images; it has {skipped or 'nothing'}; expected image files ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder} has no images; it has {str(skipped) or 'nothing'}; expected image files ({', '.join(SUFFIXES)})")
     counts.skipped += skipped
     for file in found:
         yield folder / file.name

@@ -7,9 +7,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,7 +54,7 @@ class ServerSample:
     taken: float
     health: ServerHealth
     round_trip_s: float | None = None
-    kinds: Mapping[str, str] = MappingProxyType({})
+    kinds: Mapping[str, str] = field(default_factory=dict)
     counters: Sequence[ModelStatistics] | None = None
     unavailable: Sequence[ModelState] = ()
     local: ServerStatus | None = None
@@ -252,36 +251,50 @@ def _print(
 
 
 def _tables(samples: Sequence[ServerSample], before: Sequence[ServerSample | None]) -> Group:
-    values = values_from_samples(samples, before)["servers"]
-    servers = Table(box=box.SIMPLE_HEAD)
+    servers = values_from_samples(samples, before)["servers"]
+    return Group(_server_table(servers), *(_model_table(server, with_title=len(servers) > 1) for server in servers if server["models"]))
+
+
+def _server_table(servers: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table()
     for name in ("server", "version", "state"):
-        servers.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold")
     for name in ("restarts", "uptime", "round trip"):
-        servers.add_column(name, justify="right", no_wrap=True)
-    for server in values:
+        table.add_column(name, justify="right", no_wrap=True)
+    for server in servers:
         uptime = "" if server["uptime_s"] is None else str(timedelta(seconds=int(server["uptime_s"])))
         round_trip = "" if server["round_trip_ms"] is None else f"{server['round_trip_ms']:.1f} ms"
         restarts = "" if server["restarts"] is None else str(server["restarts"])
         version = f"{server['name']} {server['version']}".strip()
-        servers.add_row(*map(escape, (server["url"], version, _state(server), restarts, uptime, round_trip)))
-    rows = [(server["url"], model) for server in values for model in server["models"]]
-    if not rows:
-        return Group(servers)
-    models = Table(box=box.SIMPLE_HEAD)
-    if len(values) > 1:
-        models.add_column("server", overflow="fold")
-    for name in ("model", "version", "kind", "state"):
-        models.add_column(name, overflow="fold")
-    for name in ("requests/s", "images/s", "latency ms", "queue ms", "failures", "requests"):
-        models.add_column(name, justify="right", no_wrap=True)
-    for url, model in rows:
+        table.add_row(*map(escape, (server["url"], version, _state(server), restarts, uptime, round_trip)))
+    return table
+
+
+def _model_table(server: Mapping[str, Any], *, with_title: bool) -> Table:
+    models = server["models"]
+    table = _table(escape(server["url"]) if with_title else None)
+    # On a narrow terminal, only names and reasons are shortened.
+    table.add_column("model", overflow="ellipsis", min_width=10)
+    table.add_column("v", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("state", overflow="fold", min_width=len("READY"))
+    numbers = {"latency_ms": ".2f", "queue_ms": ".2f", "failures": ",", "requests": ","}
+    if any(model["requests_per_s"] is not None for model in models):
+        numbers = {"requests_per_s": ",.1f", "images_per_s": ",.1f", **numbers}
+    else:
+        numbers["images"] = ","
+    for name in numbers:
+        table.add_column(name.replace("_per_s", "\nper s").replace("_ms", "\nms"), justify="right", no_wrap=True)
+    for model in models:
         state = f"{model['state']}: {model['reason']}" if model["reason"] else model["state"]
         cells = [model["name"], "" if model["version"] is None else str(model["version"]), model["kind"], state]
-        cells += [_number(model[name], ".1f") for name in ("requests_per_s", "images_per_s")]
-        cells += [_number(model[name], ".2f") for name in ("latency_ms", "queue_ms")]
-        cells += [_number(model[name], ",") for name in ("failures", "requests")]
-        models.add_row(*map(escape, [url, *cells] if len(values) > 1 else cells))
-    return Group(servers, models)
+        cells += ["-" if model[name] is None else f"{model[name]:{form}}" for name, form in numbers.items()]
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _state(server: Mapping[str, Any]) -> str:
@@ -291,7 +304,3 @@ def _state(server: Mapping[str, Any]) -> str:
         return str(server["error"])
     state = "ready" if server["ready"] else "live, not ready" if server["live"] else "not live"
     return state if server["has_statistics"] else f"{state}; reports no statistics"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else f"{value:{form}}"

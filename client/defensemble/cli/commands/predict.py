@@ -132,7 +132,7 @@ def command(
     from ..actions.predict import predict_files
     from ..notes import print_note
 
-    urls = urls or (find_only_local_url(print_note),)
+    urls = urls or (find_only_local_url(print_note, "--url URL"),)
     tls = tls_files(urls, ca_file, cert_file, key_file)
     with Client(urls, model, timeout_s=timeout_s, retry=RetryPolicy(max_retries=retries), tls=tls, compression=compression) as client:
         predict_files(

@@ -72,7 +72,7 @@ def command(
     from ..actions.status import show_status
     from ..notes import print_note
 
-    urls = urls or tuple(find_local_urls(print_note))
+    urls = urls or tuple(find_local_urls(print_note, "a URL"))
     tls = tls_files(urls, ca_file, cert_file, key_file)
     if not show_status(urls, interval_s=interval_s if watch else None, as_json=as_json, timeout_s=timeout_s, tls=tls):
         raise click.exceptions.Exit(1)
