@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def write(folder: Path, seed: int) -> Path:
     return tiny.write_repository(folder, {"alpha": seed}, ensemble=None)
 
 
-def started(folder: Path, http_port: int = 0, grpc_port: int = 0) -> Server:
+def started(folder: Path, http_port: int = 0, grpc_port: int = 0) -> AbstractContextManager[Server]:
     options = ServeOptions(http_port=http_port, grpc_port=grpc_port, metrics_port=0, drain_s=1, restart=False, admin_key=KEY)
     return serve(folder, options)
 
@@ -199,9 +199,9 @@ def test_equal_servers_share_the_load_and_a_slow_one_gets_less(kind: str, server
             first.always = slow(0.2)
             load.wait(20)  # each connection is slow from its next request on
             load.sources.clear()
-            load.wait(100)
+            load.wait(16, 0)  # it still gets some
             shares = Counter(load.sources)
-            assert 0 < shares[0] < 0.35 * sum(shares.values()), shares
+            assert shares[0] < 0.35 * sum(shares.values()), shares
         for proxy in (first, second):
             proxy.assert_no_socket_left()
 

@@ -84,7 +84,7 @@ class Predictor:
             headers: Sent with each request.
         """
         info = await self._models.info(call, replica, request.model)
-        if not matches_model(images, info, request.layout):
+        if isinstance(images, np.ndarray) and images.ndim == 4 and not matches_model(images.shape, info, request.layout):
             info = await self._models.refresh(call, replica, info)
         if isinstance(images, np.ndarray):
             array = _read(images, info, request)
@@ -127,7 +127,7 @@ class Predictor:
             except RequestRefusedError as error:
                 refusal = refusal or error
                 if info.max_batch_size is not None or size == 1:
-                    raise refusal from None
+                    raise refusal from refusal.__cause__
                 size //= 2  # the largest batch is unknown: it may be smaller
             else:
                 if refusal is not None:

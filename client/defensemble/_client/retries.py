@@ -21,7 +21,7 @@ class RetryPolicy:
     deadline would pass meanwhile, it does not wait.
 
     With several URLs, a request whose connection failed, or that a server is not ready to serve, goes to another server at once, and
-    counts neither here nor in the budget.
+    counts neither here nor in the budget. Each server gets a call at most 1 + `max_retries` times.
 
     Attributes:
         max_retries: Retries of one request; 0 for none.

@@ -35,7 +35,7 @@ URL = ("--url", "http://fake")
 
 @pytest.fixture
 def transport(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTransport:
-    """A server in the place of every other; the current folder is empty."""
+    """The server of every URL; the current folder is empty."""
     made = house()
     monkeypatch.setattr(made, "close", lambda: None)  # it serves several commands
     monkeypatch.chdir(tmp_path)

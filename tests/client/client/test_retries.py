@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -90,6 +92,25 @@ def test_without_retries_the_error_is_the_servers() -> None:
     with pytest.raises(NotReadyError, match="busy"):
         client.predict(images(1))
     assert transport.attempts == 2
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_images_leave_the_memory_after_a_failed_call(count: int) -> None:
+    client, transport = client_of()
+    client.describe()
+    transport.down = lambda: NotReadyError("busy")
+    batch = images(count)
+    kept = weakref.ref(batch)
+    gc.disable()  # what only the garbage collector frees stays for long, since it counts objects and not bytes
+    try:
+        with pytest.raises(RetriesExhaustedError):
+            client.predict(batch)
+        del batch
+        deadline = time.monotonic() + 5
+        while kept() is not None:  # threads of other chunks may still run
+            assert time.monotonic() < deadline
+    finally:
+        gc.enable()
 
 
 def test_retries_end_with_the_deadline() -> None:
