@@ -304,8 +304,12 @@ class HttpTransport(BlockingTransport):
 
 
 @lru_cache(maxsize=256)
+def _model_path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
+
+
 def _path(model: str, version: int | None = None) -> str:
-    path = f"/v2/models/{quote(model, safe='')}"
+    path = _model_path(model)
     return path if version is None else f"{path}/versions/{format_version(version)}"
 
 
