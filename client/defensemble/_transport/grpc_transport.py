@@ -194,10 +194,7 @@ class AsyncGrpcTransport(AsyncTransport):
             return [
                 # MLServer: "State.READY", and any text as the version
                 ModelState(
-                    entry.name,
-                    int(entry.version) if entry.version.isdecimal() else None,
-                    entry.state.rpartition(".")[2],
-                    entry.reason,
+                    entry.name, int(entry.version) if entry.version.isdecimal() else None, entry.state.rpartition(".")[2], entry.reason
                 )
                 for entry in response.models
             ]

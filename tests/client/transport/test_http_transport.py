@@ -360,7 +360,7 @@ def test_https_shows_the_certificate_of_the_client(tmp_path: Path, connect: Conn
         assert not caught.value.is_retryable
 
 
-def test_outputs_as_json_beside_bytes_do_not_stay_in_memory(connect: Connect) -> None:
+def test_outputs_as_json_in_a_binary_response_do_not_stay_in_memory(connect: Connect) -> None:
     tensor = {"name": "y", "datatype": "FP32", "shape": [2000], "data": [0.25] * 2000}
     head = json.dumps({"outputs": [tensor]}).encode()
     response = http(head, headers=f"Inference-Header-Content-Length: {len(head)}\r\n")
