@@ -115,7 +115,7 @@ def expected(images: tiny.Array) -> tiny.Array:
 def test_a_short_run_on_a_real_triton() -> None:
     images = tiny.images(CALLERS * BATCH)
     members = [tiny.member(name, seed) for name, seed in SEEDS.items()]
-    effort = Effort(rounds=2, blocks=2, calls=2, seconds=0.1, warm_s=0.05, tasks_warm_s=0.2, imports=1)
+    effort = Effort(rounds=2, blocks=2, calls=2, turns=2, seconds=0.1, warm_s=0.05, tasks_warm_s=0.2, imports=1)
     with raises(WrongAnswerError, "gRPC, Client"):
         measure(members, images, expected(images) + 0.01, effort)
     messages: list[str] = []

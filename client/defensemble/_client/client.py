@@ -240,6 +240,7 @@ class Client(ClientBase):
         Raises:
             DeadlineExceededError: There was no inference in time; the text and the cause are the last error.
             ForbiddenError: The server does not allow the call, and waiting would not help.
+            RequestRefusedError: The server rejects the inference as invalid.
             InputError: The model does not classify images, or no model is named and several ensembles are served.
         """
         run_blocking(self._calls.wait_ready(deadline_s, model))

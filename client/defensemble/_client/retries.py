@@ -37,7 +37,7 @@ class RetryPolicy:
         >>> client = Client("http://localhost:8000", retry=RetryPolicy(max_retries=5))
     """
 
-    max_retries: int = 3
+    max_retries: int = 5  # with these waits, a call outlasts a restart of the server (0.7 s) in most cases
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 2.0
     budget: float = 0.1

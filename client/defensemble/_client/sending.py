@@ -122,8 +122,15 @@ class Sender:
         self.is_closed = True
         for probe in self._probes:
             self.runtime.cancel(probe)
-        for replica in self.replicas.replicas:
-            await self.runtime.close(replica.transport.close, replica.is_async)
+        if self.replicas.is_single:
+            await self._close(self.replicas.replicas[0])
+            return
+        closing = [self.runtime.start(self._close(replica)) for replica in self.replicas.replicas]  # each may wait for its calls
+        for handle in closing:
+            await self.runtime.result(handle)
+
+    async def _close(self, replica: Replica) -> None:
+        await self.runtime.close(replica.transport.close, replica.is_async)
 
     def check_open(self) -> None:
         """Raise a `ClientClosedError` if the client is closed."""

@@ -11,6 +11,23 @@ from .._exceptions import InputError
 from .base import TlsFiles
 
 
+def ssl_context_for_scheme(scheme: str, tls: TlsFiles | None) -> ssl.SSLContext | None:
+    """Return the context for the scheme of a URL; None if it has no TLS.
+
+    Args:
+        scheme: The scheme.
+        tls: The files for TLS; None for the default authorities.
+
+    Raises:
+        InputError: A file is unusable, or there are files for a scheme without TLS.
+    """
+    if scheme in ("https", "grpcs"):
+        return ssl_context_from_files(tls)
+    if tls is not None:
+        raise InputError(f"tls is for https:// and grpcs://, got {scheme}://, which encrypts nothing: change the URL, or omit tls")
+    return None
+
+
 def ssl_context_from_files(tls: TlsFiles | None) -> ssl.SSLContext:
     """Return the context of a client that trusts the authorities of `tls` and shows its certificate.
 

@@ -16,9 +16,12 @@ from defensemble import (
     ConnectionFailedError,
     DeadlineExceededError,
     ForbiddenError,
+    GrpcTransport,
+    HttpTransport,
     InputError,
     ModelNotFoundError,
     NotReadyError,
+    OutputRequest,
     RequestRefusedError,
     RetriesExhaustedError,
     RetryPolicy,
@@ -28,6 +31,7 @@ from defensemble import (
 from defensemble._client.retries import RetryBudget
 from tests.support.facts import raises
 from tests.support.flaky import FlakyTransport
+from tests.support.scripted import free_port
 from tests.support.tiny import images
 
 AT_ONCE = RetryPolicy(initial_backoff_s=0)
@@ -111,6 +115,22 @@ def test_images_leave_the_memory_after_a_failed_call(count: int) -> None:
             assert time.monotonic() < deadline
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("kind", [HttpTransport, GrpcTransport])
+def test_images_leave_the_memory_after_a_failed_connection(kind: type[HttpTransport | GrpcTransport]) -> None:
+    transport = kind(f"{'http' if kind is HttpTransport else 'grpc'}://127.0.0.1:{free_port()}")
+    batch = images(1)
+    kept = weakref.ref(batch)
+    gc.disable()
+    try:
+        with pytest.raises(ConnectionFailedError):
+            transport.infer("alpha", {"images": batch}, [OutputRequest("logits")], 5)
+        del batch
+        assert kept() is None
+    finally:
+        gc.enable()
+        transport.close()
 
 
 def test_retries_end_with_the_deadline() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from defensemble import InputError
+from defensemble import AsyncClient, Client, InputError
 from defensemble._transport.base import TlsFiles, check_compression
 from defensemble._transport.tls import ssl_context_from_files
 from tests.support.certificates import make_certificate, openssl
@@ -64,6 +64,13 @@ def test_valid_files_make_a_context_that_checks_servers(folder: Path) -> None:
 def test_values_of_another_type_are_refused(tls: Any) -> None:
     with raises(InputError, "tls"):
         ssl_context_from_files(tls)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_files_for_a_url_without_tls_are_an_error(scheme: str) -> None:
+    for client in (Client, AsyncClient):
+        with raises(InputError, f"tls | {scheme}:// | {scheme}s://"):
+            client(f"{scheme}://localhost", tls=TlsFiles())
 
 
 def test_the_compression_is_gzip_or_none() -> None:
