@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from defensemble import (
     RetriesExhaustedError,
     RetryPolicy,
     ServerFailedError,
-    TlsFiles,
 )
 from tests.support.checkout import ROOT
 from tests.support.facts import raises
@@ -389,44 +387,6 @@ def test_a_handler_of_the_log_may_use_the_client() -> None:
     finally:
         logger.removeHandler(handler)
     assert 1 in seen
-
-
-@pytest.mark.parametrize(
-    ("url", "facts"),
-    [
-        (None, "NoneType"),
-        (b"http://one", "bytes"),
-        ({"http://one"}, "list | set"),
-        ([["http://one"]], "list"),
-        ([b"http://one"], "bytes"),
-        (["http://one", ""], "scheme"),
-        ("http://o ne", "'http://o ne' | space"),
-        ("http://one\0", "control character"),
-    ],
-)
-def test_a_url_is_a_string_or_a_list_of_them(url: Any, facts: str) -> None:
-    for kind in (Client, AsyncClient):
-        with raises(InputError, facts):
-            kind(url)
-
-
-def test_a_url_that_is_named_twice_is_one_server() -> None:
-    with Client(["http://one:8000", "HTTP://one/", "grpc://one"]) as client:
-        assert client.urls == ("http://one:8000", "grpc://one:8001")
-
-
-@pytest.mark.parametrize("transport", [FlakyTransport, 5, "http://one", {}, iter([FlakyTransport()]), [FlakyTransport(), None]])
-def test_a_transport_is_one_or_a_list_of_them(transport: Any) -> None:
-    for kind in (Client, AsyncClient):
-        with raises(InputError, "transport | FakeTransport"):
-            kind("fake", transport=transport)
-
-
-def test_files_for_tls_without_a_server_that_uses_it_are_refused(tmp_path: Path) -> None:
-    with raises(InputError, "https:// | http://one | tls"):
-        Client("http://one", tls=TlsFiles(tmp_path / "ca.pem"))
-    with raises(InputError, "tls | 5"):
-        Client("http://one", tls=5)  # type: ignore[arg-type]
 
 
 def test_every_replica_answers_to_the_same_client_options() -> None:

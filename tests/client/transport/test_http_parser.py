@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tracemalloc
 import weakref
 from pathlib import Path
 
@@ -114,6 +115,18 @@ def test_a_length_that_is_announced_and_not_sent_takes_no_memory() -> None:
     reader.received(len(head))
     assert len(reader.buffer()) == 2_000_000_000 - 1
     assert resident_bytes() - before < 1 << 24
+
+
+def test_tiny_chunks_take_the_memory_of_their_content() -> None:
+    tracemalloc.start()
+    try:
+        reader = ResponseReader(memoryview(bytearray(1 << 16)))
+        for part in (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"2\r\nab\r\n" * 5000] * 4):
+            reader.buffer()[: len(part)] = part
+            reader.received(len(part))
+        assert tracemalloc.get_traced_memory()[0] < 300_000, "40,000 bytes of content, and the memory to receive into"
+    finally:
+        tracemalloc.stop()
 
 
 def test_small_parts_of_a_request_are_joined() -> None:
