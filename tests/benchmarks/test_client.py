@@ -47,7 +47,14 @@ def test_ratios_are_within_a_round() -> None:
 
 
 def test_equal_forms_meet_every_goal() -> None:
-    assert set(figures()) == set(TITLES)
+    without_goal = {
+        "grpc_p50_to_stub",
+        "grpc_throughput_to_stub",
+        "grpc_client_to_transport",
+        "http_client_to_transport",
+        "first_http_call_s",
+    }
+    assert set(figures()) == set(TITLES) - without_goal
     assert exit_status(figures()) == 0
 
 
@@ -68,7 +75,7 @@ def test_goals_are_limits(key: str, good: float, bad: float) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("import_s", {"median": IMPORT_GOAL_S + 0.01}), ("first_http_call_s", {"median": 2.0}), ("unwanted_modules", ["torch"])],
+    [("import_s", {"median": IMPORT_GOAL_S + 0.01}), ("unwanted_modules", ["torch"])],
 )
 def test_slow_and_heavy_imports_miss_their_goal(key: str, value: Any) -> None:
     found = figures(imports={**IMPORTS, key: value})

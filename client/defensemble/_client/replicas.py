@@ -194,12 +194,9 @@ class ReplicaSet:
                 replica.was_reached |= not isinstance(error, (ConnectionFailedError, DeadlineExceededError))
             if self.is_single:
                 return
-            if isinstance(error, ServiceError) and self.should_leave(replica, error):
+            timed_out_here = isinstance(error, DeadlineExceededError) and not error.is_retryable
+            if isinstance(error, ServiceError) and (timed_out_here or self.should_leave(replica, error)):
                 self._eject(replica, error)
-            elif (
-                isinstance(error, DeadlineExceededError) and not error.is_retryable
-            ):  # it timed out here, which may be the caller's impatience: a probe decides at once
-                self._eject(replica, error, pause_s=0.0)
 
     def due_probes(self) -> list[Replica]:
         """Return the ejected servers that should be probed now, each to one caller; the caller then calls `end_probe`."""
@@ -221,23 +218,26 @@ class ReplicaSet:
                 replica.was_reached = True
                 self._restore(replica)
             else:
-                self._eject(replica, error)
+                pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
+                replica._failures += 1
+                self._set_aside(replica, error, pause_s)
 
     def take_retry(self) -> bool:
         """Return whether the budget allows a retry, and count it if it does."""
         with self._lock:
             return self._budget.take_retry()
 
-    def _eject(self, replica: Replica, error: ServiceError, pause_s: float | None = None) -> None:
-        if not replica.is_ejected:
-            self._ejections += 1
-            _log.warning("%s is not used for now: %s", replica.url, error)
-        if pause_s is None:
-            pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
-            pause_s = max(pause_s, min(error.retry_after_s or 0.0, _LONGEST_RETRY_AFTER_S))
-            replica._failures += 1
+    def _eject(self, replica: Replica, error: ServiceError) -> None:
+        if replica.is_ejected:
+            return  # requests that were under way: when it is probed is settled
+        self._ejections += 1
+        _log.warning("%s is not used for now: %s", replica.url, error)
+        # One lost connection or time-out may be no fault of the server: a probe decides at once.
+        self._set_aside(replica, error, _FIRST_EJECTION_S if isinstance(error, NotReadyError) else 0.0)
+
+    def _set_aside(self, replica: Replica, error: ServiceError, pause_s: float) -> None:
         replica.error = error
-        replica._ejected_until = time.monotonic() + pause_s
+        replica._ejected_until = time.monotonic() + max(pause_s, min(error.retry_after_s or 0.0, _LONGEST_RETRY_AFTER_S))
 
     def _restore(self, replica: Replica) -> None:
         if replica.is_ejected:
