@@ -22,6 +22,7 @@
     ├── EditOvertakenError                      another program changed a file during the edit
     ├── EditFailedError                         a step of an edit failed; the previous state was restored
     └── ServiceError                            the connection or the server failed
+        ├── RetriesExhaustedError               each attempt of a call failed
         ├── ConnectionFailedError               there is no connection, or it was lost during the call
         ├── DeadlineExceededError (TimeoutError)  the server did not answer in time
         ├── NotReadyError                       the model is loading, or its queue is full
