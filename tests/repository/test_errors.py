@@ -26,7 +26,7 @@ def defined_classes() -> Iterator[tuple[str, set[str]]]:
     """Yield each exception class of the packages with the names of its bases."""
     for module in MODULES:
         for node in ast.parse((ROOT / module).read_text()).body:
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and node.bases:
                 yield node.name, {base.id for base in node.bases if isinstance(base, ast.Name)}
 
 
