@@ -1,7 +1,8 @@
 """A gRPC channel that threads and event loops share. Its two drivers differ in how they wait for a call: one blocks, one awaits.
 
-Triton before 2.59 may crash if a channel closes during a call (server PRs 7840, 8078, 8220). Against such a server a call is never cut off: its
-deadline is not sent but kept here, a caller who gives up leaves the call to run out, and a channel waits for its calls before it closes.
+Triton before 2.59 may crash if a channel closes during a call (server PRs 7840, 8078, 8220). Against such a server a call is never cut
+off: its deadline is not sent but kept here, a caller who gives up leaves the call to run out, and a channel waits for its calls before it
+closes.
 
 Why not `grpc.aio`: its calls are tasks of the event loop, and `asyncio.run` cancels all tasks at its end. Calls on one channel of the
 synchronous library, with futures that wake the loop, run out whatever happens to the loop, and serve any number of loops. Such a call takes
