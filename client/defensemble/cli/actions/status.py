@@ -129,7 +129,7 @@ class WatchedServer:
             return ()
 
     def _unavailable(self) -> list[ModelState]:
-        """Return the models that failed to load, or are loading. Only servers that give this client access to their repository say so."""
+        """Return the models that failed to load, or are loading. Only servers that show this client their repository report them."""
         if not self._lists_states:
             return []
         try:
