@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def write(folder: Path, seed: int) -> Path:
     return tiny.write_repository(folder, {"alpha": seed}, ensemble=None)
 
 
-def started(folder: Path, http_port: int = 0, grpc_port: int = 0) -> Server:
+def started(folder: Path, http_port: int = 0, grpc_port: int = 0) -> AbstractContextManager[Server]:
     options = ServeOptions(http_port=http_port, grpc_port=grpc_port, metrics_port=0, drain_s=1, restart=False, admin_key=KEY)
     return serve(folder, options)
 
