@@ -39,8 +39,8 @@ calls, {one["calls"]:,} calls of each in all. Processor time is that of the call
 
 ## Many callers with {many["batch"]} images each
 
-{many["threads"]} threads share a form; {many["tasks"]} tasks of one event loop share an `AsyncClient`. Each form is timed for
-{effort["seconds"]:g} s in a round, in random order.
+{many["threads"]} threads share a form; {many["tasks"]} tasks of one event loop share an `AsyncClient`. The forms take turns in random
+order, {effort["turns"]} in a round, each of {effort["seconds"]:g} s.
 
 {table(("form", "images per second", "calls"), _many_callers(many))}
 

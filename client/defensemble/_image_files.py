@@ -164,7 +164,7 @@ def decode_for_model(
         counts: Skipped images and animations are added to it.
 
     Raises:
-        InputError: An image is damaged, or has another size and there is no rule.
+        InputError: An image is damaged, after the images before it; or it has another size and there is no rule.
         OSError: A file cannot be read.
     """
     channels, height, width = _input_shape(info)
@@ -183,10 +183,14 @@ def decode_for_model(
                 yield index, decoded.floats
             return
         start = 0
-        for batch in decode_images(images, channels, (height, width), preprocessing, skip_damaged=skip_damaged):
-            counts.damaged += batch.damage
+        for batch in decode_images(images, channels, (height, width), preprocessing, skip_damaged=True):
+            stops = bool(batch.damage) and not skip_damaged
+            kept = np.flatnonzero(batch.kept)[: int(np.argmin(batch.kept)) if stops else None]
             counts.animations += batch.animations
-            yield from zip((start + np.flatnonzero(batch.kept)).tolist(), batch.floats, strict=True)
+            yield from zip((start + kept).tolist(), batch.floats[: len(kept)], strict=True)
+            if stops:  # now, so that the images before it are known
+                raise batch.damage[0]
+            counts.damaged += batch.damage
             start += len(batch.kept)
 
 

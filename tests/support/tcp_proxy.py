@@ -23,9 +23,9 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a connection once `after` more bytes have gone in a direction. Only `slow` lasts; the others happen once."""
+    """What happens to a connection once `after` more bytes have gone in a direction. Only `slow` and `drip` last."""
 
-    action: Literal["delay", "slow", "cut", "reset", "corrupt", "substitute", "stall", "answer"]
+    action: Literal["delay", "slow", "drip", "cut", "reset", "corrupt", "substitute", "stall", "answer"]
     after: int = 0
     direction: Direction = "down"
     seconds: float = 0.0
@@ -42,6 +42,11 @@ def delay(seconds: float, after: int = 0, direction: Direction = "down") -> Faul
 def slow(seconds: float) -> Fault:
     """The connection is slow from now on: each response comes late."""
     return Fault("slow", seconds=seconds)
+
+
+def drip(seconds: float, after: int = 0) -> Fault:
+    """The response comes byte by byte from now on, with a pause before each."""
+    return Fault("drip", after, seconds=seconds)
 
 
 def cut(after: int = 0, direction: Direction = "down") -> Fault:
@@ -127,7 +132,7 @@ class TcpProxy:
         self._run(self._listen())
 
     def inject(self, *faults: Fault | None) -> None:
-        """Give these faults to the next exchanges, one each; None leaves one alone. What a client sends after this begins an exchange."""
+        """Give these faults to the next exchanges, one each; None is no fault. What a client sends after this begins an exchange."""
         self._faults.extend(faults)
         for connection in list(self._open):  # gRPC may have acknowledged the last response
             connection.direction = "down"
@@ -263,6 +268,10 @@ class TcpProxy:
                 connection.fault = None
             changed = fault.content[start : start + size] or bytes(byte ^ self._random.randrange(1, 256) for byte in rest[:size])
             yield changed + rest[size:]
+        elif fault.action == "drip":
+            for byte in rest:
+                yield fault
+                yield bytes([byte])
         else:
             if fault.action != "slow":
                 connection.fault = None
@@ -270,7 +279,7 @@ class TcpProxy:
             yield rest
 
     async def _act(self, connection: _Connection, fault: Fault) -> None:
-        if fault.action in ("delay", "slow"):
+        if fault.action in ("delay", "slow", "drip"):
             await asyncio.sleep(fault.seconds)
         elif fault.action == "answer":
             connection.direction = "down"

@@ -100,15 +100,20 @@ class StoredArray:
         return images
 
     def batches(self) -> Iterator[NDArray[np.float32]]:
-        """Yield all images in order, a few megabytes at a time (one batch for Fortran order). Raises the same errors as `images`."""
+        """Yield all images in order, a few megabytes at a time (one batch for Fortran order).
+
+        Raises the same errors as `images`, after it has yielded the images before the first invalid one.
+        """
         self.check_images()
         if self.fortran_order:
             yield self.images()
             return
         for start, chunk in self._chunks():
             images = _to_float(chunk)
-            self._check_range(images, np.arange(start, start + len(chunk)))
-            yield images
+            position, error = self._range_error(images, np.arange(start, start + len(chunk)))
+            yield images[:position]
+            if error is not None:
+                raise error
 
     def values(self) -> NDArray[Any]:
         """Read the whole array unconverted. Raises the same errors as `images` for a damaged file."""
@@ -130,12 +135,19 @@ class StoredArray:
                 yield start, np.frombuffer(data, self.dtype, count * row).reshape(count, *shape[1:])
 
     def _check_range(self, images: NDArray[np.float32], rows: NDArray[np.intp]) -> None:
+        _, error = self._range_error(images, rows)
+        if error is not None:
+            raise error
+
+    def _range_error(self, images: NDArray[np.float32], rows: NDArray[np.intp]) -> tuple[int, ImagesError | None]:
+        """Return the number of valid images before the first invalid one, and its error."""
         if self.dtype.type in _SCALES or not images.size or (images.min() >= 0 and images.max() <= 1):  # NaN fails it
-            return
-        for row, image in zip(rows.tolist(), images, strict=True):
+            return len(images), None
+        for position, (row, image) in enumerate(zip(rows.tolist(), images, strict=True)):
             problem = range_problem(image, f"image {row} of {self.where}")
             if problem is not None:
-                raise ImagesError(problem)
+                return position, ImagesError(problem)
+        return len(images), None
 
 
 def npy_array(path: Path, where: str | None = None) -> StoredArray:

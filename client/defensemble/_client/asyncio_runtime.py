@@ -33,8 +33,9 @@ class AsyncioRuntime(Runtime):
         return await handle
 
     def cancel(self, handle: asyncio.Task[Any]) -> None:
-        handle.cancel()
-        handle.add_done_callback(_ignore_error)
+        if not handle.get_loop().is_closed():  # with which it ended
+            handle.cancel()
+            handle.add_done_callback(_ignore_error)
 
 
 def _ignore_error(task: asyncio.Task[Any]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,11 +156,11 @@ class Calls:
             images: The images, each as `predict` accepts one.
             request: What to ask for.
             batch_size: Images per request; None for the largest that the model accepts, at most 64.
-            timeout_s: Timeout of each batch.
+            timeout_s: Timeout of each batch, and of the look-up of the model before the first.
         """
         size = None if batch_size is None else check_count(batch_size, "batch_size")
         if size is None:
-            size = min((await self.describe(request.model)).max_batch_size or MAX_CHUNK_IMAGES, MAX_CHUNK_IMAGES)
+            size = min((await self.describe(request.model, timeout_s)).max_batch_size or MAX_CHUNK_IMAGES, MAX_CHUNK_IMAGES)
         stop = Stop()
 
         async def started() -> AsyncGenerator[Coroutine[Any, Any, Prediction], None]:
@@ -177,10 +178,15 @@ class Calls:
             stop.is_set = True
             await predictions.aclose()
 
-    async def describe(self, model: str | None = None) -> ModelInfo:
-        """Return what a model accepts and returns."""
+    async def describe(self, model: str | None = None, timeout_s: float | None = None) -> ModelInfo:
+        """Return what a model accepts and returns.
+
+        Args:
+            model: Name of the model; None for that of the client.
+            timeout_s: Timeout of the call; None for that of the client.
+        """
         name = check_name(model)
-        call = self._call(None)
+        call = self._call(timeout_s)
         return await self._sender.anywhere(call, lambda replica: self._models.info(call, replica, name))
 
     async def models(self) -> list[str]:
@@ -189,14 +195,17 @@ class Calls:
         return await self._sender.anywhere(call, lambda replica: served_models(self._sender, call, replica))
 
     async def classifiers(self) -> list[ModelInfo]:
-        """Return all models that classify images."""
-        classifiers = []
-        for name in await self.models():
-            try:
-                classifiers.append(await self.describe(name))
-            except InputError:  # an averaging model, or another that takes no images
-                continue
-        return sorted(classifiers, key=lambda info: (not info.is_ensemble, info.name))
+        """Return all models of a server that classify images."""
+        call = self._call(None)
+
+        async def find(replica: Replica) -> list[ModelInfo]:
+            found = []
+            for name in await served_models(self._sender, call, replica):
+                with suppress(InputError, ModelNotFoundError):  # it takes no images, or was unloaded since it was listed
+                    found.append(await self._models.info(call, replica, name))
+            return sorted(found, key=lambda info: (not info.is_ensemble, info.name))
+
+        return await self._sender.anywhere(call, find)
 
     async def server_metadata(self) -> ServerMetadata:
         """Return name and version of a server."""
@@ -218,14 +227,21 @@ class Calls:
     async def health(self) -> list[ServerHealth]:
         """Return how each server is."""
         call = self._call(None, max_retries=0, is_bound=True)
-        checks = [self._runtime.start(self._health_of(call, replica)) for replica in self.replicas.replicas]
-        return [await self._runtime.result(check) for check in checks]
+        replicas = self.replicas.replicas
+
+        async def checks() -> AsyncGenerator[Coroutine[Any, Any, ServerHealth], None]:
+            for replica in replicas:
+                yield self._health_of(call, replica)
+
+        async with aclosing(self._sender.in_order(checks(), len(replicas))) as results:
+            return [health async for health in results]
 
     async def wait_ready(self, deadline_s: float, model: str | None) -> None:
         """Wait until a server responds to an inference."""
         self._sender.check_open()
         name = check_name(model)
-        deadline = time.monotonic() + deadline_s
+        seconds = 0.0 if deadline_s == 0 else check_timeout(deadline_s, "deadline_s")  # 0: the deadline has passed
+        deadline = time.monotonic() + seconds
         pause_s = _FIRST_PAUSE_S
         last_error: ServiceError | None = None
         while (left_s := deadline - time.monotonic()) > 0:

@@ -10,24 +10,29 @@ _LONGEST_TIMEOUT_S = 1e6  # what sockets and gRPC take without overflow
 _LONGEST_REQUEST_ID = 200
 
 
-def check_timeout(timeout_s: object) -> float:
+def check_timeout(timeout_s: object, name: str = "timeout_s") -> float:
     """Return a timeout in seconds.
+
+    Args:
+        timeout_s: The timeout.
+        name: Name of the argument, for the message.
 
     Raises:
         InputError: It is not a positive number, or too large.
     """
-    if not isinstance(timeout_s, (int, float, np.integer, np.floating)) or not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
-        raise InputError(f"timeout_s must be a positive number of seconds, at most {_LONGEST_TIMEOUT_S:g}, got {timeout_s!r:.100}")
-    return float(timeout_s)
+    is_number = isinstance(timeout_s, (int, float, np.integer, np.floating)) and not isinstance(timeout_s, bool)
+    if not is_number or not 0 < timeout_s <= _LONGEST_TIMEOUT_S:  # type: ignore[operator]
+        raise InputError(f"{name} must be a positive number of seconds, at most {_LONGEST_TIMEOUT_S:g}, got {timeout_s!r:.100}")
+    return float(timeout_s)  # type: ignore[arg-type]
 
 
 def check_name(model: object) -> str | None:
     """Return the name of a model, or None.
 
     Raises:
-        InputError: It is neither a string nor None.
+        InputError: It is neither a name nor None. An empty name is none: a variable was not set.
     """
-    if model is not None and not isinstance(model, str):
+    if model is not None and not (isinstance(model, str) and model):
         raise InputError(f"model must be the name of a model, or None for the only ensemble; got the {type(model).__name__} {model!r:.100}")
     return model
 

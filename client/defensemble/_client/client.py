@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -120,6 +120,7 @@ class Client(ClientBase):
             InputError: The model does not accept the images or outputs, or no model is named and several ensembles are served.
             OSError: The file of a picture cannot be read.
             ServiceError: The server could not be reached, did not respond, or sent an invalid response, such as NaN; see its subclasses.
+            OSError: An image file cannot be read.
 
         Example:
             >>> prediction = client.predict(images, outputs=("probabilities", "mutual_information"))
@@ -159,21 +160,14 @@ class Client(ClientBase):
             InputError: The model does not accept an image, or an argument is invalid.
             OSError: The file of a picture cannot be read.
             ServiceError: The server could not be reached, did not respond, or sent an invalid response.
+            OSError: An image file cannot be read.
 
         Example:
             >>> for path, prediction in zip(paths, client.predict_iter(paths)):
             ...     print(path, prediction.labels[0])
         """
-        predictions = self._calls.predict_iter(images, self._calls.request(outputs, model, layout, dtype, resize), batch_size, timeout_s)
-        try:
-            while True:
-                try:
-                    prediction = run_blocking(predictions.__anext__())
-                except StopAsyncIteration:
-                    return
-                yield prediction
-        finally:
-            run_blocking(predictions.aclose())
+        request = self._calls.request(outputs, model, layout, dtype, resize)
+        return _iterate(self._calls.predict_iter(images, request, batch_size, timeout_s))
 
     def describe(self, model: str | None = None) -> ModelInfo:
         """Return the inputs, outputs and class names of a model. The server is asked once, and the client keeps the result.
@@ -246,6 +240,19 @@ class Client(ClientBase):
         Raises:
             DeadlineExceededError: There was no inference in time; the text and the cause are the last error.
             ForbiddenError: The server does not allow the call, and waiting would not help.
+            RequestRefusedError: The server rejects the inference as invalid.
             InputError: The model does not classify images, or no model is named and several ensembles are served.
         """
         run_blocking(self._calls.wait_ready(deadline_s, model))
+
+
+def _iterate(predictions: AsyncGenerator[Prediction, None]) -> Iterator[Prediction]:
+    try:
+        while True:
+            try:
+                prediction = run_blocking(predictions.__anext__())
+            except StopAsyncIteration:
+                return
+            yield prediction
+    finally:
+        run_blocking(predictions.aclose())

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._exceptions import InputError
+from .._transport.address import TLS_SCHEMES, address_from_url
 from .._transport.base import ConnectionOptions, TlsFiles
+from .._transport.tls import check_tls
 from .calls import Calls
 from .replicas import Counters, Replica
 
@@ -77,11 +79,14 @@ def replicas_from_arguments(
         InputError: An argument is invalid, or options of connections come together with a transport.
     """
     if transport is None:
-        urls = [url] if isinstance(url, str) or not isinstance(url, Sequence) else list(url)
+        urls = [url] if not isinstance(url, Sequence) or isinstance(url, (str, bytes)) else list(url)
         if not urls:
             raise InputError("url is an empty list: pass one URL, or several servers' URLs")
+        addresses = {address_from_url(each): None for each in urls}
+        if check_tls(tls) != TlsFiles() and not any(address.scheme in TLS_SCHEMES for address in addresses):
+            raise InputError(f"tls is for https:// and grpcs://, got {', '.join(urls)}: change the URL, or omit tls")
         options = ConnectionOptions(admin_key, tls, compression)
-        return [_replica(open_transport(each, options)) for each in dict.fromkeys(urls)]
+        return [_replica(open_transport(address.url, options)) for address in addresses]
     for name, option in (("admin_key", admin_key), ("tls", tls), ("compression", compression)):
         if option is not None:
             raise InputError(f"got both transport and {name}: pass it to the transport, HttpTransport(url, ConnectionOptions({name}=...))")
@@ -95,4 +100,6 @@ def replicas_from_arguments(
 
 
 def _replica(transport: Any) -> Replica:
+    if isinstance(transport, type) or not callable(getattr(transport, "infer", None)):
+        raise InputError(f"transport must be a transport such as FakeTransport(models), or a list of them; got {transport!r:.100}")
     return Replica(transport, inspect.iscoroutinefunction(transport.infer))

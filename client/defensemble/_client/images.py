@@ -15,7 +15,7 @@ from defensemble_images import EncodedImage, check_memory, image_problem, load_o
 
 from .._exceptions import InputError
 from .._image_files import ReadCounts, accepts_any_size, choose_preprocessing, decode_for_model, decode_memory_bytes, input_errors
-from .model_info import ModelInfo
+from .model_info import ModelInfo, matches_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,7 +114,7 @@ def _check_no_resize(resize: object) -> None:
 def _images_from_array(
     images: NDArray[Any], info: ModelInfo, layout: str, dtype: str, name: str, is_single: bool = False
 ) -> NDArray[np.float32]:
-    if isinstance(images, np.ma.MaskedArray):
+    if type(images) is not np.ndarray and isinstance(images, np.ma.MaskedArray):  # numpy.ma takes 30 ms to import
         raise InputError(image_problem(images, name))
     if images.dtype.hasobject:
         raise InputError(
@@ -142,7 +142,7 @@ def _images_from_array(
 
 
 def _check_shape(shape: tuple[int, ...], info: ModelInfo, layout: str, name: str, is_single: bool) -> None:
-    if _matches(shape, info, layout):
+    if matches_model(shape, info, layout):
         if shape[0] == 0:
             raise InputError(f"{name} must hold at least one image, got an empty array of shape {shape}")
         return
@@ -150,23 +150,14 @@ def _check_shape(shape: tuple[int, ...], info: ModelInfo, layout: str, name: str
     axes = [str(sizes[axis]) if sizes.get(axis, 0) > 0 else axis for axis in layout[is_single:]]
     other = LAYOUTS[1 - LAYOUTS.index(layout)]
     fix = ""
-    if _matches(shape, info, other):
+    if matches_model(shape, info, other):
         fix = f': pass layout="{other}"'
-    elif _matches((1, *shape), info, layout):
+    elif matches_model((1, *shape), info, layout):
         fix = f": pass {name}[numpy.newaxis] for one image"
-    elif _matches((1, *shape), info, other):
+    elif matches_model((1, *shape), info, other):
         fix = f': pass {name}[numpy.newaxis] and layout="{other}" for one image'
     raise InputError(
         f'{name} must have the shape ({", ".join(axes)}) for model {info.name!r} with layout="{layout}", got {shape[is_single:]}{fix}'
-    )
-
-
-def _matches(shape: tuple[int, ...], info: ModelInfo, layout: str) -> bool:
-    if len(shape) != 4:
-        return False
-    got = shape[1:] if layout == "NCHW" else (shape[3], *shape[1:3])
-    return got == info.image_shape or all(
-        size == expected if expected > 0 else size > 0 for size, expected in zip(got, info.image_shape, strict=True)
     )
 
 

@@ -184,7 +184,7 @@ async def _without_classification(classify: Any, refusal: RequestRefusedError) -
     try:
         return await classify(0)
     except RequestRefusedError:
-        raise refusal from None
+        raise refusal from refusal.__cause__
 
 
 class ModelCache:

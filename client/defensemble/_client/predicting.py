@@ -84,12 +84,12 @@ class Predictor:
             headers: Sent with each request.
         """
         info = await self._models.info(call, replica, request.model)
-        if not matches_model(images, info, request.layout):
+        if isinstance(images, np.ndarray) and images.ndim == 4 and not matches_model(images.shape, info, request.layout):
             info = await self._models.refresh(call, replica, info)
         if isinstance(images, np.ndarray):
-            array = _read(images, info, request)
+            array = _read(images, info, request, call)
         else:
-            array = await self._runtime.run(lambda: _read(images, info, request))
+            array = await self._runtime.run(lambda: _read(images, info, request, call))
         sent = _Sent(info, requests_from_outputs(request.outputs, info), request.request_id, headers)
         try:
             responses = await self._infer(call, replica, sent, array)
@@ -127,7 +127,7 @@ class Predictor:
             except RequestRefusedError as error:
                 refusal = refusal or error
                 if info.max_batch_size is not None or size == 1:
-                    raise refusal from None
+                    raise refusal from refusal.__cause__
                 size //= 2  # the largest batch is unknown: it may be smaller
             else:
                 if refusal is not None:
@@ -186,13 +186,14 @@ class Predictor:
         return self._sender.send(call, replica, infer)
 
 
-def _read(images: Any, info: ModelInfo, request: Request) -> NDArray[np.float32]:
+def _read(images: Any, info: ModelInfo, request: Request, call: Call) -> NDArray[np.float32]:
+    options: dict[str, Any] = {"layout": request.layout, "dtype": request.dtype, "resize": request.resize}
     if not isinstance(images, Items):
-        return images_from_input(images, info, layout=request.layout, dtype=request.dtype, resize=request.resize)
-    arrays = [
-        image_from_input(item, info, layout=request.layout, dtype=request.dtype, resize=request.resize, name=f"images[{number}]")
-        for number, item in enumerate(images.items, images.first)
-    ]
+        return images_from_input(images, info, **options)
+    arrays = []
+    for number, item in enumerate(images.items, images.first):
+        call.remaining_s()  # raises after the deadline
+        arrays.append(image_from_input(item, info, **options, name=f"images[{number}]"))
     if len({array.shape for array in arrays}) > 1:
         raise InputError(
             f"images[{images.first}] to images[{images.first + len(arrays) - 1}] have several sizes; expected one size per batch: model "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,9 @@ from .retries import RetryBudget, RetryPolicy
 
 _log = logging.getLogger("defensemble")
 _FIRST_EJECTION_S = 0.2
+_LONGEST_RETRY_AFTER_S = 30.0  # a server that asks for more may be back before
 _LONGEST_EJECTION_S = 1.0  # a probe is one small request, and calls may be waiting for a server to come back
+_LOST_PROBE_S = 2.0  # a probe that takes longer is lost, with its event loop or in a fork
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class Counters:
     """What a client has done since it was created.
 
     Attributes:
-        calls: Calls of `predict`, and batches of `predict_iter`.
+        calls: Successful calls of `predict`, and batches of `predict_iter`.
         requests: Requests sent, retries and look-ups of models included.
         retries: Requests sent again after a failure, to the same or another server.
         failures: Requests that failed.
@@ -54,6 +58,7 @@ class Replica:
         missing_features: Features that it was found not to have, in addition to those that its transport found.
         pending: Requests under way.
         was_reached: Whether it has ever responded.
+        error: Why it is ejected; None if it is not.
     """
 
     def __init__(self, transport: Transport | AsyncTransport, is_async: bool) -> None:
@@ -65,9 +70,9 @@ class Replica:
         self.missing_features: set[str] = set()
         self.pending = 0
         self.was_reached = False
+        self.error: ServiceError | None = None
         self._failures = 0
-        self._ejected_until: float | None = None
-        self._is_probing = False
+        self._ejected_until = 0.0
 
     def __repr__(self) -> str:
         return f"Replica({self.url!r})"
@@ -81,7 +86,7 @@ class Replica:
     @property
     def is_ejected(self) -> bool:
         """Whether requests avoid this server."""
-        return self._ejected_until is not None
+        return self.error is not None
 
 
 class ReplicaSet:
@@ -96,7 +101,8 @@ class ReplicaSet:
         self.replicas = tuple(replicas)
         self.is_single = len(replicas) == 1
         self._budget = RetryBudget(policy)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a handler of a signal, or of the log, may call the client as well
+        _SETS.add(self)
         self._turn = 0
         # Numbers of their own: a `collections.Counter` took 5 us of each call.
         self._calls = self._requests = self._retries = self._failures = self._ejections = self._images = 0
@@ -143,11 +149,21 @@ class ReplicaSet:
     def next_ejected(self) -> Replica:
         """Return the ejected server that has waited longest."""
         with self._lock:
-            return min(self.replicas, key=lambda replica: replica._ejected_until or 0.0)
+            return min(self.replicas, key=lambda replica: replica._ejected_until)
 
     def has_other(self, replica: Replica) -> bool:
         """Return whether another server is not ejected."""
         return any(other is not replica and not other.is_ejected for other in self.replicas)
+
+    def should_leave(self, replica: Replica, error: ServiceError) -> bool:
+        """Return whether a server's error means that others should get its requests.
+
+        A server that drains refuses at once, so that it has few requests under way and would get most of the next ones. The last server
+        that responds is kept, and so is one that will never accept this client.
+        """
+        if isinstance(error, ConnectionFailedError) and error.is_retryable:
+            return True
+        return isinstance(error, (ConnectionFailedError, NotReadyError)) and self.has_other(replica)
 
     def begin(self, replica: Replica, *, is_retry: bool) -> None:
         """Count a request that starts, and add it to the budget of retries if it is none itself.
@@ -170,7 +186,7 @@ class ReplicaSet:
             replica.pending -= 1
             if error is None:
                 replica.was_reached = True
-                if replica._failures:
+                if replica.is_ejected:
                     self._restore(replica)
                 return
             if isinstance(error, ServiceError):
@@ -178,13 +194,9 @@ class ReplicaSet:
                 replica.was_reached |= not isinstance(error, (ConnectionFailedError, DeadlineExceededError))
             if self.is_single:
                 return
-            # A server that drains refuses at once, so that it has few requests under way and would get most of the next ones.
-            if isinstance(error, ConnectionFailedError) or (isinstance(error, NotReadyError) and self.has_other(replica)):
+            timed_out_here = isinstance(error, DeadlineExceededError) and not error.is_retryable
+            if isinstance(error, ServiceError) and (timed_out_here or self.should_leave(replica, error)):
                 self._eject(replica, error)
-            elif (
-                isinstance(error, DeadlineExceededError) and not error.is_retryable
-            ):  # it timed out here, which may be the caller's impatience: a probe decides at once
-                self._eject(replica, error, pause_s=0.0)
 
     def due_probes(self) -> list[Replica]:
         """Return the ejected servers that should be probed now, each to one caller; the caller then calls `end_probe`."""
@@ -194,38 +206,58 @@ class ReplicaSet:
         due = []
         with self._lock:
             for replica in self.replicas:
-                if replica._ejected_until is not None and replica._ejected_until <= now and not replica._is_probing:
-                    replica._is_probing = True
+                if replica.is_ejected and replica._ejected_until <= now:
+                    replica._ejected_until = now + _LOST_PROBE_S
                     due.append(replica)
         return due
 
     def end_probe(self, replica: Replica, error: ServiceError | None) -> None:
         """Use a server again after a successful probe; wait longer before the next one after a failed probe."""
         with self._lock:
-            replica._is_probing = False
             if error is None:
                 replica.was_reached = True
                 self._restore(replica)
             else:
-                self._eject(replica, error)
+                pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
+                replica._failures += 1
+                self._set_aside(replica, error, pause_s)
 
     def take_retry(self) -> bool:
         """Return whether the budget allows a retry, and count it if it does."""
         with self._lock:
             return self._budget.take_retry()
 
-    def _eject(self, replica: Replica, error: ServiceError, pause_s: float | None = None) -> None:
-        if not replica.is_ejected:
-            self._ejections += 1
-            _log.warning("%s is not used for now: %s", replica.url, error)
-        if pause_s is None:
-            pause_s = min(_LONGEST_EJECTION_S, _FIRST_EJECTION_S * 2.0 ** min(replica._failures, 10))
-            pause_s = max(pause_s, error.retry_after_s or 0.0)
-            replica._failures += 1
-        replica._ejected_until = time.monotonic() + pause_s
+    def _eject(self, replica: Replica, error: ServiceError) -> None:
+        if replica.is_ejected:
+            return  # requests that were under way: when it is probed is settled
+        self._ejections += 1
+        _log.warning("%s is not used for now: %s", replica.url, error)
+        # One lost connection or time-out may be no fault of the server: a probe decides at once.
+        self._set_aside(replica, error, _FIRST_EJECTION_S if isinstance(error, NotReadyError) else 0.0)
+
+    def _set_aside(self, replica: Replica, error: ServiceError, pause_s: float) -> None:
+        replica.error = error
+        replica._ejected_until = time.monotonic() + max(pause_s, min(error.retry_after_s or 0.0, _LONGEST_RETRY_AFTER_S))
 
     def _restore(self, replica: Replica) -> None:
         if replica.is_ejected:
             _log.warning("%s is used again", replica.url)
         replica._failures = 0
-        replica._ejected_until = None
+        replica.error = None
+
+    def _reset(self) -> None:
+        """Forget what the threads of the parent did, which do not exist in a forked child: one may hold the lock, others send requests."""
+        self._lock = threading.RLock()
+        for replica in self.replicas:
+            replica.pending = 0
+
+
+_SETS: weakref.WeakSet[ReplicaSet] = weakref.WeakSet()
+
+
+def _reset_all() -> None:
+    for replicas in _SETS:
+        replicas._reset()
+
+
+os.register_at_fork(after_in_child=_reset_all)

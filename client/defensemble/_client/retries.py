@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 
 from .._exceptions import InputError
 
+_LARGEST = 1e9  # of each value: larger integers overflow
 _FULL_RESERVES = 10  # a budget never holds more than this many times its reserve
 
 
@@ -21,7 +21,7 @@ class RetryPolicy:
     deadline would pass meanwhile, it does not wait.
 
     With several URLs, a request whose connection failed, or that a server is not ready to serve, goes to another server at once, and
-    counts neither here nor in the budget.
+    counts neither here nor in the budget. Each server gets a call at most 1 + `max_retries` times.
 
     Attributes:
         max_retries: Retries of one request; 0 for none.
@@ -31,13 +31,13 @@ class RetryPolicy:
         reserve: Retries that a new client may send in addition.
 
     Raises:
-        InputError: A value is negative or not finite.
+        InputError: A value is negative, or too large.
 
     Example:
         >>> client = Client("http://localhost:8000", retry=RetryPolicy(max_retries=5))
     """
 
-    max_retries: int = 3
+    max_retries: int = 5  # with these waits, a call outlasts a restart of the server (0.7 s) in most cases
     initial_backoff_s: float = 0.1
     max_backoff_s: float = 2.0
     budget: float = 0.1
@@ -46,12 +46,12 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for name in ("max_retries", "reserve"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise InputError(f"{name} must be an integer of 0 or more, got {value!r:.100}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+                raise InputError(f"{name} must be an integer from 0 to {_LARGEST:g}, got {value!r:.100}")
         for name in ("initial_backoff_s", "max_backoff_s", "budget"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-                raise InputError(f"{name} must be a finite number of 0 or more, got {value!r:.100}")
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+                raise InputError(f"{name} must be a number from 0 to {_LARGEST:g}, got {value!r:.100}")
 
     def backoff_s(self, retry: int) -> float:
         """Return the random wait before a retry (0 for the first), in seconds."""

@@ -64,18 +64,22 @@ class BlockingRuntime(Runtime):
 
     def start(self, coroutine: Coroutine[Any, Any, _Result]) -> Future[_Result]:
         future: Future[_Result] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(run_blocking(coroutine))
-            except BaseException as error:  # raised again in the thread that asks for the result
-                future.set_exception(error)
-
-        threading.Thread(target=run, name="defensemble", daemon=True).start()
+        threading.Thread(target=_run, args=(coroutine, future), name="defensemble", daemon=True).start()
         return future
 
     async def result(self, handle: Future[_Result]) -> _Result:
-        return handle.result()
+        try:
+            return handle.result()
+        finally:
+            del handle  # the traceback of its error would refer to the error
 
     def cancel(self, handle: Future[Any]) -> None:
         """Do nothing: a thread ends with its request, and `Call.cancel` keeps it from sending another."""
+
+
+def _run(coroutine: Coroutine[Any, Any, _Result], future: Future[_Result]) -> None:
+    try:
+        future.set_result(run_blocking(coroutine))
+    except BaseException as error:  # raised again in the thread that asks for the result
+        future.set_exception(error)
+        del future  # the traceback of the error would refer to the error

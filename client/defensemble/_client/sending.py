@@ -11,9 +11,7 @@ from typing import Any, TypeVar
 from .._exceptions import (
     Attempt,
     ClientClosedError,
-    ConnectionFailedError,
     DeadlineExceededError,
-    NotReadyError,
     RetriesExhaustedError,
     ServiceError,
 )
@@ -51,6 +49,7 @@ class Call:
         self.started = time.monotonic()
         self.attempts: list[Attempt] = []
         self.avoided: set[Replica] = set()
+        self.waits_for: ServiceError | None = None  # why no server can be used, while the call waits for one
         self._stops = stops
 
     def until(self, stop: Stop) -> Call:
@@ -68,23 +67,18 @@ class Call:
         left_s = self.started + self.timeout_s - time.monotonic()
         if left_s > 0 and not (self._stops and any(stop.is_set for stop in self._stops)):
             return left_s
-        if not self.attempts:
+        last_error = self.attempts[-1].error if self.attempts else self.waits_for
+        if last_error is None:
             raise DeadlineExceededError(f"the call was not over within {self.timeout_s:g} s. Raise timeout_s (--timeout).")
-        last = self.attempts[-1]
-        raise DeadlineExceededError(
-            f"no response within {self.timeout_s:g} s after {len(self.attempts)} failed attempts; the last error: {last.error}"
-        ) from last.error
+        tried = f" after {len(self.attempts)} failed attempts" if self.attempts else ", since no server can be used"
+        raise DeadlineExceededError(f"no response within {self.timeout_s:g} s{tried}; the last error: {last_error}") from last_error
 
-    def exhausted(self, error: ServiceError) -> ServiceError:
-        """Return the error of a call that is not tried again: its own if it was to be tried once."""
-        if self.max_retries == 0 and len(self.attempts) == 1:
-            return error
+    def exhausted(self, error: ServiceError) -> RetriesExhaustedError:
+        """Return the error of a call that is not tried again after its last error."""
         count, urls = len(self.attempts), {attempt.url for attempt in self.attempts}
         where = f" on {len(urls)} servers" if len(urls) > 1 else ""
         times = "once" if count == 1 else f"{count} times"
-        raised = RetriesExhaustedError(f"{error} Tried {times}{where} in {time.monotonic() - self.started:.1f} s.", self.attempts)
-        raised.__cause__ = error
-        return raised
+        return RetriesExhaustedError(f"{error} Tried {times}{where} in {time.monotonic() - self.started:.1f} s.", self.attempts)
 
 
 class _MovedError(Exception):
@@ -128,8 +122,15 @@ class Sender:
         self.is_closed = True
         for probe in self._probes:
             self.runtime.cancel(probe)
-        for replica in self.replicas.replicas:
-            await self.runtime.close(replica.transport.close, replica.is_async)
+        if self.replicas.is_single:
+            await self._close(self.replicas.replicas[0])
+            return
+        closing = [self.runtime.start(self._close(replica)) for replica in self.replicas.replicas]  # each may wait for its calls
+        for handle in closing:
+            await self.runtime.result(handle)
+
+    async def _close(self, replica: Replica) -> None:
+        await self.runtime.close(replica.transport.close, replica.is_async)
 
     def check_open(self) -> None:
         """Raise a `ClientClosedError` if the client is closed."""
@@ -147,15 +148,21 @@ class Sender:
         Raises:
             ServiceError: No server could be reached, or the request failed for another reason.
         """
-        if self.replicas.is_single:
-            return await function(self.replicas.replicas[0])
-        while True:
-            replica = await self._choose(call)
-            try:
-                return await function(replica)
-            except _MovedError:
-                call.avoided.add(replica)
-                self.replicas.count_move()
+        tries = len(self.replicas.replicas) * (1 + call.max_retries)  # a call may be what makes servers fail
+        try:
+            while True:
+                replica = self.replicas.replicas[0] if self.replicas.is_single else await self._choose(call)
+                try:
+                    return await function(replica)
+                except _MovedError:
+                    tries -= 1
+                    if tries == 0:
+                        last_error = call.attempts[-1].error
+                        raise call.exhausted(last_error) from last_error
+                    call.avoided.add(replica)
+                    self.replicas.count_move()
+        finally:
+            call.attempts.clear()  # their tracebacks refer to the call, and to the images
 
     async def send(self, call: Call, replica: Replica, operation: Callable[[float], Any]) -> Any:
         """Send a request to a server until it succeeds.
@@ -173,27 +180,25 @@ class Sender:
             self.check_open()
             left_s = call.remaining_s()
             started_s = call.timeout_s - left_s
-            error: BaseException | None = None
             self.replicas.begin(replica, is_retry=retries > 0)
             try:
-                return await self.runtime.call(operation, left_s, replica.is_async)
-            except BaseException as raised:
-                error = raised
-                if not isinstance(raised, ServiceError):
-                    raise
-                failed = raised
-            finally:
+                response = await self.runtime.call(operation, left_s, replica.is_async)
+            except BaseException as error:  # only known in this block: a traceback that refers to itself would keep the images in memory
                 self.replicas.end(replica, error)
-            call.attempts.append(Attempt(replica.url, failed, round(started_s, 6)))
-            if not failed.is_retryable:
-                raise failed
-            may_leave = not (call.is_bound or self.replicas.is_single)
-            is_refused = isinstance(failed, NotReadyError) and self.replicas.has_other(replica)
-            if may_leave and (is_refused or isinstance(failed, ConnectionFailedError)):
-                raise _MovedError from failed
-            await self._before_retry(call, failed, retries)
-            if may_leave and self.replicas.has_other(replica):
-                raise _MovedError from failed
+                if not isinstance(error, ServiceError):
+                    raise
+                call.attempts.append(Attempt(replica.url, error, round(started_s, 6)))
+                may_leave = not (call.is_bound or self.replicas.is_single)
+                if may_leave and self.replicas.should_leave(replica, error):
+                    raise _MovedError from error
+                if not error.is_retryable or call.max_retries == 0:
+                    raise
+                await self._before_retry(call, error, retries)
+                if may_leave and self.replicas.has_other(replica):
+                    raise _MovedError from error
+            else:
+                self.replicas.end(replica, None)
+                return response
             retries += 1
 
     async def in_order(self, coroutines: AsyncGenerator[Coroutine[Any, Any, _Result], None], limit: int) -> AsyncGenerator[_Result, None]:
@@ -212,6 +217,7 @@ class Sender:
         finally:
             for handle in started:
                 self.runtime.cancel(handle)
+            started.clear()  # they refer to the error, whose traceback refers to this list
 
     async def _choose(self, call: Call) -> Replica:
         """Return the server for a call. If all are ejected, wait until one is back."""
@@ -221,28 +227,30 @@ class Sender:
             replica = self.replicas.choose(call.avoided)
             if replica is not None:
                 return replica
-            if not self.replicas.was_reached and call.attempts:
+            ejected = self.replicas.next_ejected()
+            if not self.replicas.was_reached:
                 # Never reached: more likely a wrong URL than a server that comes back. The policy limits the attempts.
                 retries = len(call.attempts) - len(self.replicas.replicas)
-                await self._before_retry(call, call.attempts[-1].error, max(0, retries))
-                return self.replicas.next_ejected()
+                if retries >= 0:
+                    await self._before_retry(call, call.attempts[-1].error, retries)
+                return ejected
             self.check_open()
+            call.waits_for = ejected.error
             await self.runtime.sleep(min(_RECOVERY_PAUSE_S, call.remaining_s()))
 
     async def _probe(self, replica: Replica) -> None:
-        error: ServiceError | None = ServiceError(f"the probe of {replica.url} was stopped")
+        error: ServiceError | None
         try:
             is_ready = await self.runtime.call(replica.transport.ready, _PROBE_TIMEOUT_S, replica.is_async)
             error = None if is_ready else ServiceError(f"{replica.url} reports that it is not ready")
         except ServiceError as raised:
             error = raised
-        finally:
-            self.replicas.end_probe(replica, error)
+        self.replicas.end_probe(replica, error)
 
     async def _before_retry(self, call: Call, error: ServiceError, retries: int) -> None:
         """Wait before a retry, or raise the error if there is none."""
         pause_s = max(self._policy.backoff_s(retries), error.retry_after_s or 0.0)
         if retries >= call.max_retries or pause_s >= call.remaining_s() or not self.replicas.take_retry():
-            raise call.exhausted(error)
+            raise call.exhausted(error) from error
         _log.info("retry %d of %d in %.2f s: %s", retries + 1, call.max_retries, pause_s, error)
         await self.runtime.sleep(pause_s)

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from .._exceptions import InputError
 
 DEFAULT_PORTS = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 8000}
+TLS_SCHEMES = ("https", "grpcs")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def address_from_url(url: str) -> Address:
     """
     expected = "expected http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or grpcs://HOST:PORT, such as http://localhost:8000"
     if not isinstance(url, str):
-        raise InputError(f"url must be a str, got {type(url).__name__}; {expected}")
+        raise InputError(f"url must be a str, or a list of them for several servers, got {type(url).__name__}; {expected}")
     if "://" not in url:
         raise InputError(f"the URL {url!r:.120} has no scheme; {expected}")
     try:
@@ -49,6 +50,8 @@ def address_from_url(url: str) -> Address:
         raise InputError(f"the URL {url!r:.120} has the unknown scheme {parts.scheme!r}; {expected}")
     if not parts.hostname:
         raise InputError(f"the URL {url!r:.120} has no host; {expected}")
+    if not parts.hostname.isprintable() or " " in parts.hostname:
+        raise InputError(f"the URL {url!r:.120} has a space or control character in its host name; {expected}")
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username or parts.password:
         raise InputError(f"the URL {url!r:.120} has more than scheme, host and port; {expected}")
     try:

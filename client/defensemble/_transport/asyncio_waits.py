@@ -5,27 +5,28 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from contextlib import suppress
-from functools import partial
 from typing import Any
 
-from .socket_waits import READABLE, SocketWaits
+from .socket_waits import READABLE, SocketWaits, start_lookup
 
 
 class AsyncioWaits(SocketWaits):
     """Waits in the running event loop."""
 
     async def lookup(self, host: str, port: int, deadline: float) -> list[tuple[Any, ...]]:
-        """Return the addresses of a host, looked up in a thread of the loop's executor if it is a name."""
-        with suppress(socket.gaierror):
-            return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        loop = asyncio.get_running_loop()
-        looking_up = loop.run_in_executor(None, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
-        # Before Python 3.12, `wait_for` returns a result in spite of a cancellation that comes at the same time.
-        await asyncio.wait([looking_up], timeout=deadline - time.monotonic())
-        if not looking_up.done():
-            raise TimeoutError("timed out")
-        return looking_up.result()
+        """Return the addresses of a host."""
+        found = start_lookup(host, port)
+        if found.done():  # an address, not a name
+            return found.result()
+        looking_up = asyncio.wrap_future(found)
+        try:
+            # Before Python 3.12, `wait_for` returns a result in spite of a cancellation that comes at the same time.
+            await asyncio.wait([looking_up], timeout=deadline - time.monotonic())
+            if not looking_up.done():
+                raise TimeoutError("timed out")
+            return looking_up.result()
+        finally:
+            looking_up.cancel()  # without effect if it is over; otherwise, its thread would wake a loop that may be closed
 
     async def wait(self, connected: socket.socket, event: int, deadline: float) -> None:
         """Wait until a socket is readable or writable."""

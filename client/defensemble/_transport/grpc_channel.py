@@ -1,8 +1,7 @@
 """A gRPC channel that threads and event loops share. Its two drivers differ in how they wait for a call: one blocks, one awaits.
 
-Triton before 2.59 may crash if a channel closes during a call (server PRs 7840, 8078, 8220). Against such a server a call is never cut
-off: its deadline is not sent but kept here, a caller who gives up leaves the call to run out, and a channel waits for its calls before it
-closes.
+Triton before 2.59 may crash if a channel closes during a call (server PRs 7840, 8078, 8220). Against such a server, no call is cut off: its
+deadline is not sent but kept here, a caller who gives up leaves the call to run out, and a channel waits for its calls before it closes.
 
 Why not `grpc.aio`: its calls are tasks of the event loop, and `asyncio.run` cancels all tasks at its end. Calls on one channel of the
 synchronous library, with futures that wake the loop, run out whatever happens to the loop, and serve any number of loops. Such a call takes
@@ -16,7 +15,6 @@ import atexit
 import os
 import queue
 import re
-import ssl
 import threading
 import time
 import weakref
@@ -35,7 +33,7 @@ from .asyncio_waits import AsyncioWaits
 from .base import ConnectionOptions, TlsFiles, check_compression
 from .http_connection import open_socket
 from .socket_waits import BlockingWaits, SocketWaits
-from .tls import check_tls, ssl_context_from_files
+from .tls import ssl_context_for_scheme
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -71,13 +69,11 @@ class GrpcChannel(ABC):
 
     def __init__(self, address: Address, options: ConnectionOptions) -> None:
         self._address = address
-        tls = check_tls(options.tls)
         compression = grpc.Compression.Gzip if check_compression(options.compression) else None
-        self._tls_context: ssl.SSLContext | None = None
-        if address.scheme == "grpcs":
-            self._tls_context = ssl_context_from_files(tls)
+        self._tls_context = ssl_context_for_scheme(address.scheme, options.tls)
+        if self._tls_context is not None:
             self._tls_context.set_alpn_protocols(["h2"])
-            self._open = partial(grpc.secure_channel, address.netloc, _credentials(tls), _OPTIONS, compression)
+            self._open = partial(grpc.secure_channel, address.netloc, _credentials(options.tls or TlsFiles()), _OPTIONS, compression)
         else:
             self._open = partial(grpc.insecure_channel, address.netloc, _OPTIONS, compression)
         self._channels: list[grpc.Channel] = []  # the last one is in use
@@ -233,7 +229,7 @@ class BlockingChannel(GrpcChannel):
         if not finished.acquire(timeout=timeout_s):
             raise TimeoutError
         if errors:
-            raise errors[0]
+            raise errors.pop()  # its traceback refers to this list
         return responses[0]
 
     async def close(self) -> None:

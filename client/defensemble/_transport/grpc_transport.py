@@ -194,10 +194,7 @@ class AsyncGrpcTransport(AsyncTransport):
             return [
                 # MLServer: "State.READY", and any text as the version
                 ModelState(
-                    entry.name,
-                    int(entry.version) if entry.version.isdecimal() else None,
-                    entry.state.rpartition(".")[2],
-                    entry.reason,
+                    entry.name, int(entry.version) if entry.version.isdecimal() else None, entry.state.rpartition(".")[2], entry.reason
                 )
                 for entry in response.models
             ]
@@ -278,7 +275,10 @@ class AsyncGrpcTransport(AsyncTransport):
             unreachable = await self._unreachable(context, deadline) if code == "UNAVAILABLE" else None
             details = redact_key(error.details() or "", self._admin_key)
             hints = _UNIMPLEMENTED if code == "UNIMPLEMENTED" else hints_for_admins(self._admin_key) if is_admin else NO_HINTS
-            raise error_from_grpc(code, details, context, lambda: unreachable, hints) from error
+            try:
+                raise error_from_grpc(code, details, context, lambda: unreachable, hints) from error
+            finally:
+                unreachable = None  # the error's traceback would refer to the error, and keep the request in memory
         if response is None:  # the status is OK, but the message was lost on the way
             raise service_error(ServerFailedError, context, "the response has no message")
         return response

@@ -20,6 +20,7 @@ from .tensor_codec import array_from_json, array_from_wire
 
 _LENGTH_HEADER = "Inference-Header-Content-Length"
 _LENGTH_HEADER_KEY = _LENGTH_HEADER.lower().encode()
+_MAX_CACHED_BYTES = 1 << 13  # a head may hold outputs as JSON, which must not stay in memory
 
 
 def binary_request(inputs: Inputs, outputs: Sequence[OutputRequest], request_id: str) -> tuple[str, list[bytes | memoryview]]:
@@ -82,7 +83,8 @@ def outputs_from_response(response: HttpResponse, requested: Sequence[OutputRequ
         head = bytes(response.body[:position])
         if request_id and head.startswith(prefix := _id_prefix(request_id)):
             head = b"{" + head[len(prefix) :]  # the rest is mostly the same in the responses of a model, and cached
-        model_version, tensors = _parse_head_once(head, context)
+        parse = _parse_head_once if len(head) <= _MAX_CACHED_BYTES else _parse_head
+        model_version, tensors = parse(head, context)
     values = Outputs({}, model_version)
     for name, datatype, shape, size, data in tensors:
         if size is None:

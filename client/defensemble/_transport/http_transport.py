@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -53,6 +54,7 @@ from .http_documents import (
 from .http_parser import HttpResponse, ProtocolError
 from .http_tensors import binary_request, fits_json, json_request, outputs_from_response
 from .socket_waits import BlockingWaits, SocketWaits
+from .tls import ssl_context_for_scheme
 
 _Body = Sequence[bytes | memoryview]
 
@@ -95,12 +97,7 @@ class AsyncHttpTransport(AsyncTransport):
         self._admin_key = check_admin_key(options.admin_key)
         self._admin_headers = "" if self._admin_key is None else f"x-admin-key: {self._admin_key}\r\n"
         self._compression = check_compression(options.compression)
-        context = None
-        if address.scheme == "https":
-            from .tls import ssl_context_from_files
-
-            context = ssl_context_from_files(options.tls)
-        self._pool = HttpPool(address, context, waits)
+        self._pool = HttpPool(address, ssl_context_for_scheme(address.scheme, options.tls), waits)
         self._missing_features: frozenset[str] = frozenset()
         self._reads_binary = False  # whether the server was seen to do so
 
@@ -306,8 +303,13 @@ class HttpTransport(BlockingTransport):
         super().__init__(_BlockingCalls(url, options))
 
 
+@lru_cache(maxsize=256)
+def _model_path(model: str) -> str:
+    return f"/v2/models/{quote(model, safe='')}"
+
+
 def _path(model: str, version: int | None = None) -> str:
-    path = f"/v2/models/{quote(model, safe='')}"
+    path = _model_path(model)
     return path if version is None else f"{path}/versions/{format_version(version)}"
 
 

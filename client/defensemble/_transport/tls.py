@@ -5,8 +5,27 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from defensemble_repository.filesystem.regular_files import check_regular
+
 from .._exceptions import InputError
 from .base import TlsFiles
+
+
+def ssl_context_for_scheme(scheme: str, tls: TlsFiles | None) -> ssl.SSLContext | None:
+    """Return the context for the scheme of a URL; None if it has no TLS.
+
+    Args:
+        scheme: The scheme.
+        tls: The files for TLS; None for the default authorities.
+
+    Raises:
+        InputError: A file is unusable, or there are files for a scheme without TLS.
+    """
+    if scheme in ("https", "grpcs"):
+        return ssl_context_from_files(tls)
+    if tls is not None:
+        raise InputError(f"tls is for https:// and grpcs://, got {scheme}://, which encrypts nothing: change the URL, or omit tls")
+    return None
 
 
 def ssl_context_from_files(tls: TlsFiles | None) -> ssl.SSLContext:
@@ -17,6 +36,12 @@ def ssl_context_from_files(tls: TlsFiles | None) -> ssl.SSLContext:
     """
     tls = check_tls(tls)
     ca_file, certificate_file, key_file = tls.ca_file, tls.certificate_file, tls.key_file
+    for name, file in vars(tls).items():
+        try:
+            if file is not None:
+                check_regular(file)  # OpenSSL would wait for the writer of a FIFO
+        except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+            raise InputError(f"cannot read {name} {str(file)!r} ({_reason(error)}): expected a PEM file") from error
     try:
         context = ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # the class of SSLError, too
@@ -42,7 +67,7 @@ def check_tls(tls: object) -> TlsFiles:
     if not isinstance(tls, TlsFiles):
         raise InputError(f"tls must be TlsFiles(ca_file, certificate_file, key_file) or None, got {tls!r:.100}")
     for name, file in vars(tls).items():
-        if not (file is None or isinstance(file, (str, Path))):
+        if not (file is None or isinstance(file, (str, Path))) or file == "":  # "" would be the system's authorities
             raise InputError(f"{name} of tls must be a path or None, got {file!r:.100}")
     if tls.key_file is not None and tls.certificate_file is None:
         raise InputError(f"tls has key_file {str(tls.key_file)!r} but no certificate_file: pass the certificate of the key, too")
@@ -54,7 +79,8 @@ def _refuse_password() -> str:
     raise OSError("the private key is encrypted; decrypt it first, for example with 'openssl pkey'")
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).lower().replace("_", " ")
-    return (error.strerror or str(error)).lower()
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return text[:1].lower() + text[1:]

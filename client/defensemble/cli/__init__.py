@@ -7,6 +7,7 @@ numpy, tritonclient or the sibling packages, which an installation may lack.
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -175,8 +176,21 @@ def cli() -> None:
     """
 
 
+def _open_closed_streams() -> None:
+    """Replace standard streams that are closed, which Python represents by None: standard input is empty, and to print is an OSError.
+
+    Else the next file or socket would get their descriptors, too.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            flags = os.O_WRONLY if name == "stderr" else os.O_RDONLY  # of standard output, so that a result is not lost silently
+            # Without a buffer, which Python would flush once more at its end.
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.open(os.devnull, flags), mode), write_through=True))
+
+
 def main() -> None:
     """Run the command line of this process."""
+    _open_closed_streams()
     # Print paths that are not UTF-8 as they are; in most locales standard output would raise an error after the work is done.
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")

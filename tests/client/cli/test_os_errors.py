@@ -89,3 +89,15 @@ def test_a_closed_pipe_is_no_error() -> None:
         done = subprocess.run([sys.executable, "-c", script, "doctor"], stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "facts"), [(">&-", "Bad file descriptor"), ("<&-", "standard input | empty"), ("<&- >&- 2>&-", "")]
+)
+def test_closed_streams_are_an_error(tmp_path: Path, redirection: str, facts: str) -> None:
+    verb = "status http://127.0.0.1:1" if "<" not in redirection else "predict - --url http://127.0.0.1:1"
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m defensemble {verb} {redirection}"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert_facts(done.stderr.decode(), facts) if facts else None

@@ -35,7 +35,7 @@ URL = ("--url", "http://fake")
 
 @pytest.fixture
 def transport(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTransport:
-    """A server in the place of every other; the current folder is empty."""
+    """The server of every URL; the current folder is empty."""
     made = house()
     monkeypatch.setattr(made, "close", lambda: None)  # it serves several commands
     monkeypatch.chdir(tmp_path)
@@ -246,6 +246,29 @@ def test_what_was_printed_before_a_damaged_image_is_complete(
     assert len(capsys.readouterr().out.splitlines()) == count
     predict_files(fake(), [*names, names[0]], ["probabilities"], form="jsonl", options=ReadOptions(skip_damaged=True))
     assert len(capsys.readouterr().out.splitlines()) == 32
+
+
+def test_images_before_a_bad_one_are_predicted_though_all_are_read_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = images(10)
+    values[7, 0, 0, 0] = np.nan
+    np.save(tmp_path / "x.npy", values)
+    folder = tmp_path / "photos"
+    for number in range(10):
+        write_image(folder / f"{number}.png")
+    (folder / "7.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name, facts in (("x.npy", "image 7 | NaN"), ("photos", "7.png")):
+        with raises(InputError, facts):
+            predict_files(fake(), [str(tmp_path / name)], ["probabilities"], form="jsonl")
+        assert len(capsys.readouterr().out.splitlines()) == 7
+
+
+def test_control_characters_do_not_reach_the_terminal(transport: FakeTransport) -> None:
+    name = "a\x1b[31m\n.png"
+    write_image(name)
+    done = run(name, *URL)
+    assert "\x1b" not in done.stdout
+    assert_facts(done.stdout, "a\\x1b[31m\\n.png")
+    assert files(name) == [name]
 
 
 class Dying(FakeTransport):

@@ -26,7 +26,8 @@ from defensemble import (
     RetryPolicy,
     ServerFailedError,
 )
-from defensemble._client.model_info import ModelInfo, check_images, steps_from_config
+from defensemble._client.images import images_from_input
+from defensemble._client.model_info import ModelInfo, steps_from_config
 from tests.support.facts import raises
 from tests.support.fakes import ensemble, ensemble_answer, fused, house, member
 from tests.support.tiny import CLASSES, SHAPE, images, logits, softmax
@@ -237,11 +238,25 @@ def test_a_refusal_is_reported_if_no_batch_size_helps() -> None:
     def refuse(batch: np.ndarray[Any, Any]) -> Any:
         if len(batch) == 1 and not batch.any():
             return ensemble_answer(batch)  # the look-up
-        raise RequestRefusedError(f"refused {len(batch)}")
+        raise RequestRefusedError(f"refused {len(batch)}") from KeyError("reason")
 
     model = FakeModel(refuse, SHAPE, platform="ensemble", class_names=CLASSES, config_is_open=False)
-    with raises(RequestRefusedError, "refused 6"):
+    with raises(RequestRefusedError, "refused 6") as caught:
         client_of(FakeTransport({"ensemble": model})).predict(images(6))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_all_requests_of_a_call_share_its_deadline() -> None:
+    timeouts = []
+
+    class Timed(FakeTransport):
+        def model_metadata(self, model: str, timeout_s: float) -> Any:
+            timeouts.append(timeout_s)
+            return super().model_metadata(model, timeout_s)
+
+    client_of(Timed(house()._models)).classifiers()
+    assert len(set(timeouts)) == 4
+    assert timeouts == sorted(timeouts, reverse=True)
 
 
 def test_labels_are_indices_without_names_and_may_contain_colons() -> None:
@@ -284,7 +299,7 @@ def test_a_model_is_looked_up_again_before_images_are_rejected() -> None:
     assert client.predict(np.zeros((2, 1, 5, 5), np.float32), model="alpha").labels == ["0", "0"]
 
 
-@pytest.mark.parametrize("model", [5, ["ensemble"], b"ensemble"])
+@pytest.mark.parametrize("model", [5, ["ensemble"], b"ensemble", ""])
 def test_a_model_name_must_be_a_string(model: Any) -> None:
     calls = (
         lambda: client_of(house(), model),
@@ -312,10 +327,13 @@ def test_threads_share_a_client_from_its_first_call() -> None:
     assert set(transport.calls) == {"ensemble"}
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), "a", None, [1]])
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), "a", None, [1], True])
 def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
     with pytest.raises(InputError, match="timeout_s"):
         Client("http://localhost", timeout_s=timeout_s)
+    if timeout_s != 0:  # a deadline that has passed
+        with pytest.raises(InputError, match="deadline_s"):
+            client_of(house()).wait_ready(timeout_s)
 
 
 def test_a_client_has_a_repr_and_server_information() -> None:
@@ -376,8 +394,8 @@ def test_masked_arrays_are_rejected_and_subclasses_are_converted() -> None:
     plain = np.full((1, 1, 4, 4), 0.5, np.float32)
     info = ModelInfo("m", "ensemble", "images", (1, 4, 4), ("probabilities",), 8, ("a", "b"), ())
     with pytest.raises(InputError, match="masked"):
-        check_images(np.ma.masked_array(plain, mask=plain > 0.1), info)
-    assert type(check_images(plain.view(Named), info)) is np.ndarray
+        images_from_input(np.ma.masked_array(plain, mask=plain > 0.1), info)
+    assert type(images_from_input(plain.view(Named), info)) is np.ndarray
 
 
 @pytest.mark.parametrize("retry", [None, RetryPolicy(max_retries=0), RetryPolicy(max_retries=1, initial_backoff_s=0)])

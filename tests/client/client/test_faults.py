@@ -27,7 +27,7 @@ from defensemble import (
     ServiceError,
 )
 from tests.support.clients import HTTP_KIND, KINDS, TWO_KINDS, client_of, url_of
-from tests.support.tcp_proxy import Fault, TcpProxy, answer, corrupt, cut, delay, proxied, replace, reset, stall, substitute
+from tests.support.tcp_proxy import Fault, TcpProxy, answer, corrupt, cut, delay, drip, proxied, replace, reset, stall, substitute
 from tests.support.tiny import Array, images, logits, softmax
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ def test_a_slow_response_is_right_and_a_missing_one_ends_at_the_deadline(kind: s
         started = time.monotonic()
         assert setting.outcome(stall(), timeout_s=0.1) is DeadlineExceededError
         assert time.monotonic() - started >= 0.1
+        assert setting.protocol == "grpc" or setting.outcome() is None
+        assert setting.outcome(drip(0.01), timeout_s=0.1) is DeadlineExceededError, "whatever still comes"
         assert setting.client.counters.retries == 0, "a deadline is never retried"
 
 

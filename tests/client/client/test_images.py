@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,12 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageOps
 
-from defensemble import InputError
+from defensemble import Client, DeadlineExceededError, FakeTransport, InputError
 from defensemble._client.images import image_from_input, images_from_input
 from defensemble._client.model_info import ModelInfo
 from defensemble_images import Preprocessing
 from tests.support.facts import raises
+from tests.support.fakes import member
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -42,6 +44,16 @@ def opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
+def test_decoding_a_batch_ends_with_the_deadline() -> None:
+    large = encoded(Image.fromarray(RNG.integers(0, 256, (800, 800), np.uint8)), compress_level=1)
+    client = Client("fake", "alpha", transport=FakeTransport({"alpha": member(1, preprocessing=CROP)}))
+    assert len(client.predict([large])) == 1
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        list(client.predict_iter([large] * 800, timeout_s=0.05, batch_size=800))  # of 5 ms each
+    assert time.monotonic() - started < 3
+
+
 def test_each_form_of_an_image_gives_the_same_array(tmp_path: pathlib.Path) -> None:
     pixels = colours()
     expected = pixels.transpose(2, 0, 1)[np.newaxis].astype(np.float32) / np.float32(255)
@@ -49,7 +61,7 @@ def test_each_form_of_an_image_gives_the_same_array(tmp_path: pathlib.Path) -> N
     path = tmp_path / "a.png"
     path.write_bytes(data)
     pictures: list[Any] = [data, path, str(path), opened(data), Image.fromarray(pixels)]
-    arrays: list[tuple[Array, dict[str, str]]] = [
+    arrays: list[tuple[Array, dict[str, Any]]] = [
         (expected, {}),
         (expected.transpose(0, 2, 3, 1), {"layout": "NHWC"}),
         (pixels[np.newaxis], {"layout": "NHWC", "dtype": "uint8"}),

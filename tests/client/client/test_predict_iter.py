@@ -112,6 +112,24 @@ class AnySize(FakeTransport):
         return super().infer(model, {"images": np.zeros((len(inputs["images"]), *SHAPE), np.float32)}, *args, **options)
 
 
+def test_invalid_arguments_are_rejected_before_the_iteration() -> None:
+    for client in (Client("fake", transport=house()), AsyncClient("fake", transport=house())):
+        with raises(InputError, "outputs"):
+            client.predict_iter([], outputs="probabilities")
+
+
+def test_the_timeout_of_an_iteration_is_also_that_of_its_look_up() -> None:
+    timeouts = []
+
+    class Timed(FakeTransport):
+        def model_metadata(self, model: str, timeout_s: float) -> ModelMetadata:
+            timeouts.append(timeout_s)
+            return super().model_metadata(model, timeout_s)
+
+    list(Client("fake", "alpha", transport=Timed(house()._models)).predict_iter(BATCH[:2], timeout_s=3))
+    assert 2 < timeouts[0] <= 3
+
+
 def test_images_of_several_sizes_need_a_batch_each() -> None:
     client = Client("fake", transport=AnySize(house()._models))
     items = [np.zeros((SHAPE[0], 5 + number, 6), np.float32) for number in range(3)]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 
 from defensemble import (
+    AsyncClient,
     Client,
     ConnectionFailedError,
     DeadlineExceededError,
@@ -23,6 +28,7 @@ from defensemble import (
     RetryPolicy,
     ServerFailedError,
 )
+from tests.support.checkout import ROOT
 from tests.support.facts import raises
 from tests.support.fakes import ensemble_answer
 from tests.support.flaky import FlakyTransport
@@ -94,8 +100,10 @@ def test_calls_wait_for_a_server_if_all_are_down() -> None:
     assert time.monotonic() - started >= 0.2
     timer.join()
     second.down = down
-    with pytest.raises(DeadlineExceededError, match="connection refused"):
-        client.predict(images(1), timeout_s=0.3)
+    for _ in range(2):
+        with pytest.raises(DeadlineExceededError, match="connection refused") as caught:
+            client.predict(images(1), timeout_s=0.2)
+        assert isinstance(caught.value.__cause__, ConnectionFailedError)
 
 
 def test_servers_that_were_never_reached_fail_soon() -> None:
@@ -105,6 +113,159 @@ def test_servers_that_were_never_reached_fail_soon() -> None:
         client.predict(images(1))
     assert {attempt.url for attempt in caught.value.attempts} == {"fake://one", "fake://two"}
     assert len(caught.value.attempts) == 2 + AT_ONCE.max_retries
+    with pytest.raises(RetriesExhaustedError):
+        client.predict(images(1))
+
+
+def test_a_server_that_will_never_accept_this_client_is_skipped_and_the_last_one_is_an_error() -> None:
+    def untrusted() -> ConnectionFailedError:
+        error = ConnectionFailedError("the certificate is not trusted")
+        error.is_retryable = False
+        return error
+
+    client, first, second = pair()
+    first.down = untrusted
+    assert {client.predict(images(1)).url for _ in range(4)} == {"fake://two"}
+    client, first, second = pair()
+    first.down = second.down = untrusted
+    for _ in range(4):
+        with pytest.raises(ConnectionFailedError, match="not trusted"):
+            client.predict(images(1))
+
+
+def test_a_call_that_servers_cannot_survive_is_not_sent_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._client.replicas._FIRST_EJECTION_S", 0.0)
+    client, first, second = pair()
+    for _ in range(4):
+        client.predict(images(1))
+    before = first.attempts + second.attempts
+    for transport in (first, second):
+        transport.failures = [down() for _ in range(100)]
+    tries = 2 * (1 + AT_ONCE.max_retries)
+    with raises(RetriesExhaustedError, f"2 servers | {tries} times"):
+        client.predict(images(1))
+    assert first.attempts + second.attempts == before + tries
+    assert client.counters.retries == tries - 1
+
+
+FORK = """
+import os, signal, threading
+from defensemble import Client, Outputs
+from tests.support.flaky import FlakyTransport
+from tests.support.tiny import images
+
+class Slow(FlakyTransport):
+    def infer(self, *args, **options):
+        if threading.current_thread() in threads:
+            is_sent.set()
+            assert is_over.wait(20)
+        return super().infer(*args, **options)
+
+is_sent, is_over, threads = threading.Event(), threading.Event(), []
+client = Client("fake", transport=[Slow(url="fake://one"), FlakyTransport(url="fake://two")])
+client.predict(images(1)), client.predict(images(1))
+threads += [threading.Thread(target=client.predict, args=(images(1),)) for _ in range(2)]
+for thread in threads:
+    thread.start()
+assert is_sent.wait(20)
+with client._calls.replicas._lock:  # as a thread that a fork interrupts
+    child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    urls = {client.predict(images(1)).url for _ in range(4)}
+    os._exit(0 if urls == {"fake://one", "fake://two"} and not any(server.pending for server in client.health()) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+is_over.set()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_a_forked_child_uses_all_servers_whatever_the_threads_of_its_parent_did() -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK]  # Python 3.12 warns of threads
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert output.stdout == "0\n"
+
+
+class Tasks:
+    """An asynchronous transport over a blocking one. While that is down, its probes hang."""
+
+    missing_features = frozenset[str]()
+
+    def __init__(self, url: str) -> None:
+        self.blocking = FlakyTransport(url=url)
+        self.url = url
+        self.probes = 0
+
+    async def infer(self, *args: Any, **options: Any) -> Outputs:
+        return self.blocking.infer(*args, **options)
+
+    async def ready(self, timeout_s: float) -> bool:
+        self.probes += 1
+        if self.blocking.down is not None:
+            await asyncio.Event().wait()
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any) -> Any:
+            return getattr(self.blocking, name)(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_all_servers_are_closed_at_the_same_time(is_async: bool) -> None:
+    together = threading.Barrier(3)
+
+    class Waiting(FlakyTransport):
+        def close(self) -> None:
+            together.wait(5)
+
+    transports = [Waiting(url=f"fake://{number}") for number in range(3)]
+    if is_async:
+        asyncio.run(AsyncClient("fake", transport=transports).close())
+    else:
+        Client("fake", transport=transports).close()
+    assert not together.broken
+
+
+def test_a_cancelled_check_of_health_leaves_no_task() -> None:
+    async def cancel() -> None:
+        transports = [Tasks("fake://one"), Tasks("fake://two")]
+        for transport in transports:
+            transport.blocking.down = down
+        others = asyncio.all_tasks()
+        check = asyncio.ensure_future(AsyncClient("fake", transport=transports).health())
+        while not all(transport.probes for transport in transports):
+            await asyncio.sleep(0)
+        check.cancel()
+        await asyncio.wait([check])
+        while asyncio.all_tasks() != others:
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(cancel(), 5))
+
+
+def test_a_probe_that_is_lost_with_its_event_loop_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble._client.replicas._FIRST_EJECTION_S", 0.0)
+    monkeypatch.setattr("defensemble._client.replicas._LOST_PROBE_S", 0.0)
+    first, second = Tasks("fake://one"), Tasks("fake://two")
+    client = AsyncClient("fake", transport=[first, second], retry=AT_ONCE)
+    first.blocking.down = down
+    loop = asyncio.new_event_loop()
+    for _ in range(3):
+        loop.run_until_complete(client.predict(images(1)))
+        loop.run_until_complete(asyncio.sleep(0))
+    assert first.probes > 0
+    loop.close()
+    first.blocking.down = None
+
+    async def until_back() -> None:
+        while (await client.predict(images(1))).url != "fake://one":
+            await asyncio.sleep(0)
+        await client.close()
+
+    asyncio.run(asyncio.wait_for(until_back(), 5))
 
 
 def test_an_overloaded_server_passes_its_call_on() -> None:
@@ -210,11 +371,32 @@ def test_a_model_that_changes_in_each_call_is_an_error() -> None:
     assert transport.attempts == 1 + 3 * 2
 
 
+def test_a_handler_of_the_log_may_use_the_client() -> None:
+    client, first, _ = pair()
+    first.down = down
+    seen: list[int] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(client.counters.ejections)  # type: ignore[method-assign]
+    logger = logging.getLogger("defensemble")
+    logger.addHandler(handler)
+    try:
+        caller = threading.Thread(target=lambda: [client.predict(images(1)) for _ in range(2)], daemon=True)
+        caller.start()
+        caller.join(5)
+        assert not caller.is_alive()
+    finally:
+        logger.removeHandler(handler)
+    assert 1 in seen
+
+
 def test_every_replica_answers_to_the_same_client_options() -> None:
     with raises(InputError, "empty"):
         Client([])
     with raises(InputError, "empty"):
         Client("fake", transport=[])
+    with raises(InputError, "url | list"):
+        Client([["http://localhost"]])  # type: ignore[list-item]
+    assert Client(["http://localhost", "http://localhost:8000/"]).urls == ("http://localhost:8000",)
     with raises(InputError, "transport | compression"):
         Client("fake", transport=FlakyTransport(), compression="gzip")
     with raises(InputError, "max_parallel | 0"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -14,9 +16,12 @@ from defensemble import (
     ConnectionFailedError,
     DeadlineExceededError,
     ForbiddenError,
+    GrpcTransport,
+    HttpTransport,
     InputError,
     ModelNotFoundError,
     NotReadyError,
+    OutputRequest,
     RequestRefusedError,
     RetriesExhaustedError,
     RetryPolicy,
@@ -26,6 +31,7 @@ from defensemble import (
 from defensemble._client.retries import RetryBudget
 from tests.support.facts import raises
 from tests.support.flaky import FlakyTransport
+from tests.support.scripted import free_port
 from tests.support.tiny import images
 
 AT_ONCE = RetryPolicy(initial_backoff_s=0)
@@ -90,6 +96,41 @@ def test_without_retries_the_error_is_the_servers() -> None:
     with pytest.raises(NotReadyError, match="busy"):
         client.predict(images(1))
     assert transport.attempts == 2
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_images_leave_the_memory_after_a_failed_call(count: int) -> None:
+    client, transport = client_of()
+    client.describe()
+    transport.down = lambda: NotReadyError("busy")
+    batch = images(count)
+    kept = weakref.ref(batch)
+    gc.disable()  # what only the garbage collector frees stays for long, since it counts objects and not bytes
+    try:
+        with pytest.raises(RetriesExhaustedError):
+            client.predict(batch)
+        del batch
+        deadline = time.monotonic() + 5
+        while kept() is not None:  # threads of other chunks may still run
+            assert time.monotonic() < deadline
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", [HttpTransport, GrpcTransport])
+def test_images_leave_the_memory_after_a_failed_connection(kind: type[HttpTransport | GrpcTransport]) -> None:
+    transport = kind(f"{'http' if kind is HttpTransport else 'grpc'}://127.0.0.1:{free_port()}")
+    batch = images(1)
+    kept = weakref.ref(batch)
+    gc.disable()
+    try:
+        with pytest.raises(ConnectionFailedError):
+            transport.infer("alpha", {"images": batch}, [OutputRequest("logits")], 5)
+        del batch
+        assert kept() is None
+    finally:
+        gc.enable()
+        transport.close()
 
 
 def test_retries_end_with_the_deadline() -> None:
@@ -162,6 +203,8 @@ def test_backoffs_have_full_jitter_below_an_exponential_limit(retry: int, first_
         ({"initial_backoff_s": float("inf")}, "initial_backoff_s | inf"),
         ({"max_backoff_s": "1"}, "max_backoff_s | '1'"),
         ({"reserve": True}, "reserve | True"),
+        ({"reserve": 10**400}, "reserve | 1e+09"),
+        ({"budget": 10**400}, "budget | 1e+09"),
     ],
 )
 def test_a_policy_rejects_invalid_values(options: dict[str, Any], facts: str) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from defensemble import AsyncClient, Client
+from defensemble import AsyncClient, Client, ClientClosedError, ConnectionFailedError, DefensembleError
 from tests.support.checkout import ROOT
 from tests.support.clients import url_of
 from tests.support.tcp_proxy import TcpProxy, connected_sockets, delay, proxied, slow, stall, until
@@ -99,6 +99,30 @@ def test_a_call_is_cancelled_at_whatever_step_it_is(protocol: str, triton: Serve
 
     with proxied(url_of(protocol, triton)) as proxy:
         asyncio.run(cancel_all(proxy.port))
+        proxy.assert_no_socket_left()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_client_that_is_closed_during_calls_ends_them(protocol: str, triton: Server) -> None:
+    with proxied(url_of(protocol, triton)) as proxy:
+        client = Client(url_of(protocol, triton, proxy.port), "alpha", timeout_s=30)
+        client.describe()
+        under_way = threading.Barrier(9)
+
+        def call() -> type[Exception]:
+            client.predict(images(20))
+            under_way.wait(20)
+            try:
+                while True:
+                    client.predict(images(20))
+            except DefensembleError as error:
+                return type(error)
+
+        with ThreadPoolExecutor(8) as pool:
+            calls = [pool.submit(call) for _ in range(8)]
+            under_way.wait(20)
+            client.close()
+            assert {each.result(10) for each in calls} <= {ClientClosedError, ConnectionFailedError}
         proxy.assert_no_socket_left()
 
 

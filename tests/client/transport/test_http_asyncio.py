@@ -137,26 +137,31 @@ def test_many_tasks_share_a_transport(tasks: int) -> None:
     assert sockets() == before
 
 
-def test_a_lookup_does_not_block_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [HttpTransport, AsyncHttpTransport])
+def test_a_slow_lookup_ends_at_the_deadline_and_blocks_no_event_loop(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     looking_up, found = threading.Event(), threading.Event()
 
-    def slow(*arguments: Any, **options: Any) -> list[Any]:
+    def slow(*arguments: Any, flags: int = 0, **options: Any) -> list[Any]:
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror
         looking_up.set()
         found.wait(10)
         return []
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
+    transport = kind("http://slow.example")
 
     async def main() -> None:
-        transport = AsyncHttpTransport("http://slow.example")
         task = asyncio.create_task(transport.live(0.1))
         while not looking_up.is_set():
             await asyncio.sleep(0.001)
-        with pytest.raises(DeadlineExceededError):
-            await task
-        found.set()
+        await task
 
-    asyncio.run(main())
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        transport.live(0.1) if kind is HttpTransport else asyncio.run(main())
+    assert time.monotonic() - began < 5, "neither the call nor the end of the loop waits for the resolver"
+    found.set()
 
 
 def test_a_keyboard_interrupt_returns_at_once_and_drops_the_connection() -> None:

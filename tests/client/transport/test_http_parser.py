@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import tracemalloc
 import weakref
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -99,6 +102,31 @@ def test_the_body_is_freed_without_a_garbage_collection() -> None:
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_a_length_that_is_announced_and_not_sent_takes_no_memory() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    reader = ResponseReader(memoryview(bytearray(1 << 16)))
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 2000000000\r\n\r\n{"
+    before = resident_bytes()
+    reader.buffer()[: len(head)] = head
+    reader.received(len(head))
+    assert len(reader.buffer()) == 2_000_000_000 - 1
+    assert resident_bytes() - before < 1 << 24
+
+
+def test_tiny_chunks_take_the_memory_of_their_content() -> None:
+    tracemalloc.start()
+    try:
+        reader = ResponseReader(memoryview(bytearray(1 << 16)))
+        for part in (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"2\r\nab\r\n" * 5000] * 4):
+            reader.buffer()[: len(part)] = part
+            reader.received(len(part))
+        assert tracemalloc.get_traced_memory()[0] < 300_000, "40,000 bytes of content, and the memory to receive into"
+    finally:
+        tracemalloc.stop()
 
 
 def test_small_parts_of_a_request_are_joined() -> None:

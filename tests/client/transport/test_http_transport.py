@@ -28,6 +28,7 @@ from defensemble import (
     Transport,
 )
 from defensemble._transport.base import ConnectionOptions, TlsFiles
+from defensemble._transport.http_tensors import _parse_head_once
 from tests.support.certificates import make_certificate
 from tests.support.facts import raises
 from tests.support.http_transports import KINDS, Connect, idle_connections
@@ -357,3 +358,14 @@ def test_https_shows_the_certificate_of_the_client(tmp_path: Path, connect: Conn
         with raises(ConnectionFailedError, "certificate required") as caught:
             infer(unknown)
         assert not caught.value.is_retryable
+
+
+def test_outputs_as_json_in_a_binary_response_do_not_stay_in_memory(connect: Connect) -> None:
+    tensor = {"name": "y", "datatype": "FP32", "shape": [2000], "data": [0.25] * 2000}
+    head = json.dumps({"outputs": [tensor]}).encode()
+    response = http(head, headers=f"Inference-Header-Content-Length: {len(head)}\r\n")
+    before = _parse_head_once.cache_info().currsize
+    with scripted(sends(response)) as server:
+        outputs = connect(server.url).infer("alpha", {"images": IMAGES}, [OutputRequest("y")], 5)
+    assert outputs["y"].shape == (2000,)
+    assert _parse_head_once.cache_info().currsize == before

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from defensemble import InputError
+from defensemble import AsyncClient, Client, InputError
 from defensemble._transport.base import TlsFiles, check_compression
 from defensemble._transport.tls import ssl_context_from_files
 from tests.support.certificates import make_certificate, openssl
@@ -21,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl("pkey", "-in", folder / "mine.key", "-aes128", "-passout", "pass:secret", "-out", folder / "encrypted.key")
     (folder / "text.pem").write_text("not a certificate")
     (folder / "empty.pem").write_text("")
+    os.mkfifo(folder / "fifo")
     return folder
 
 
@@ -35,6 +37,10 @@ def files(folder: Path, *names: str | None) -> TlsFiles:
         (("text.pem",), "ca_file | text.pem"),
         (("empty.pem",), "ca_file | empty.pem"),
         ((".",), "ca_file | is a directory"),
+        (("fifo",), "ca_file | fifo | a FIFO"),
+        ((None, "fifo"), "certificate_file | fifo | a FIFO"),
+        ((None, "mine.pem", "fifo"), "key_file | fifo | a FIFO"),
+        (("a\0b",), "ca_file | null"),
         ((None, "mine.pem"), "certificate_file | mine.pem | private key"),
         ((None, "mine.pem", "absent.key"), "key_file | absent.key | no such file"),
         ((None, "mine.pem", "text.pem"), "key_file | text.pem"),
@@ -54,10 +60,17 @@ def test_valid_files_make_a_context_that_checks_servers(folder: Path) -> None:
     assert [authority["subject"] for authority in context.get_ca_certs()] == [((("commonName", "localhost"),),)]
 
 
-@pytest.mark.parametrize("tls", ["ca.pem", ("ca.pem",), TlsFiles(3), TlsFiles(None, b"x")])  # type: ignore[arg-type]
+@pytest.mark.parametrize("tls", ["ca.pem", ("ca.pem",), TlsFiles(3), TlsFiles(None, b"x"), TlsFiles("")])  # type: ignore[arg-type]
 def test_values_of_another_type_are_refused(tls: Any) -> None:
     with raises(InputError, "tls"):
         ssl_context_from_files(tls)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_files_for_a_url_without_tls_are_an_error(scheme: str) -> None:
+    for client in (Client, AsyncClient):
+        with raises(InputError, f"tls | {scheme}:// | {scheme}s://"):
+            client(f"{scheme}://localhost", tls=TlsFiles())
 
 
 def test_the_compression_is_gzip_or_none() -> None:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from ..cells import cell
 from ..notes import print_progress
 
 SCHEMA = "defensemble.predict/1"
@@ -133,7 +133,7 @@ class TableOutput(PredictionOutput):
             console.print(accuracy_text, highlight=False)
 
     def _table(self) -> Table:
-        table = Table(title=f"{escape(self._title)}: {self._count:,} image{'' if self._count == 1 else 's'}")
+        table = Table(title=f"{cell(self._title)}: {self._count:,} image{'' if self._count == 1 else 's'}")
         table.add_column("file", overflow="fold")
         if self._with_truth:
             table.add_column("truth")
@@ -143,13 +143,13 @@ class TableOutput(PredictionOutput):
         if self._with_information:
             table.add_column("mutual information (nats)", justify="right")
         for row in self._rows:
-            cells = [row["file"]]
+            cells = [cell(row["file"])]
             if self._with_truth:
-                cells.append(row.get("truth", ""))
-            cells.append("\n".join(entry["label"] for entry in row["top"]))
+                cells.append(cell(row.get("truth", "")))
+            cells.append("\n".join(cell(entry["label"]) for entry in row["top"]))
             cells.append("\n".join(f"{entry['probability']:.4f}" for entry in row["top"]))
             cells.append(f"{row['entropy']:.4f}")
             if self._with_information:
                 cells.append(f"{row['mutual_information']:.4f}")
-            table.add_row(*(escape(cell) for cell in cells))
+            table.add_row(*cells)
         return table

@@ -15,7 +15,6 @@ import click
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -27,8 +26,10 @@ from ..._client.model_info import is_ensemble_signature, steps_from_config
 from ..._client.retries import RetryPolicy
 from ..._client.runtime import BlockingRuntime
 from ..._exceptions import ForbiddenError, ModelNotFoundError, NotReadyError, RequestRefusedError, ServiceError
+from ..._transport.address import TLS_SCHEMES, address_from_url
 from ..._transport.base import ModelMetadata, ModelState, ModelStatistics, TlsFiles
 from ...ensembles.local_servers import find_local_server, local_server_status
+from ..cells import cell
 
 if TYPE_CHECKING:
     from defensemble_server import ServerStatus
@@ -129,7 +130,7 @@ class WatchedServer:
             return ()
 
     def _unavailable(self) -> list[ModelState]:
-        """Return the models that failed to load, or are loading. Only servers that show this client their repository report them."""
+        """Return the models that failed to load or are loading, from servers that show this client their repository."""
         if not self._lists_states:
             return []
         try:
@@ -223,7 +224,8 @@ def tables_from_samples(samples: Sequence[ServerSample], before: Sequence[Server
 def _client(url: str, timeout_s: float, tls: TlsFiles | None) -> Client:
     local = find_local_server(url)
     key = None if local is None else local.admin_key  # shows which models are not loaded, and what ensembles consist of
-    return Client(url, timeout_s=timeout_s, retry=RetryPolicy(max_retries=0), tls=tls, admin_key=key)
+    own_tls = tls if address_from_url(url).scheme in TLS_SCHEMES else None
+    return Client(url, timeout_s=timeout_s, retry=RetryPolicy(max_retries=0), tls=own_tls, admin_key=key)
 
 
 def _models(sample: ServerSample, previous: ServerSample | None) -> list[dict[str, Any]]:
@@ -276,13 +278,13 @@ def _server_table(servers: Sequence[Mapping[str, Any]]) -> Table:
         round_trip = "" if server["round_trip_ms"] is None else f"{server['round_trip_ms']:.1f} ms"
         restarts = "" if server["restarts"] is None else str(server["restarts"])
         version = f"{server['name']} {server['version']}".strip()
-        table.add_row(*map(escape, (server["url"], version, _state(server), restarts, uptime, round_trip)))
+        table.add_row(*map(cell, (server["url"], version, _state(server), restarts, uptime, round_trip)))
     return table
 
 
 def _model_table(server: Mapping[str, Any], *, with_title: bool) -> Table:
     models = server["models"]
-    table = _table(escape(server["url"]) if with_title else None)
+    table = _table(cell(server["url"]) if with_title else None)
     # On a narrow terminal, only names and reasons are shortened.
     table.add_column("model", overflow="ellipsis", min_width=10)
     table.add_column("v", no_wrap=True)
@@ -300,7 +302,7 @@ def _model_table(server: Mapping[str, Any], *, with_title: bool) -> Table:
         state = f"{model['state']}: {model['reason']}" if model["reason"] else model["state"]
         cells = [model["name"], "" if model["version"] is None else str(model["version"]), model["kind"], state]
         cells += ["-" if model[name] is None else f"{model[name]:{form}}" for name, form in numbers.items()]
-        table.add_row(*map(escape, cells))
+        table.add_row(*map(cell, cells))
     return table
 
 

@@ -60,7 +60,7 @@ from ..verb import Verb
         "--retries",
         type=click.IntRange(min=0),
         metavar="N",
-        default=3,
+        default=5,
         help="Retries of a request after a lost connection or an overload.",
     ),
     click.option("--compression", type=click.Choice(COMPRESSIONS), help="Compress requests and responses, for slow networks."),
