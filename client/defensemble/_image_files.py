@@ -130,8 +130,8 @@ def find_labelled_images(folder: Path, info: ModelInfo, counts: ReadCounts) -> t
     splits = [name for name in _SPLITS if name not in info.class_names and (folder / name).is_dir()]
     if splits:
         raise InputError(
-            f"{folder} contains the splits {', '.join(splits)} and not the classes of model {info.name!r}: pass the folder of one split, "
-            f"such as {folder / splits[0]}"
+            f"{folder} contains the split{'s' if len(splits) > 1 else ''} {', '.join(splits)} and not the classes of model {info.name!r}: "
+            f"pass the folder of one split, such as {folder / splits[0]}"
         )
     with input_errors():
         labelled = labelled_files(folder)

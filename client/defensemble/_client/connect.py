@@ -25,7 +25,8 @@ class ClientBase:
         self._calls = calls
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.url!r}, model={self._calls.model!r}, timeout_s={self.timeout_s:g})"
+        url = self.url if len(self.urls) == 1 else list(self.urls)
+        return f"{type(self).__name__}({url!r}, model={self._calls.model!r}, timeout_s={self.timeout_s:g})"
 
     @property
     def url(self) -> str:

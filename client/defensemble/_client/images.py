@@ -54,7 +54,7 @@ def images_from_input(
         if not images:
             raise InputError(f"images is an empty {type(images).__name__}; expected at least one picture ({_PICTURE})")
         names = [f"images[{number}]" for number in range(len(images))]
-        encoded = [_encoded_picture(image, name, layout, dtype) for image, name in zip(images, names, strict=True)]
+        encoded = [_encoded_picture(image, name, layout, dtype, is_in_list=True) for image, name in zip(images, names, strict=True)]
     else:
         encoded = [_encoded_picture(images, "images", layout, dtype)]
     return _images_from_pictures(encoded, info, resize)
@@ -161,27 +161,32 @@ def _check_shape(shape: tuple[int, ...], info: ModelInfo, layout: str, name: str
     )
 
 
-def _encoded_picture(picture: object, name: str, layout: str, dtype: str) -> EncodedImage:
-    encoded = _read_later(picture, name)
+def _encoded_picture(picture: object, name: str, layout: str, dtype: str, is_in_list: bool = False) -> EncodedImage:
+    encoded = _read_later(picture, name, is_in_list)
     for option, value, default in (("layout", layout, LAYOUTS[0]), ("dtype", dtype, DTYPES[0])):
         if value != default:
             raise InputError(f'{option}="{value}" is for arrays, got a picture as {name}, which states its own: omit {option}')
     return encoded
 
 
-def _read_later(picture: object, name: str) -> EncodedImage:
+def _read_later(picture: object, name: str, is_in_list: bool) -> EncodedImage:
     if isinstance(picture, bytes):
         return EncodedImage(name, picture)
+    if isinstance(picture, str) and picture.startswith(("http://", "https://")):
+        raise InputError(f"{name} must be {_PICTURE}, got the URL {picture!r:.100}: download it, and pass the bytes")
     if isinstance(picture, (str, os.PathLike)):
         path = Path(picture)
+        if path.is_dir():
+            raise InputError(
+                f'{name} must be {_PICTURE}, got the folder {path}: pass its files, such as sorted(Path({str(path)!r}).rglob("*.png")), to '
+                "predict_iter"
+            )
         return EncodedImage(str(path), path)
     pillow = sys.modules.get("PIL.Image")  # there is no PIL image where Pillow was not imported
     if pillow is not None and isinstance(picture, pillow.Image):
         return EncodedImage(name, picture)
-    raise InputError(
-        f"{name} must be a numpy array, a picture ({_PICTURE}), or a list of pictures in predict; got {_name_of_type(picture)}"
-        f"{_fix(picture, name)}"
-    )
+    expected = f"a picture ({_PICTURE})" if is_in_list else f"a numpy array, a picture ({_PICTURE}), or a list of pictures in predict"
+    raise InputError(f"{name} must be {expected}; got {_name_of_type(picture)}{_fix(picture, name)}")
 
 
 def _name_of_type(value: object) -> str:

@@ -169,7 +169,8 @@ def names_from_outputs(outputs: object) -> tuple[str, ...]:
         InputError: They are not a sequence of strings.
     """
     if isinstance(outputs, str):
-        raise InputError(f"outputs must be {_NAMES}, got the string {outputs!r}: pass outputs=({outputs!r},)")
+        fix = f"outputs=({outputs!r},)" if outputs in ENSEMBLE_OUTPUTS else f"model={outputs!r:.100} if it is the name of a model"
+        raise InputError(f"outputs must be {_NAMES}, got the string {outputs!r:.100}: pass {fix}")
     try:
         names: tuple[Any, ...] = tuple(outputs)  # type: ignore[arg-type]
     except TypeError:

@@ -228,6 +228,8 @@ def error_from_connect(error: OSError, url: str, *, kind: type[ServiceError] | N
             f"cannot connect to {url}: the server's certificate is not trusted ({error.verify_message}). Install its certificate authority "
             "on this machine, or pass tls=TlsFiles(ca_file) to Client."
         )
+    elif isinstance(error, socket.gaierror):
+        translated = kind(f"cannot connect to {url}: the host name cannot be resolved. Check the host in the URL, and this machine's DNS.")
     else:
         translated = kind(
             f"cannot connect to {url}: {_connect_reason(error)}; is the server running? Start one with 'defensemble serve' or check the "
@@ -239,8 +241,6 @@ def error_from_connect(error: OSError, url: str, *, kind: type[ServiceError] | N
 
 
 def _connect_reason(error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return "the host name cannot be resolved"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
     if isinstance(error, TimeoutError):

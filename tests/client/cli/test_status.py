@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
-from defensemble import Client, FakeTransport, ModelState, ModelStatistics, RequestRefusedError, ServerHealth
+from defensemble import Client, ConnectionFailedError, FakeTransport, ModelState, ModelStatistics, RequestRefusedError, ServerHealth
 from defensemble.cli import cli
-from defensemble.cli.actions.status import ServerSample, WatchedServer, take_samples, values_from_samples
+from defensemble.cli.actions.status import ServerSample, WatchedServer, tables_from_samples, take_samples, values_from_samples
 from tests.support.command_line import TIMEOUT_S, start
 from tests.support.facts import assert_facts
 from tests.support.fakes import ensemble, fused, member
@@ -115,6 +117,22 @@ def test_the_tables_name_servers_models_and_what_is_missing(triton: Any) -> None
     (server,) = json.loads(done.stdout)["servers"]
     assert (server["live"], server["models"]) == (False, [])
     assert_facts(server["error"], f"{url} | refused")
+
+
+def test_a_server_that_is_down_leaves_room_for_the_models_of_another_one_on_a_small_terminal() -> None:
+    def of_requests(requests: int) -> ServerSample:
+        return of_time(requests / 10, *(ModelStatistics(f"model{number}", 1, requests, requests, 0) for number in range(5)))
+
+    down = ServerHealth("http://127.0.0.1:12345", False, False, "", "", ConnectionFailedError("no route | " * 10), 0, True)
+    output = io.StringIO()
+    console = Console(file=output, width=80)
+    samples, before = ([of_requests(requests), ServerSample(requests / 10, down)] for requests in (30, 10))
+    console.print(tables_from_samples(samples, before))
+    lines = output.getvalue().splitlines()
+    assert len(lines) < 24
+    assert_facts(" ".join(lines), f"{down.url} | {down.url}: no route | error")
+    (row,) = (line.split() for line in lines if "model4" in line)
+    assert row == ["model4", "1", "model", "READY", "10.0", "0.0", "0.00", "0.00", "0"], "nothing is cut off"
 
 
 def test_the_counters_of_a_real_server(triton: Any) -> None:

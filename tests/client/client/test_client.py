@@ -89,6 +89,7 @@ def test_predict_rejects_member_outputs_of_a_single_network() -> None:
     ("outputs", "facts"),
     [
         ("entropy", "'entropy' | outputs=('entropy',)"),
+        ("alpha", "'alpha' | model='alpha'"),
         ((), "outputs | empty"),
         (("probabilities", "logits"), "logits | probabilities, member_probabilities"),
         (["probability"], "probability | probabilities"),
@@ -338,6 +339,8 @@ def test_a_timeout_must_be_positive(timeout_s: Any) -> None:
 def test_a_client_has_a_repr_and_server_information() -> None:
     client = client_of(house(), "alpha", timeout_s=3)
     assert repr(client) == "Client('fake://server', model='alpha', timeout_s=3)"
+    both = Client("fake", "alpha", transport=[FakeTransport({}, url="fake://a"), FakeTransport({}, url="fake://b")])
+    assert repr(both) == "Client(['fake://a', 'fake://b'], model='alpha', timeout_s=60)"
     assert client.url == "fake://server"
     assert client.models() == ["alpha", "beta", "ensemble", "standard"]
     assert client.server_metadata().name == "fake"

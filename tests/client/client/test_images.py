@@ -218,6 +218,8 @@ PICTURE = Image.fromarray(colours())
         (list(FLOATS), {}, "images[0] | numpy.ndarray | (3, 6, 8) | numpy.stack(images)"),
         ([PICTURE, FLOATS[0]], {}, "images[1] | numpy.ndarray | numpy.stack(images)"),
         ([PICTURE, None], {}, "images[1] | NoneType"),
+        ("https://example.org/cat.png", {}, "images | https://example.org/cat.png | bytes"),
+        (["http://example.org/cat.png"], {}, "images[0] | http://example.org/cat.png | bytes"),
         (FLOATS.tolist(), {}, "images[0] | list | numpy.array(images, dtype=numpy.float32)"),
         (Tensor(), {}, "torch.Tensor | images.detach().cpu().numpy()"),
         (0.5, {}, "images | float | numpy.array"),
@@ -263,8 +265,8 @@ def test_a_picture_that_cannot_be_loaded_is_damaged_and_a_missing_file_is_an_os_
     stream.close()
     with raises(InputError, "images"):
         images_from_input(closed, model())
-    with raises(InputError, f"{tmp_path} | folder"):
-        images_from_input(tmp_path, model())
+    with raises(InputError, f"images[1] | folder {tmp_path} | predict_iter"):
+        images_from_input([PICTURE, tmp_path], model())
     for path in (tmp_path / "none.png", str(tmp_path / "none.png")):
         with raises(FileNotFoundError, "none.png"):
             images_from_input(path, model())

@@ -145,7 +145,7 @@ def test_socket_errors_map_to_error_classes() -> None:
     ("error", "kind", "facts"),
     [
         (ConnectionRefusedError(111, "Connection refused"), ConnectionFailedError, "connection refused | defensemble serve"),
-        (socket.gaierror(-2, "Name or service not known"), ConnectionFailedError, "the host name cannot be resolved"),
+        (socket.gaierror(-2, "Name or service not known"), ConnectionFailedError, "the host name cannot be resolved | URL"),
         (TimeoutError("timed out"), DeadlineExceededError, "connection timed out"),
         (OSError(113, "No route to host"), ConnectionFailedError, "no route to host"),
         (ssl.SSLError(1, "wrong version number"), ConnectionFailedError, "TLS handshake failed"),

@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from defensemble_repository.names import AVERAGING_NAME
 
@@ -162,7 +163,7 @@ def show_status(urls: Sequence[str], *, interval_s: float | None, as_json: bool,
         while True:
             next_look = time.monotonic() + interval_s
             if live is not None:
-                live.update(_tables(samples, before), refresh=True)
+                live.update(tables_from_samples(samples, before), refresh=True)
             else:
                 _print(console, samples, before, as_json=as_json, indent=None)
             time.sleep(max(0.0, next_look - time.monotonic()))
@@ -204,6 +205,20 @@ def values_from_samples(samples: Sequence[ServerSample], before: Sequence[Server
             }
         )
     return {"schema": SCHEMA, "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"), "servers": servers}
+
+
+def tables_from_samples(samples: Sequence[ServerSample], before: Sequence[ServerSample | None]) -> Group:
+    """Return the tables that show samples: one of the servers, the errors below it, and one of models for each server.
+
+    Args:
+        samples: See `values_from_samples`.
+        before: See `values_from_samples`.
+    """
+    servers = values_from_samples(samples, before)["servers"]
+    errors = [Text(f"{_error(server)}\n") for server in servers if server["error"] is not None]
+    return Group(
+        _server_table(servers), *errors, *(_model_table(server, with_title=len(servers) > 1) for server in servers if server["models"])
+    )
 
 
 def _client(url: str, timeout_s: float, tls: TlsFiles | None) -> Client:
@@ -249,12 +264,7 @@ def _print(
     if as_json:
         click.echo(json.dumps(values_from_samples(samples, before), indent=indent, allow_nan=False))
     else:
-        console.print(_tables(samples, before))
-
-
-def _tables(samples: Sequence[ServerSample], before: Sequence[ServerSample | None]) -> Group:
-    servers = values_from_samples(samples, before)["servers"]
-    return Group(_server_table(servers), *(_model_table(server, with_title=len(servers) > 1) for server in servers if server["models"]))
+        console.print(tables_from_samples(samples, before))
 
 
 def _server_table(servers: Sequence[Mapping[str, Any]]) -> Table:
@@ -282,6 +292,7 @@ def _model_table(server: Mapping[str, Any], *, with_title: bool) -> Table:
     table.add_column("state", overflow="fold", min_width=len("READY"))
     numbers = {"latency_ms": ".2f", "queue_ms": ".2f", "failures": ",", "requests": ","}
     if any(model["requests_per_s"] is not None for model in models):
+        del numbers["requests"]  # with it, the table does not fit into 80 columns
         numbers = {"requests_per_s": ",.1f", "images_per_s": ",.1f", **numbers}
     else:
         numbers["images"] = ","
@@ -299,10 +310,15 @@ def _table(title: str | None = None) -> Table:
     return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
+def _error(server: Mapping[str, Any]) -> str:
+    url, error = server["url"], server["error"]
+    return str(error) if url in error else f"{url}: {error}"
+
+
 def _state(server: Mapping[str, Any]) -> str:
     if server["restarting"]:
         return "restarting"
     if server["error"] is not None:
-        return str(server["error"])
+        return "error"
     state = "ready" if server["ready"] else "live, not ready" if server["live"] else "not live"
     return state if server["has_statistics"] else f"{state}; reports no statistics"
