@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .._transport.base import AsyncTransport, ModelStatistics, ServerMetadata, TlsFiles, Transport
 from .._transport.factory import async_transport_from_url
@@ -14,6 +14,11 @@ from .connect import ClientBase, replicas_from_arguments
 from .model_info import ModelInfo
 from .prediction import Prediction
 from .retries import RetryPolicy
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .images import Images, Picture
 
 
 class AsyncClient(ClientBase):
@@ -63,13 +68,13 @@ class AsyncClient(ClientBase):
 
     async def predict(
         self,
-        images: Any,
+        images: Images,
         outputs: Sequence[str] = ("probabilities",),
         model: str | None = None,
         *,
-        layout: str = "NCHW",
-        dtype: str = "float32",
-        resize: str | None = None,
+        layout: Literal["NCHW", "NHWC"] = "NCHW",
+        dtype: Literal["float32", "uint8"] = "float32",
+        resize: Literal["crop", "squash"] | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
@@ -80,14 +85,14 @@ class AsyncClient(ClientBase):
 
     def predict_iter(
         self,
-        images: Iterable[Any] | AsyncIterable[Any],
+        images: Iterable[NDArray[Any] | Picture] | AsyncIterable[NDArray[Any] | Picture],
         outputs: Sequence[str] = ("probabilities",),
         model: str | None = None,
         *,
         batch_size: int | None = None,
-        layout: str = "NCHW",
-        dtype: str = "float32",
-        resize: str | None = None,
+        layout: Literal["NCHW", "NHWC"] = "NCHW",
+        dtype: Literal["float32", "uint8"] = "float32",
+        resize: Literal["crop", "squash"] | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Prediction, None]:
         """Classify images one after another as they come; see `Client.predict_iter`. The images may come from an asynchronous iterable.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .._coroutines import run_blocking
 from .._transport.base import ModelStatistics, ServerMetadata, TlsFiles, Transport
@@ -15,6 +15,11 @@ from .model_info import ModelInfo
 from .prediction import Prediction
 from .retries import RetryPolicy
 from .runtime import BlockingRuntime
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .images import Images, Picture
 
 
 class Client(ClientBase):
@@ -87,13 +92,13 @@ class Client(ClientBase):
 
     def predict(
         self,
-        images: Any,
+        images: Images,
         outputs: Sequence[str] = ("probabilities",),
         model: str | None = None,
         *,
-        layout: str = "NCHW",
-        dtype: str = "float32",
-        resize: str | None = None,
+        layout: Literal["NCHW", "NHWC"] = "NCHW",
+        dtype: Literal["float32", "uint8"] = "float32",
+        resize: Literal["crop", "squash"] | None = None,
         timeout_s: float | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
@@ -132,14 +137,14 @@ class Client(ClientBase):
 
     def predict_iter(
         self,
-        images: Iterable[Any],
+        images: Iterable[NDArray[Any] | Picture],
         outputs: Sequence[str] = ("probabilities",),
         model: str | None = None,
         *,
         batch_size: int | None = None,
-        layout: str = "NCHW",
-        dtype: str = "float32",
-        resize: str | None = None,
+        layout: Literal["NCHW", "NHWC"] = "NCHW",
+        dtype: Literal["float32", "uint8"] = "float32",
+        resize: Literal["crop", "squash"] | None = None,
         timeout_s: float | None = None,
     ) -> Iterator[Prediction]:
         """Classify images one after another as they come, and yield a prediction of one image for each, in order.

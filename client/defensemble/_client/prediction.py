@@ -55,7 +55,7 @@ class Prediction:
 
     Example:
         >>> prediction = client.predict(images)
-        >>> for label, probability in zip(prediction.labels, prediction.probabilities.max(axis=1)):
+        >>> for label, probability in zip(prediction.labels, prediction.confidence):
         ...     print(f"{label}: {probability:.0%}")
         >>> prediction[0].top(3)
         [[('cat', 0.81), ('dog', 0.12), ('frog', 0.03)]]
@@ -129,6 +129,12 @@ class Prediction:
     def labels(self) -> list[str]:
         """Names of the most probable classes, N of them; the indices as strings if the model has no names."""
         return [self.class_names[index] for index in self.indices]
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """Probabilities of the most probable classes, (N,)."""
+        largest: NDArray[np.float32] = self.probabilities.max(axis=1)
+        return largest
 
     def top(self, count: int = 5) -> list[list[tuple[str, float]]]:
         """Return the most probable classes of each image, in order, as (label, probability).

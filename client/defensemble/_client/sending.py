@@ -69,7 +69,7 @@ class Call:
             return left_s
         last_error = self.attempts[-1].error if self.attempts else self.waits_for
         if last_error is None:
-            raise DeadlineExceededError(f"the call was not over within {self.timeout_s:g} s. Raise timeout_s (--timeout).")
+            raise DeadlineExceededError(f"the call did not finish within {self.timeout_s:g} s. Raise timeout_s (--timeout).")
         tried = f" after {len(self.attempts)} failed attempts" if self.attempts else ", since no server can be used"
         raise DeadlineExceededError(f"no response within {self.timeout_s:g} s{tried}; the last error: {last_error}") from last_error
 

@@ -54,6 +54,7 @@ def test_a_prediction_has_labels_indices_and_entropy() -> None:
     prediction = prediction_of(probabilities=np.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]], np.float32))
     assert prediction.labels == ["c", "a"]
     assert prediction.indices.tolist() == [2, 0]
+    assert prediction.confidence.tolist() == pytest.approx([0.7, 0.5])
     assert len(prediction) == 2
     np.testing.assert_allclose(prediction.entropy, [0.8018186, 1.0397208], atol=1e-6)
 
