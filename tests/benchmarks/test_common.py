@@ -25,6 +25,7 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") i
 PAGES = {
     "aborted_calls": "aborting.page",
     "averaging_cost": "averaging_cost",
+    "client": "calling.page",
     "edit_under_load": "editing.page",
     "pipeline_vs_fused": "fused.page",
     "precisions": "precision.page",
