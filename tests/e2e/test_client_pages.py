@@ -25,7 +25,7 @@ from tests.support.tls_proxy import tls_proxy
 PRINTED = {
     "pictures.md": "['circle']\n['circle']\n['circle', 'square']\nphotos/a.png: circle ( | ['circle', 'square', 'square', 'circle'",
     "asyncio.md": "saw a circle",
-    "several-servers.md": "http://127.0.0.1 | http://localhost | 0 retries | in use | triton 2.",
+    "several-servers.md": "http://127.0.0.1 | http://localhost | retries: 0 | in use | triton 2.",
     "test-your-code.md": "",
 }
 HOW_TO = ROOT / "docs/how-to"

@@ -19,6 +19,7 @@ from defensemble import (
     InputError,
     ModelNotFoundError,
     NotReadyError,
+    RetryPolicy,
     wilson,
 )
 from defensemble.cli import cli
@@ -33,7 +34,7 @@ Array = np.ndarray[Any, Any]
 
 
 def fake(transport: FakeTransport | None = None) -> Client:
-    return Client("fake", transport=transport or house())
+    return Client("fake", transport=transport or house(), retry=RetryPolicy(max_retries=0))
 
 
 def run(*arguments: str) -> Result:

@@ -252,6 +252,7 @@ def test_a_web_server_on_the_grpc_port(kind: str, triton: Server) -> None:
             assert setting.recovers()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TWO_KINDS)
 def test_refused_connections_are_an_error_after_all_attempts(kind: str, triton: Server) -> None:
     with setting_of(kind, triton, QUICK) as quick, setting_of(kind, triton) as once:

@@ -25,6 +25,7 @@ from defensemble import (
     OutputRequest,
     RequestRefusedError,
     RetriesExhaustedError,
+    RetryPolicy,
     ServerFailedError,
     ServiceError,
     Transport,
@@ -137,11 +138,12 @@ def test_errors_quote_why_the_server_rejects_a_request(transport: Transport) -> 
 
 def test_a_wrong_port_is_reported(triton: Server) -> None:
     http, grpc = triton.http_url.rpartition(":")[2], triton.grpc_url.rpartition(":")[2]
-    with Client(f"http://127.0.0.1:{grpc}", timeout_s=5) as client, pytest.raises(ServiceError) as caught:
+    once = RetryPolicy(max_retries=1, initial_backoff_s=0.01)
+    with Client(f"http://127.0.0.1:{grpc}", timeout_s=5, retry=once) as client, pytest.raises(ServiceError) as caught:
         client.models()
     assert isinstance(caught.value, (ServerFailedError, RetriesExhaustedError))
     with (
-        Client(f"grpc://127.0.0.1:{http}", timeout_s=5) as client,
+        Client(f"grpc://127.0.0.1:{http}", timeout_s=5, retry=once) as client,
         raises(RetriesExhaustedError, "8001 | 8000"),
     ):
         client.models()
@@ -172,7 +174,8 @@ def test_clients_survive_a_server_that_dies_and_is_replaced(tmp_path: Path) -> N
     seen: dict[str, list[Exception]] = {"grpc": [], "http": []}
     responses = dict.fromkeys(seen, 0)
     with start_server(folder, **ports) as server:
-        clients = {"grpc": Client(server.grpc_url, timeout_s=10), "http": Client(server.http_url, timeout_s=10)}
+        once = RetryPolicy(max_retries=1, initial_backoff_s=0.01)  # the default would outlast a short absence
+        clients = {kind: Client(url, timeout_s=10, retry=once) for kind, url in (("grpc", server.grpc_url), ("http", server.http_url))}
         ready = threading.Barrier(3)
 
         def call(kind: str) -> None:

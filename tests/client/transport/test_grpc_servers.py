@@ -233,7 +233,7 @@ def test_gzip_compresses_requests() -> None:
         assert infer(transport)["y"].shape == (2, 2)
 
 
-@pytest.mark.parametrize("version", [OLD, NEW])
+@pytest.mark.parametrize("version", [OLD, pytest.param(NEW, marks=pytest.mark.slow)])
 def test_200_tasks_and_24_threads_share_a_transport(version: str) -> None:
     def echo(request: Any, context: Any) -> Any:
         response = service_pb2.ModelInferResponse(id=request.id)

@@ -103,7 +103,7 @@ def test_an_event_loop_may_be_closed_during_a_call() -> None:
         waiting._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("tasks", [64, 200])
+@pytest.mark.parametrize("tasks", [64, pytest.param(200, marks=pytest.mark.slow)])
 def test_many_tasks_share_a_transport(tasks: int) -> None:
     open_at_once = set()
 
