@@ -161,6 +161,17 @@ class _Connection:
         return response, reader.is_reusable and not has_more and response.status < 500
 
 
+class _Socket(socket.socket):
+    """A socket that is closed when it is collected, without a warning.
+
+    If an event loop is closed during a call, only the garbage collector ends the call, and it may finalise the socket before the coroutine
+    that would close it.
+    """
+
+    def __del__(self) -> None:
+        self.close()
+
+
 async def open_socket(waits: SocketWaits, address: Address, context: ssl.SSLContext | None, deadline: float) -> socket.socket:
     """Return a connected socket that does not block, with TLS if there is a context.
 
@@ -213,7 +224,7 @@ async def _connect_to_first(waits: SocketWaits, address: Address, deadline: floa
         now = time.monotonic()
         if now >= deadline:
             break
-        opened = socket.socket(family, kind, protocol)
+        opened = _Socket(family, kind, protocol)
         try:
             opened.setblocking(False)
             await _connect_one(waits, opened, place, now + (deadline - now) / (len(candidates) - tried))
