@@ -120,7 +120,7 @@ class TcpProxy:
         self._faults: deque[Fault | None] = deque()
         self._random = random.Random(seed)
         self._server_port = port
-        self._connections: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[_Connection] = set()
         # A socket that is bound but does not listen keeps the port while the proxy refuses connections.
         self._placeholder = _bound(0)
@@ -167,17 +167,13 @@ class TcpProxy:
 
     async def _refuse(self) -> None:
         if self._listener is not None:
-            self._listener.close()
+            await close_listener(self._listener, self._tasks)
             self._listener = None
-        await asyncio.sleep(0.001)  # connections that were accepted before get their tasks, which close them
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        self._tasks.add(task)
         self.accepted += 1
         self.open += 1
         try:
@@ -188,6 +184,7 @@ class TcpProxy:
             connection = _Connection(reader, writer, *server)
             self._open.add(connection)
             down = asyncio.create_task(self._forward(connection, "down"))
+            self._tasks.add(down)
             try:
                 with suppress(ConnectionError):  # the client has reset it, which ends it as well
                     await self._forward(connection, "up")
@@ -196,12 +193,13 @@ class TcpProxy:
                 server[1].transport.abort()
                 down.cancel()
                 await asyncio.gather(down, return_exceptions=True)
+                self._tasks.discard(down)
         except asyncio.CancelledError:
             pass  # `_refuse` ends it
         finally:
             _abort(writer)
             self.open -= 1
-            self._connections.discard(task)
+            self._tasks.discard(task)
 
     async def _forward(self, connection: _Connection, direction: Direction) -> None:
         reader = connection.reader if direction == "up" else connection.server_reader
@@ -290,6 +288,23 @@ class TcpProxy:
                 _send_end(connection.writer)
             elif fault.action == "reset":
                 _abort(connection.writer)
+
+
+async def close_listener(listener: asyncio.Server, tasks: set[asyncio.Task[None]]) -> None:
+    """Stop listening, cancel the tasks of all connections and wait for them; each task closes its connection.
+
+    A connection that was just accepted would be closed by nobody: it is not in `tasks` yet, and asyncio loses those of a closed listener.
+    Therefore nothing more is accepted, and all other tasks of the event loop end, before the listener is closed.
+    """
+    for listening in listener.sockets:
+        asyncio.get_running_loop().remove_reader(listening)
+    while asyncio.all_tasks() - tasks - {asyncio.current_task()}:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)  # a task that is cancelled before it starts closes nothing
+    listener.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _bound(port: int) -> socket.socket:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from .tcp_proxy import close_listener
+
 
 @contextmanager
 def tls_proxy(port: int, context: ssl.SSLContext) -> Iterator[int]:
@@ -24,17 +26,11 @@ def tls_proxy(port: int, context: ssl.SSLContext) -> Iterator[int]:
     async def start() -> asyncio.Server:
         return await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
 
-    async def stop(server: asyncio.Server) -> None:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
-        asyncio.run_coroutine_threadsafe(stop(server), loop).result(10)
+        asyncio.run_coroutine_threadsafe(close_listener(server, tasks), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
         loop.close()

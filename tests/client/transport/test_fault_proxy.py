@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -122,3 +124,20 @@ def test_it_refuses_and_accepts_again_on_the_same_port(proxy: TcpProxy) -> None:
                     echoed(caller, b"abcd")
                 with pytest.raises(ConnectionRefusedError):
                     socket.create_connection(("127.0.0.1", proxy.port), 5)
+
+
+@pytest.mark.filterwarnings("always::ResourceWarning")
+def test_a_connection_that_comes_as_it_closes_is_closed_too(echo: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    gc.collect()  # what earlier tests left
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: warned.append(str(unraisable.exc_value)))
+    monkeypatch.setattr("warnings.showwarning", lambda message, *_: warned.append(str(message)))
+    for count in range(1, 20):
+        proxy = TcpProxy(int(echo.url.rpartition(":")[2]))
+        callers = [socket.create_connection(("127.0.0.1", proxy.port), 5) for _ in range(count)]
+        proxy.close()
+        for caller in callers:
+            caller.close()
+        del proxy
+        gc.collect()
+    assert warned == []
