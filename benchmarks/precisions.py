@@ -37,7 +37,7 @@ from benchmarks.precision.measuring import (
     time_loading,
 )
 from benchmarks.precision.page import page
-from benchmarks.zoo.plan import PLAN
+from benchmarks.zoo.plan import TABLE
 from defensemble_export import calibration_images, onnx_from_checkpoint
 from defensemble_repository.errors import RepositoryError
 from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, save_checkpoint
@@ -194,7 +194,7 @@ def main(options: Options, zoo: Path, data_dir: Path | None, rounds: int) -> NoR
 
 def _measure_networks(options: Options, zoo: Path, data_dir: Path | None, rounds: int, on_progress: OnProgress) -> dict[str, Any]:
     load = os.getloadavg()[0]
-    plan = [network for network in PLAN if network.name in ("standard", "keep0.1")] if options.quick else PLAN
+    plan = [network for network in TABLE if network.name in ("standard", "keep0.1")] if options.quick else TABLE
     checkpoints = {network.name: zoo / network.path.name for network in plan}
     data = cifar10_for(checkpoints.values(), data_dir)
     source = f"training images of {data.source}"

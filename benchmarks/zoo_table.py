@@ -36,7 +36,7 @@ from benchmarks.zoo.measuring import (
     predict_classes,
 )
 from benchmarks.zoo.page import page
-from benchmarks.zoo.plan import PLAN, ROOT, SOURCE
+from benchmarks.zoo.plan import ROOT, SOURCE, TABLE
 from defensemble_training import ATTACKS, TrainingError, load_checkpoint, read_metadata
 
 SCHEMA = "defensemble.benchmark.zoo_table/1"
@@ -142,7 +142,7 @@ def main(options: Options, zoo: Path, data_dir: Path | None, batch_size: int, th
             if done >= total:
                 on_message(f"{what}: {total} done")
 
-        checkpoints = {network.name: zoo / network.path.name for network in PLAN}
+        checkpoints = {network.name: zoo / network.path.name for network in TABLE}
         data = cifar10_for((path for path in checkpoints.values() if path.exists()), data_dir, on_progress)
         selected = slice(0, QUICK_IMAGES if options.quick else len(data.test))
         result = measure(

@@ -1,4 +1,4 @@
-"""Train the zoo: seven ResNet-18s of width 16 on CIFAR-10, one after the other, with a model card for each."""
+"""Train the zoo: ResNet-18s of width 16 on CIFAR-10, one after the other, with a model card for each."""
 
 from __future__ import annotations
 
@@ -115,8 +115,9 @@ def main(
 ) -> None:
     """Train the unfinished networks of the zoo, in order, and write each with a model card to zoo/cifar10/.
 
-    Training needs CIFAR-10 (163 MB), a gigabyte of memory, and 80 to 160 seconds per epoch on two cores, for 64 epochs in all. After an
-    interruption, it resumes where it stopped (state and logs are in runs/zoo/). Each card records how its network was trained.
+    Training needs CIFAR-10 (163 MB), a gigabyte of memory, and 80 to 160 seconds per epoch on two cores, for 124 epochs in all; an epoch
+    of adversarial training takes four times as long. After an interruption, it resumes where it stopped (state and logs are in runs/zoo/).
+    Each card records how its network was trained.
     """
     networks = [network for network in PLAN if not only or network.name in only]
     options = _options(data_dir, device, precision, compiled, channels_last, threads)
@@ -136,8 +137,8 @@ def _options(
     data_dir: Path | None, device: str | None, precision: str | None, compiled: bool, channels_last: bool | None, threads: int | None
 ) -> list[str]:
     options = []
-    if data_dir is not None:  # training runs in the checkout; a relative path stays relative, since it is recorded
-        options += ["--dataset", f"cifar10={data_dir if data_dir.is_absolute() else os.path.relpath(data_dir, ROOT)}"]
+    if data_dir is not None:  # relative to the checkout, where training runs: the path is recorded
+        options += ["--dataset", f"cifar10={os.path.relpath(data_dir, ROOT)}"]
     for name, value in (("--device", device), ("--precision", precision)):
         options += [] if value is None else [name, value]
     options += ["--compile"] if compiled else []
@@ -146,7 +147,7 @@ def _options(
 
 
 def _check_data(data_dir: Path | None) -> None:
-    """Check once that CIFAR-10 can be loaded, before each of seven trainings does."""
+    """Check once that CIFAR-10 can be loaded, before each training does."""
     try:
         load_dataset("cifar10", data_dir=data_dir)
     except DataError as error:

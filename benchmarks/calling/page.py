@@ -7,11 +7,12 @@ from typing import Any
 
 from benchmarks.calling.figures import P50, RATE, TITLES
 from benchmarks.common.markdown import (
+    figures_table,
     format_measurement,
     format_spread,
     note_paragraph,
     quick_warning,
-    short_commit,
+    served_members_lines,
     table,
 )
 
@@ -53,26 +54,17 @@ Seconds in a new process, without the start of the interpreter; {len(imports["im
 
 
 def _how(result: Mapping[str, Any], json_name: str) -> str:
-    spec, versions = result["member_spec"], result["versions"]
-    lines = [
+    versions = result["versions"]
+    how = (
         f"{format_measurement(result, json_name, 'client')}tritonclient {versions['tritonclient']}, grpcio {versions['grpcio']}, "
-        f"httptools {versions['httptools']}, ",
-        f"Triton core {result['server']['version']} with this project's backend, commit {short_commit(result)}, seed {result['seed']}.",
-        "",
-        f"{len(result['members'])} defective networks ({spec['arch']}, width {spec['width']}, keep {spec['keep']}) at "
-        f"{'x'.join(map(str, result['image_shape']))}, untrained, which does not affect the speed, averaged. The outputs of every",
-        f"form were first compared with numpy's average; the largest difference is {result['largest_difference']:.2g}.",
-    ]
-    return "\n".join([*lines, *note_paragraph(result)])
+        f"httptools {versions['httptools']}, "
+    )
+    return "\n".join([how, *served_members_lines(result), *note_paragraph(result)])
 
 
 def _figures(result: Mapping[str, Any]) -> str:
-    rows = []
-    for key, figure in result["figures"].items():
-        measured = result["ratios"].get(key) or result["imports"].get(key)
-        value = format_spread(measured, ".3f") if key != "unwanted_modules" else str(figure["value"])
-        rows.append((TITLES[key], value, figure["goal"], "holds" if figure["holds"] else "**missed**"))
-    return table(("figure", "value", "goal", ""), rows)
+    spreads = result["ratios"] | {"import_s": result["imports"]["import_s"]}
+    return figures_table(result["figures"], TITLES, spreads)
 
 
 def _one_caller(one: Mapping[str, Any]) -> list[tuple[str, str, str]]:

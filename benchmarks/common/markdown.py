@@ -28,6 +28,18 @@ def format_measurement(result: Mapping[str, Any], json_name: str, script: str) -
     )
 
 
+def served_members_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return the end of the paragraph on a measurement of a served ensemble, and the paragraph on its members."""
+    spec = result["member_spec"]
+    return [
+        f"Triton core {result['server']['version']} with this project's backend, commit {short_commit(result)}, seed {result['seed']}.",
+        "",
+        f"{len(result['members'])} defective networks ({spec['arch']}, width {spec['width']}, keep {spec['keep']}) at "
+        f"{'x'.join(map(str, result['image_shape']))}, untrained, which does not affect the speed, averaged. The outputs of every",
+        f"form were first compared with numpy's average; the largest difference is {result['largest_difference']:.2g}.",
+    ]
+
+
 def note_paragraph(result: Mapping[str, Any]) -> list[str]:
     """Return the user's note as a paragraph; empty without a note."""
     return ["", result["note"]] if result.get("note") else []  # the oldest results have no such key
@@ -49,12 +61,24 @@ def format_spread(values: Mapping[str, Any], form: str = ".2f") -> str:
     return f"{values['median']:{form}} ({values['min']:{form}} to {values['max']:{form}})"
 
 
-def figures_table(figures: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """Return a table of the figures with their titles, values and goals."""
+def figures_table(figures: Mapping[str, Mapping[str, Any]], names: Mapping[str, str], spreads: Mapping[str, Any] | None = None) -> str:
+    """Return a table of the figures with their titles, values and goals.
+
+    Args:
+        figures: The figures.
+        names: Their titles.
+        spreads: Median, minimum and maximum of some figures, which are shown in place of the value.
+    """
+    spreads = spreads or {}
     return table(
         ("figure", "value", "goal", ""),
         (
-            (names.get(key, key), _value(figure["value"]), str(figure["goal"]), "holds" if figure["holds"] else "**missed**")
+            (
+                names.get(key, key),
+                format_spread(spreads[key], ".3f") if key in spreads else _value(figure["value"]),
+                str(figure["goal"]),
+                "holds" if figure["holds"] else "**missed**",
+            )
             for key, figure in figures.items()
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.common.markdown import format_measurement, format_spread, note_paragraph, quick_warning, short_commit, table
+from benchmarks.common.markdown import format_measurement, format_spread, note_paragraph, quick_warning, served_members_lines, table
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
@@ -35,16 +35,9 @@ spin. The goal for one caller refers to the latter.
 
 
 def _how(result: Mapping[str, Any], json_name: str) -> str:
-    spec = result["member_spec"]
-    lines = [
-        f"{format_measurement(result, json_name, 'serving_overhead')}ONNX Runtime {result['versions']['onnxruntime']}, "
-        f"Triton core {result['server']['version']} with this project's backend, commit {short_commit(result)}, seed {result['seed']}.",
-        "",
-        f"{len(result['members'])} defective networks ({spec['arch']}, width {spec['width']}, keep {spec['keep']}) at "
-        f"{'x'.join(map(str, result['image_shape']))}, untrained, which does not affect the speed, averaged. The outputs of every",
-        f"form were first compared with numpy's average; the largest difference is {result['largest_difference']:.2g}.",
-    ]
-    return "\n".join([*lines, *note_paragraph(result)])
+    how = f"{format_measurement(result, json_name, 'serving_overhead')}ONNX Runtime {result['versions']['onnxruntime']}, "
+    first, *others = served_members_lines(result)
+    return "\n".join([how + first, *others, *note_paragraph(result)])
 
 
 def _rates(settings: Mapping[str, Any]) -> str:

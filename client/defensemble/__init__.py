@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         RetriesExhaustedError as RetriesExhaustedError,
         ServerFailedError as ServerFailedError,
         ServiceError as ServiceError,
+        WorkerEndedError as WorkerEndedError,
     )
     from ._transport.base import (
         AsyncTransport as AsyncTransport,
@@ -81,6 +82,7 @@ _NAMES_BY_MODULE = {
         "RetriesExhaustedError",
         "ServerFailedError",
         "ServiceError",
+        "WorkerEndedError",
     ),
     "_transport.fake": ("FakeModel", "FakeTransport"),
     "_transport.grpc_transport": ("AsyncGrpcTransport", "GrpcTransport"),

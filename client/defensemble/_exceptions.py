@@ -5,6 +5,7 @@
     ├── OutputNotRequestedError           the prediction does not have the output
     ├── ClientClosedError                 the client was closed before the call
     ├── MissingExtraError (ImportError)   an optional part of this distribution is not installed
+    ├── WorkerEndedError                  a worker process of a probe ended
     └── ServiceError                      the call failed at the server or on the way to it
         ├── RetriesExhaustedError         each attempt failed, and another one might have succeeded
         ├── ConnectionFailedError         no connection, or it was lost during the call
@@ -51,16 +52,22 @@ class MissingExtraError(DefensembleError, ImportError):
     """An optional part of this distribution is not installed. The text has the pip command."""
 
 
+class WorkerEndedError(DefensembleError):
+    """A worker process of a probe ended, such as for lack of memory. The run can be resumed."""
+
+
 class ServiceError(DefensembleError):
     """The call failed at the server or on the way to it.
 
     Attributes:
         is_retryable: Whether the same call may succeed at a second attempt, or on another server.
         retry_after_s: Seconds to wait before it, as the server asked (`Retry-After`); None if it did not.
+        was_sent: Whether the server may have received the request: False if no connection was made.
     """
 
     is_retryable: bool = False
     retry_after_s: float | None = None
+    was_sent: bool = True
 
 
 class ConnectionFailedError(ServiceError):

@@ -18,6 +18,7 @@
     ├── OutputNotRequestedError                 a prediction does not contain an output that was not requested
     ├── ClientClosedError                       the client was closed before the call
     ├── MissingExtraError (ImportError)         an optional part of the distribution is not installed
+    ├── WorkerEndedError                        a worker process of a probe ended, such as for lack of memory
     ├── EditRefusedError (ValueError)           the checks found errors; nothing was written
     ├── EditOvertakenError                      another program changed a file during the edit
     ├── EditFailedError                         a step of an edit failed; the previous state was restored
@@ -46,7 +47,8 @@
     ├── Interrupted                             SIGINT ended the run
     ├── SpecError (ValueError)                  a hyper-parameter is out of range
     ├── DataError                               a dataset is missing or cannot be read
-    └── CheckpointError                         a checkpoint is missing, damaged or inconsistent
+    ├── CheckpointError                         a checkpoint is missing, damaged or inconsistent
+    └── ExamplesError                           a file of adversarial examples is missing, damaged, or of other images
 
     ImagesError (ValueError)                    defensemble_images.errors: image files or their folders are invalid
     ├── DamagedImageError                       an image cannot be decoded, or is too large

@@ -21,7 +21,7 @@ from defensemble_training import DataError, Dataset, Part, TrainingError, build,
 from tests.support.checkout import ROOT
 from tests.support.untrained import record_of, tiny_spec
 
-SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if path.stem != "zoo_training")
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if path.stem not in ("zoo_training", "robustness"))
 PAGES = {
     "aborted_calls": "aborting.page",
     "averaging_cost": "averaging_cost",
@@ -29,6 +29,7 @@ PAGES = {
     "edit_under_load": "editing.page",
     "pipeline_vs_fused": "fused.page",
     "precisions": "precision.page",
+    "probes": "probes",
     "restart_time": "restart_time",
     "serving_overhead": "serving.page",
     "training_overhead": "training_overhead",

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from benchmarks.zoo.card import model_card
-from benchmarks.zoo.plan import FOLDER, MAX_FILE_BYTES, PLAN, ROOT, Network, check_network
+from benchmarks.zoo.plan import FOLDER, MAX_FILE_BYTES, PLAN, ROOT, TABLE, Network, check_network
 from benchmarks.zoo_table import SCHEMA
 from benchmarks.zoo_training import main, train_all, training_state
 from defensemble_training import CheckpointError, build, load_checkpoint, mask_digest, read_metadata, save_checkpoint
@@ -36,9 +36,14 @@ def test_the_plan_has_the_networks_in_order() -> None:
         ("keep0.1-other", 0.1, 8),
         ("keep0.3", 0.3, 8),
         ("keep0.7", 0.7, 8),
+        ("keep0.5-b", 0.5, 12),
+        ("keep0.5-c", 0.5, 12),
+        ("surrogate-keep0.5-a", 0.5, 12),
+        ("surrogate-keep0.5-b", 0.5, 12),
+        ("adversarial", 1.0, 12),
     ]
-    assert [network.seed for network in PLAN] == [0, 1, 2, 3, 4, 5, 6]
-    assert [network.mask_seed for network in PLAN] == [None, None, 0, 1, 2, 3, 4]
+    assert [network.seed for network in PLAN] == list(range(12))
+    assert [network.mask_seed for network in PLAN] == [None, None, 0, 1, 2, 3, 4, 5, 6, 7, 8, None]
 
 
 def test_train_accepts_every_command() -> None:
@@ -93,7 +98,7 @@ def test_the_results_are_of_the_shipped_files() -> None:
     result = json.loads(RESULT.read_text())
     measured = {result["source"]["name"]: result["source"]["sha256"]}
     measured |= {name: entry["sha256"] for name, entry in result["networks"].items() if entry is not None}
-    assert measured == {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in SHIPPED}
+    assert measured == {one.name: hashlib.sha256((ROOT / one.path).read_bytes()).hexdigest() for one in TABLE}
 
 
 # Cards

@@ -57,7 +57,16 @@ def test_public_names_are_pinned_and_exist() -> None:
         *("FakeTransport", "ForbiddenError", "GrpcTransport", "HttpTransport", "InputError", "MissingExtraError", "ModelInfo"),
         *("ModelMetadata", "ModelNotFoundError", "ModelState", "ModelStatistics", "NotReadyError", "OutputNotRequestedError"),
         *("OutputRequest", "Outputs", "Prediction", "Rate", "RequestRefusedError", "RetriesExhaustedError", "RetryPolicy"),
-        *("ServerFailedError", "ServerHealth", "ServerMetadata", "ServiceError", "TensorMetadata", "TlsFiles", "Transport"),
+        *(
+            "ServerFailedError",
+            "ServerHealth",
+            "ServerMetadata",
+            "ServiceError",
+            "TensorMetadata",
+            "TlsFiles",
+            "Transport",
+            "WorkerEndedError",
+        ),
         *("__version__", "rate", "wilson"),
     ]
     for module in (defensemble, defensemble.probes):

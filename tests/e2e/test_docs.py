@@ -54,7 +54,8 @@ NOT_RUN = {
     "docs/how-to/edit-live.md": 1,
     "docs/how-to/kubernetes.md": 2,
     "docs/how-to/notebooks.md": 1,
-    "docs/how-to/predict.md": 3,
+    "docs/how-to/predict.md": 2,
+    "docs/how-to/probe.md": 1,
     "docs/how-to/tensorrt.md": 1,
     "docs/how-to/train.md": 3,
     "docs/reference/cli.md": 1,
@@ -64,7 +65,7 @@ NOT_RUN = {
 # Facts that the blocks of a page print, separated by ` | `.
 PRINTED = {
     "zoo/README.md": "0.1 | 10000 | images.npy[63] | stopped the server",
-    "docs/tutorials/first-ensemble.md": "['1', '3', '3', '8' | (8, 10) | \"name\":\"probabilities\" | accuracy under Gaussian noise",
+    "docs/tutorials/first-ensemble.md": "['1', '3', '3', '8' | (8, 10) | \"name\":\"probabilities\" | Gaussian noise: accuracy",
     "docs/tutorials/python-client.md": (
         "(1, 16, 16) 64 | ['1', '3', '3', '8'] | (359, 10) | ['1'] | of 359 | mean entropy | (N, 1, 16, 16) | keep0.3, keep0.5 | 0.0001 s"
         " | 4 attempts | stopped the server"
@@ -75,6 +76,13 @@ PRINTED = {
     "docs/how-to/export.md": "keep0.3-half | fused-from-python/config.pbtxt",
     "docs/how-to/canary.md": "64 images get the same label | canary | stopped the server",
     "docs/how-to/tensorrt.md": "keep0.3 | cpu",
+    "docs/how-to/probe.md": (
+        "Gaussian noise: accuracy | wrote 8bit.json | Square attack, linf | Boundary attack | HopSkipJump, l2 | wrote keep0.3.json"
+        " | 100 images under attack | worst case | Patch shuffle | Common corruptions | Texture against shape | 'verification' | B - A"
+        " | wrote report.html | wrote figures.csv | merged.json: 100 images of 2 shards | brightest half | WARN clean accuracy above chance"
+        " | stopped the server"
+    ),
+    "docs/reference/probe-results.md": "[3 1 4]",
 }
 _LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:|#)([^)#\s]+)")
 
@@ -208,9 +216,38 @@ def test_the_kubernetes_objects_belong_together() -> None:
     assert claim == objects["PersistentVolumeClaim"]["metadata"]["name"]
 
 
+def test_the_kubernetes_job_measures_each_shard_once_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = [block for block in read_blocks(DOCS / "how-to/probe.md") if block.language == "yaml"]
+    job = yaml.safe_load(block.text)
+    template, objects = job["spec"]["template"], kubernetes_objects()
+    (caller,) = objects["NetworkPolicy"]["spec"]["ingress"][0]["from"]
+    assert (job["kind"], job["spec"]["completionMode"]) == ("Job", "Indexed")
+    assert template["metadata"]["labels"] == caller["podSelector"]["matchLabels"]
+    (container,) = template["spec"]["containers"]
+    (url,) = re.findall(r"http://(\w+):(\d+)", container["command"][-1])
+    service = objects["Service"]
+    assert url == (service["metadata"]["name"], str(service["spec"]["ports"][0]["port"]))
+    program = tmp_path / "defensemble"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o700)
+    (tmp_path / "test.npz").touch()
+    (tmp_path / "square-3.ledger").mkdir()
+    (tmp_path / "square-3.ledger/plan.json").touch()
+    monkeypatch.chdir(tmp_path)
+    count, outs = job["spec"]["completions"], set()
+    for index in range(count):
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB_COMPLETION_INDEX": str(index)}
+        done = subprocess.run(container["command"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        values = context_of(*done.stdout.splitlines()).params
+        assert values["shard"] == (index + 1, count)
+        assert values["resume"] == (index == 2)
+        outs.add(values["out"])
+    assert len(outs) == count
+
+
 def test_the_command_reference_has_every_verb() -> None:
     text = hooks.cli_reference()
-    for verb in ("export", "import-onnx", "serve", "ensemble weight", "probe noise", "profile write", "completion"):
+    for verb in ("export", "import-onnx", "serve", "ensemble weight", "probe noise", "probe adaptive", "profile write", "completion"):
         assert f"\n## defensemble {verb}\n" in text
     assert "## defensemble\n" in text
     assert_facts(text, "--repository | DEFENSEMBLE_REPOSITORY")

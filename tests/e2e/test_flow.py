@@ -178,10 +178,13 @@ def test_predict_prints_the_accuracy_of_a_labelled_folder(flow: Flow, pictures: 
 def test_probe_writes_rates_with_intervals_and_provenance(flow: Flow) -> None:
     options = ("--dataset", "digits", "--limit", "40", "--sigmas", "8,32", "--out", "noise.json")
     printed = succeed("probe", "noise", flow.address.grpc, *options, cwd=flow.folder)
-    assert_facts(printed, "3 models | 40 images | 3 settings | 2 sigmas | 360 queries")
+    assert_facts(printed, "3 models | 360 queries | images/s | Gaussian noise: accuracy, %")
     assert printed.rstrip().endswith("\nwrote noise.json")
     result = json.loads((flow.folder / "noise.json").read_text())
-    assert (result["schema"], result["probe"], result["seed"], result["sigmas"]) == ("defensemble.probe.noise/1", "noise", 0, [8.0, 32.0])
+    assert (result["schema"], result["probe"], result["seed"]) == ("defensemble.probe/2", "noise", 0)
+    assert (result["input"], result["answers"], result["settings"]["sigmas"]) == ("float32", "probabilities", [8.0, 32.0])
+    assert {check["status"] for check in result["checks"]} == {"PASS"}
+    assert not (flow.folder / "noise.ledger").exists()
     assert (result["data"]["name"], result["data"]["n"], result["url"]) == ("digits", 40, flow.address.grpc)
     assert result["server"] == {"name": "triton", "version": EMBEDDED_CORE}
     assert result["hardware"]["cores"] == len(os.sched_getaffinity(0))
@@ -194,16 +197,18 @@ def test_probe_writes_rates_with_intervals_and_provenance(flow: Flow) -> None:
     ]
     for target in result["targets"]:
         assert target["clean"]["n"] == 40
-        assert [level["sigma"] for level in target["noise"]] == [8.0, 32.0]
+        assert target["queries"]["counted"] == 3 * 40
+        assert len(target["identity"]["config_sha256"]) == 64
+        assert [level["name"] for level in target["conditions"]] == ["sigma 8", "sigma 32"]
         rates = [
             target["clean"],
-            *(level[kind] for level in target["noise"] for kind in ("accuracy", "defense_rate", "accuracy_on_common")),
+            *(level[kind] for level in target["conditions"] for kind in ("accuracy", "defense_rate", "accuracy_on_common")),
         ]
         for rate in rates:
             assert rate["value"] == rate["successes"] / rate["n"]
             assert (rate["low"], rate["high"]) == pytest.approx(wilson(rate["successes"], rate["n"]))
-        assert target["noise"][0]["accuracy_on_common"]["n"] == result["data"]["n_common"]
-        assert target["noise"][0]["defense_rate"]["n"] == target["clean"]["successes"]
+        assert target["conditions"][0]["accuracy_on_common"]["n"] == result["data"]["n_common"]
+        assert target["conditions"][0]["defense_rate"]["n"] == target["clean"]["successes"]
 
 
 def test_doctor_finds_the_server(flow: Flow) -> None:
@@ -264,7 +269,7 @@ def check_demo(printed: str, folder: Path, address: Address, cwd: Path) -> None:
         *((name, "member") for name in names[:-1]),
         ("standard", "other"),
     ]
-    assert (result["data"]["n"], len(result["sigmas"])) == (359, 10)
+    assert (result["data"]["n"], len(result["conditions"])) == (359, 10)
     assert ", largest difference 0\n" in printed
     assert re.search(r"^done in \d+ s; all files are in my runs/", printed, re.MULTILINE)
 

@@ -21,7 +21,8 @@ def test_the_blocks_run_in_order(tmp_path: Path, ports: Ports) -> None:
     assert "(8, 10)" in output
     assert_facts(output, "weight | keep0.3@1 | 1 -> 2 | 50.0 % -> 66.7 %")
     assert_facts(output, "weight | keep0.3@1 | 2 -> 1 | 66.7 % -> 50.0 %")
-    assert "accuracy under Gaussian noise" in output
+    assert "Gaussian noise: accuracy" in output
+    assert "wrote runs/report.html" in output
     assert "stopped the server" in output
 
 
@@ -36,5 +37,5 @@ def test_it_is_short_and_in_the_order_of_a_reader() -> None:
 
 def test_the_output_of_the_commands_is_real() -> None:
     text = README.read_text()
-    assert "accuracy under Gaussian noise, %" in text
+    assert "Gaussian noise: accuracy, %" in text
     assert re.search(r"\d+ passed", text)

@@ -9,6 +9,8 @@ import defensemble_repository.names
 import defensemble_repository.target
 from defensemble._client.model_info import ENSEMBLE_OUTPUTS
 from defensemble.cli import choices
+from defensemble.probes import corruptions
+from defensemble.reports import FORMATS
 from defensemble_export.verification import tolerances
 from defensemble_images import preprocessing
 from defensemble_repository import ensemble
@@ -34,13 +36,16 @@ from defensemble_training.trainer import compute, recipe
         (choices.DEVICES, compute.DEVICES),
         (choices.TRAINING_PRECISIONS, tuple(compute.PRECISIONS)),
         (choices.ATTACKS, tuple(presets.ATTACKS)),
+        (choices.PAPER_PRESETS, tuple(presets.PAPER_PRESETS)),
         (choices.PRECISIONS, tolerances.PRECISIONS),
         (choices.AVERAGES, ensemble.AVERAGES),
         (choices.OUTPUTS, ENSEMBLE_OUTPUTS),
         (choices.PROFILES, defensemble_repository.names.PROFILES),
         (choices.RESIZES, preprocessing.RESIZES),
         (choices.IMAGE_SUFFIXES, defensemble_images.SUFFIXES),
+        (choices.CORRUPTIONS, corruptions.CORRUPTIONS),
         (choices.RUNTIMES, find.RUNTIMES),
+        (choices.REPORT_FORMATS, FORMATS),
         (choices.CHECK_RUNTIMES, tuple(defensemble_repository.target.TARGETS)),
     ],
 )

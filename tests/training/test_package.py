@@ -11,14 +11,13 @@ import defensemble_training
 def test_public_names() -> None:
     assert defensemble_training.__all__ == sorted(
         [
-            *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "CheckpointError", "Compute", "DataError"),
-            *("Dataset", "DivergedError", "Drop", "Interrupted", "ModelSpec", "Part", "Recipe", "RunFolder", "SpecError"),
-            *("TrainingError", "TrainingProgress", "TrainingRecord", "UncheckedContentWarning", "adversarial_examples", "attack", "build"),
-            *("check_writable", "find_cached_dataset"),
-            *("defect_mask", "defect_masks", "defective", "is_first_process"),
-            *("load_checkpoint", "load_dataset"),
-            *("mask_digest", "read_metadata", "recipe_from_preset", "round_to_8_bits", "save_checkpoint"),
-            *("train", "train_module"),
+            *("ATTACKS", "PRESETS", "AttackPreset", "AveragedLogits", "AveragedProbabilities", "CheckpointError", "Compute", "DataError"),
+            *("Dataset", "DivergedError", "Drop", "Examples", "ExamplesError", "Interrupted", "ModelSpec", "PaperPreset", "Part", "Recipe"),
+            *("RedrawnMasks", "RunFolder", "SourceAttack", "SpecError", "Surrogate", "SurrogateRecord", "TrainingError"),
+            *("TrainingProgress", "TrainingRecord", "UncheckedContentWarning", "adversarial_examples", "at_epsilon", "attack", "build"),
+            *("check_writable", "craft", "defect_mask", "defect_masks", "defective", "find_cached_dataset", "is_first_process"),
+            *("load_checkpoint", "load_dataset", "load_surrogates", "mask_digest", "paper_preset", "read_examples", "read_metadata"),
+            *("recipe_from_preset", "round_to_8_bits", "save_checkpoint", "train", "train_module"),
         ]
     )
     for name in defensemble_training.__all__:

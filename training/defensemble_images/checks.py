@@ -51,6 +51,8 @@ def image_problem(
         return f"{name} must have the shape (N, {expected}){needed_by}, got {images.shape}{_shape_fix(images, shape)}"
     if images.shape[0] == 0:
         return f"{name} must hold at least one image, got an empty batch of shape {images.shape}"
+    if images.size == 0:
+        return f"{name} must have at least one channel and one pixel, got the shape {images.shape}"
     return range_problem(np.asarray(images), name) if in_range else None
 
 

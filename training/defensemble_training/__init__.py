@@ -16,8 +16,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attacks.gradient import AveragedLogits as AveragedLogits, attack as attack
-    from .attacks.presets import ATTACKS as ATTACKS, AttackPreset as AttackPreset
+    from .attacks.averages import AveragedLogits as AveragedLogits, AveragedProbabilities as AveragedProbabilities
+    from .attacks.crafting import craft as craft
+    from .attacks.examples import (
+        Examples as Examples,
+        SourceAttack as SourceAttack,
+        SurrogateRecord as SurrogateRecord,
+        read_examples as read_examples,
+    )
+    from .attacks.gradient import attack as attack
+    from .attacks.presets import (
+        ATTACKS as ATTACKS,
+        AttackPreset as AttackPreset,
+        PaperPreset as PaperPreset,
+        at_epsilon as at_epsilon,
+        paper_preset as paper_preset,
+    )
+    from .attacks.redrawn_masks import RedrawnMasks as RedrawnMasks
+    from .attacks.surrogates import Surrogate as Surrogate, load_surrogates as load_surrogates
     from .attacks.transfer import adversarial_examples as adversarial_examples, round_to_8_bits as round_to_8_bits
     from .checkpoint import (
         check_writable as check_writable,
@@ -31,6 +47,7 @@ if TYPE_CHECKING:
         CheckpointError as CheckpointError,
         DataError as DataError,
         DivergedError as DivergedError,
+        ExamplesError as ExamplesError,
         Interrupted as Interrupted,
         SpecError as SpecError,
         TrainingError as TrainingError,
@@ -49,9 +66,22 @@ if TYPE_CHECKING:
     from .trainer.train import train as train, train_module as train_module
 
 _MODULES = {
-    "errors": ("CheckpointError", "DataError", "DivergedError", "Interrupted", "SpecError", "TrainingError", "UncheckedContentWarning"),
-    "attacks.presets": ("ATTACKS", "AttackPreset"),
-    "attacks.gradient": ("AveragedLogits", "attack"),
+    "errors": (
+        "CheckpointError",
+        "DataError",
+        "DivergedError",
+        "ExamplesError",
+        "Interrupted",
+        "SpecError",
+        "TrainingError",
+        "UncheckedContentWarning",
+    ),
+    "attacks.averages": ("AveragedLogits", "AveragedProbabilities"),
+    "attacks.presets": ("ATTACKS", "AttackPreset", "PaperPreset", "at_epsilon", "paper_preset"),
+    "attacks.crafting": ("craft",),
+    "attacks.examples": ("Examples", "SourceAttack", "SurrogateRecord", "read_examples"),
+    "attacks.gradient": ("attack",),
+    "attacks.redrawn_masks": ("RedrawnMasks",),
     "checkpoint": ("check_writable", "load_checkpoint", "read_metadata", "save_checkpoint"),
     "trainer.compute": ("Compute", "is_first_process"),
     "data.dataset": ("Dataset", "Part", "load_dataset"),
@@ -65,6 +95,7 @@ _MODULES = {
     "trainer.run_state": ("RunFolder",),
     "models.spec": ("Drop", "ModelSpec"),
     "trainer.train": ("train", "train_module"),
+    "attacks.surrogates": ("Surrogate", "load_surrogates"),
     "attacks.transfer": ("adversarial_examples", "round_to_8_bits"),
     "models.wrapping": ("defective",),
 }

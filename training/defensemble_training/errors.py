@@ -5,6 +5,7 @@ TrainingError                     base class; also a run that cannot start, cont
 ├── Interrupted                   SIGINT stopped the run; its state was saved if it has a folder
 ├── SpecError(ValueError)         a hyper-parameter of a network, mask or run is invalid
 ├── DataError                     a dataset does not exist or cannot be read
+├── ExamplesError                 a file of adversarial examples is incomplete, damaged, or of other images or networks
 └── CheckpointError               a checkpoint is missing, damaged, of another format, or its masks do not match its spec
 
 UncheckedContentWarning(UserWarning)    a file of an older version has no content digest
@@ -37,6 +38,10 @@ class DataError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is missing, damaged, of another format, or does not match its metadata."""
+
+
+class ExamplesError(TrainingError):
+    """A file of adversarial examples is incomplete, damaged, or of other images or networks."""
 
 
 class UncheckedContentWarning(UserWarning):

@@ -17,9 +17,6 @@ class AsyncioRuntime(Runtime):
     async def call(self, operation: Callable[[float], Any], timeout_s: float, is_async: bool) -> Any:
         return await (operation(timeout_s) if is_async else asyncio.to_thread(operation, timeout_s))
 
-    async def close(self, close: Callable[[], Any], is_async: bool) -> None:
-        await (close() if is_async else asyncio.to_thread(close))
-
     async def run(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.to_thread(function)
 

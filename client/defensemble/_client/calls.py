@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._exceptions import (
     DeadlineExceededError,
@@ -18,9 +18,9 @@ from .._exceptions import (
     RequestRefusedError,
     ServiceError,
 )
-from .._transport.base import ModelStatistics, ServerMetadata
+from .._transport.base import ModelStatistics, OutputRequest, Outputs, ServerMetadata
 from .checks import check_count, check_name, check_request_id, check_timeout
-from .lookup import ModelCache, find_ensemble, look_up, served_models
+from .lookup import ModelCache, find_ensemble, look_up, model_config, served_models
 from .model_info import ModelInfo, names_from_outputs
 from .predicting import MAX_CHUNK_IMAGES, Items, Predictor, Request
 from .prediction import Prediction
@@ -29,6 +29,10 @@ from .retries import RetryPolicy
 from .runtime import Runtime
 from .sending import Call, Sender, Stop
 from .tracing import trace_headers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 0.5
@@ -166,7 +170,8 @@ class Calls:
         async def started() -> AsyncGenerator[Coroutine[Any, Any, Prediction], None]:
             first = 0
             async for batch in _batches(images, size):
-                yield self._predict_batch(batch, first, replace(request, request_id=f"{request.request_id}/{first}"), timeout_s, stop)
+                part = replace(request, request_id=f"{request.request_id}/{first}")
+                yield self.predict(Items(batch, first), part, timeout_s, stop)
                 first += len(batch)
 
         predictions = self._sender.in_order(started(), self.max_parallel)
@@ -188,6 +193,31 @@ class Calls:
         name = check_name(model)
         call = self._call(timeout_s)
         return await self._sender.anywhere(call, lambda replica: self._models.info(call, replica, name))
+
+    async def infer(self, info: ModelInfo, images: NDArray[np.float32], outputs: Sequence[OutputRequest], request_id: str) -> Outputs:
+        """Run a model once, and return its outputs unchecked.
+
+        Args:
+            info: The model.
+            images: float32 (N, C, H, W), at most as many as it accepts.
+            outputs: The outputs to request.
+            request_id: Sent with the request.
+        """
+        call, inputs = self._call(None), {info.input_name: images}
+
+        async def send(replica: Replica) -> Outputs:
+            infer = replica.transport.infer
+            response: Outputs = await self._sender.send(
+                call, replica, lambda left_s: infer(info.name, inputs, outputs, left_s, request_id=request_id)
+            )
+            return response
+
+        return await self._sender.anywhere(call, send)
+
+    async def config(self, model: str) -> dict[str, Any]:
+        """Return the configuration of a model; empty if the operator restricts it, or the server has none."""
+        call = self._call(None)
+        return await self._sender.anywhere(call, lambda replica: model_config(self._sender, call, replica, model)) or {}
 
     async def models(self) -> list[str]:
         """Return the names of the loaded models."""
@@ -262,9 +292,6 @@ class Calls:
     def _call(self, timeout_s: float | None, *, max_retries: int | None = None, stop: Stop | None = None, is_bound: bool = False) -> Call:
         seconds = self.timeout_s if timeout_s is None else check_timeout(timeout_s)
         return self._sender.call(seconds, max_retries=max_retries, stop=stop, is_bound=is_bound)
-
-    async def _predict_batch(self, batch: list[Any], first: int, request: Request, timeout_s: float | None, stop: Stop) -> Prediction:
-        return await self.predict(Items(batch, first), request, timeout_s, stop)
 
     async def _health_of(self, call: Call, replica: Replica) -> ServerHealth:
         is_live = is_ready = False

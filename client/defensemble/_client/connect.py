@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._exceptions import InputError
-from .._transport.address import TLS_SCHEMES, address_from_url
+from .._transport.address import address_from_url
 from .._transport.base import ConnectionOptions, TlsFiles
-from .._transport.tls import check_tls
 from .calls import Calls
 from .replicas import Counters, Replica
 
@@ -82,11 +81,9 @@ def replicas_from_arguments(
         urls = [url] if not isinstance(url, Sequence) or isinstance(url, (str, bytes)) else list(url)
         if not urls:
             raise InputError("url is an empty list: pass one URL, or several servers' URLs")
-        addresses = {address_from_url(each): None for each in urls}
-        if check_tls(tls) != TlsFiles() and not any(address.scheme in TLS_SCHEMES for address in addresses):
-            raise InputError(f"tls is for https:// and grpcs://, got {', '.join(urls)}: change the URL, or omit tls")
         options = ConnectionOptions(admin_key, tls, compression)
-        return [_replica(open_transport(address.url, options)) for address in addresses]
+        distinct = dict.fromkeys(address_from_url(each).url for each in urls)
+        return [_replica(open_transport(each, options)) for each in distinct]
     for name, option in (("admin_key", admin_key), ("tls", tls), ("compression", compression)):
         if option is not None:
             raise InputError(f"got both transport and {name}: pass it to the transport, HttpTransport(url, ConnectionOptions({name}=...))")

@@ -22,7 +22,7 @@ from .model_info import (
     ModelInfo,
     Signature,
     class_names_from_response,
-    is_ensemble_signature,
+    is_ensemble_metadata,
     preprocessing_from_config,
     signature_from_metadata,
     steps_from_config,
@@ -30,6 +30,8 @@ from .model_info import (
 from .replicas import Replica
 from .sending import Call, Sender
 
+LOOK_UP = "look-up"
+"""Id of the inference that looks a model up."""
 # How servers without an optional part of the protocol refuse it.
 _REFUSALS = (ModelNotFoundError, RequestRefusedError)
 
@@ -68,8 +70,7 @@ async def find_ensemble(sender: Sender, call: Call, replica: Replica) -> str:
             if not isinstance(error.__cause__, NotReadyError):
                 raise
             continue
-        tensors = ([tensor.name for tensor in kind] for kind in (metadata.inputs, metadata.outputs))
-        if is_ensemble_signature(metadata.platform, *tensors):
+        if is_ensemble_metadata(metadata):
             ensembles.append(name)
     if len(ensembles) > 1:
         raise InputError(
@@ -106,7 +107,7 @@ async def look_up(sender: Sender, call: Call, replica: Replica, name: str) -> Mo
             served = "others, which it does not list"
         raise ModelNotFoundError(f"{replica.url} has no model {name!r}; it serves {served}") from error
     signature = signature_from_metadata(metadata)
-    config = await _config(sender, call, replica, name)
+    config = await model_config(sender, call, replica, name)
     class_names = await _class_names(sender, call, replica, name, signature)
     if config is None:
         replica.missing_features.add(MODEL_CONFIGURATION)  # only now: the model itself is there
@@ -133,8 +134,15 @@ async def _metadata(sender: Sender, call: Call, replica: Replica, name: str) -> 
     return metadata
 
 
-async def _config(sender: Sender, call: Call, replica: Replica, name: str) -> dict[str, Any] | None:
-    """Return a model's configuration; empty if the operator restricts it, None if the server has no configurations."""
+async def model_config(sender: Sender, call: Call, replica: Replica, name: str) -> dict[str, Any] | None:
+    """Return a model's configuration; empty if the operator restricts it, None if the server has no configurations.
+
+    Args:
+        sender: Sends the requests.
+        call: The call.
+        replica: The server.
+        name: Name of the model.
+    """
     if MODEL_CONFIGURATION in replica.missing_features:
         return None
     try:
@@ -156,7 +164,7 @@ async def _class_names(sender: Sender, call: Call, replica: Replica, name: str, 
             call,
             replica,
             # Some of KServe's models return the id, and fail if there is none.
-            lambda left_s: replica.transport.infer(name, {signature.input_name: black}, [request], left_s, request_id="look-up"),
+            lambda left_s: replica.transport.infer(name, {signature.input_name: black}, [request], left_s, request_id=LOOK_UP),
         )
         return outputs.get(signature.score_output)
 

@@ -111,6 +111,12 @@ def is_ensemble_signature(platform: str, inputs: Iterable[str], outputs: Iterabl
     return platform == "ensemble" or (list(inputs) == ["images"] and {"probabilities", "member_probabilities"} <= set(outputs))
 
 
+def is_ensemble_metadata(metadata: ModelMetadata) -> bool:
+    """Return whether the metadata are those of an ensemble; see `is_ensemble_signature`."""
+    inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (metadata.inputs, metadata.outputs))
+    return is_ensemble_signature(metadata.platform, inputs, outputs)
+
+
 def steps_from_config(config: dict[str, Any]) -> tuple[str, ...]:
     """Return the models that an ensemble runs, or that a fused graph consists of, in order; empty for any other model."""
     steps = config.get("ensemble_scheduling", {}).get("step", [])

@@ -10,8 +10,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from .._exceptions import InputError, OutputNotRequestedError
+from .._exceptions import OutputNotRequestedError
 from .._transport.base import OutputRequest
+from .checks import check_count
 from .model_info import ModelInfo
 
 
@@ -100,8 +101,8 @@ class Prediction:
         outputs = ", ".join(f"{name} {value.shape}" for name, value in self.received.items())
         shown = ""
         if "probabilities" in self.received and count:
-            best = self.probabilities[:4].max(axis=1)
-            pairs = ", ".join(f"{label} {value:.3f}" for label, value in zip(self[:4].labels, best, strict=True))
+            first = self[:4]
+            pairs = ", ".join(f"{label} {value:.3f}" for label, value in zip(first.labels, first.confidence, strict=True))
             shown = f": {pairs}{', ...' if count > 4 else ''}"
         return f"<Prediction of {count} image{'' if count == 1 else 's'} by {self.model!r}{version}{shown}; outputs: {outputs}{source}>"
 
@@ -146,7 +147,7 @@ class Prediction:
             InputError: `count` is no positive integer.
             OutputNotRequestedError: Probabilities were not requested in `predict`.
         """
-        best = top_indices(self.probabilities, _check_count(count))
+        best = top_indices(self.probabilities, check_count(count, "the number of classes"))
         names = self.class_names
         rows = zip(best.tolist(), np.take_along_axis(self.probabilities, best, axis=1).tolist(), strict=True)
         return [[(names[index], value) for index, value in zip(indices, values, strict=True)] for indices, values in rows]
@@ -193,7 +194,7 @@ class Prediction:
             InputError: `top` is no positive integer.
         """
         images: list[dict[str, Any]] = [{} for _ in range(len(self))]
-        top = _check_count(top)
+        top = check_count(top, "the number of classes")
         if "probabilities" in self.received:
             best = top_indices(self.probabilities, top)
             for image, indices, classes in zip(images, best.tolist(), self.top(top), strict=True):
@@ -232,12 +233,6 @@ class Prediction:
             call = f"predict(images, outputs=({', '.join(repr(output) for output in (*self.received, name))}))"
             raise OutputNotRequestedError(f"this prediction has {', '.join(self.received)} but not {name}: call {call}")
         return self.received[name]
-
-
-def _check_count(count: object) -> int:
-    if not isinstance(count, (int, np.integer)) or count < 1:
-        raise InputError(f"the number of classes must be a positive integer, got {count!r:.100}")
-    return int(count)
 
 
 def response_mismatch(response: Mapping[str, NDArray[Any]], requests: Sequence[OutputRequest], count: int, info: ModelInfo) -> str | None:

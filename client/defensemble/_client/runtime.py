@@ -25,9 +25,6 @@ class Runtime(Protocol):
             is_async: Whether it returns an awaitable.
         """
 
-    async def close(self, close: Callable[[], Any], is_async: bool) -> None:
-        """Close a transport."""
-
     async def run(self, function: Callable[[], _Result]) -> _Result:
         """Run a function that takes long, without blocking others."""
 
@@ -53,9 +50,6 @@ class BlockingRuntime(Runtime):
     async def call(self, operation: Callable[[float], Any], timeout_s: float, is_async: bool) -> Any:
         return operation(timeout_s)
 
-    async def close(self, close: Callable[[], Any], is_async: bool) -> None:
-        close()
-
     async def run(self, function: Callable[[], _Result]) -> _Result:
         return function()
 
@@ -74,7 +68,7 @@ class BlockingRuntime(Runtime):
             del handle  # the traceback of its error would refer to the error
 
     def cancel(self, handle: Future[Any]) -> None:
-        """Do nothing: a thread ends with its request, and `Call.cancel` keeps it from sending another."""
+        """Do nothing: a thread ends with its request, and `Stop` keeps it from sending another."""
 
 
 def _run(coroutine: Coroutine[Any, Any, _Result], future: Future[_Result]) -> None:

@@ -130,7 +130,7 @@ class Sender:
             await self.runtime.result(handle)
 
     async def _close(self, replica: Replica) -> None:
-        await self.runtime.close(replica.transport.close, replica.is_async)
+        await self.runtime.call(lambda _: replica.transport.close(), 0.0, replica.is_async)
 
     def check_open(self) -> None:
         """Raise a `ClientClosedError` if the client is closed."""

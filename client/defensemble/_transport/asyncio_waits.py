@@ -34,8 +34,8 @@ class AsyncioWaits(SocketWaits):
         descriptor = connected.fileno()
         add, remove = (loop.add_reader, loop.remove_reader) if event == READABLE else (loop.add_writer, loop.remove_writer)
         is_ready: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(deadline - time.monotonic(), _finish, is_ready, False)
-        add(descriptor, _finish, is_ready, True)
+        timer = loop.call_later(deadline - time.monotonic(), finish, is_ready, False)
+        add(descriptor, finish, is_ready, True)
         try:
             if not await is_ready:
                 raise TimeoutError("timed out")
@@ -45,6 +45,7 @@ class AsyncioWaits(SocketWaits):
                 remove(descriptor)
 
 
-def _finish(waiter: asyncio.Future[bool], result: bool) -> None:
+def finish(waiter: asyncio.Future[bool], result: bool) -> None:
+    """Give a future its result, unless it has one or was cancelled."""
     if not waiter.done():
         waiter.set_result(result)

@@ -62,6 +62,7 @@ _BY_GRPC_CODE: dict[str, type[ServiceError]] = {
 }
 # The gRPC library produces these itself. Its text is in `__cause__`, and a plain reason is in the message.
 _REASONS_BY_GRPC_CODE = {"CANCELLED": "the call was cancelled", "DEADLINE_EXCEEDED": "timed out"}
+_NOT_SENT = ("failed to connect to all addresses", "DNS resolution failed")  # what gRPC reports if a call had no connection
 
 _BY_HTTP_STATUS: dict[int, type[ServiceError]] = {
     401: ForbiddenError,
@@ -133,7 +134,10 @@ def error_from_grpc(
         hints: How to fix it, by class.
     """
     if code == "UNAVAILABLE":
-        return unreachable() or service_error(NotReadyError, context, f"{code}, {details!r}", hints)
+        unavailable = unreachable() or service_error(NotReadyError, context, f"{code}, {details!r}", hints)
+        # Not whether a connection can be made now: the call may have been lost when the server died.
+        unavailable.was_sent = not (details or "").startswith(_NOT_SENT)
+        return unavailable
     reason = _REASONS_BY_GRPC_CODE.get(code) or f"{code}, {details!r}"
     return service_error(_BY_GRPC_CODE.get(code, ServerFailedError), context, reason, hints)
 
@@ -235,6 +239,7 @@ def error_from_connect(error: OSError, url: str, *, kind: type[ServiceError] | N
             f"cannot connect to {url}: {_connect_reason(error)}; is the server running? Start one with 'defensemble serve' or check the "
             "host and port."
         )
+    translated.was_sent = False
     if _is_permanent(error):
         translated.is_retryable = False
     return translated

@@ -29,11 +29,11 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from .address import Address
-from .asyncio_waits import AsyncioWaits
+from .asyncio_waits import AsyncioWaits, finish
 from .base import ConnectionOptions, TlsFiles, check_compression
 from .http_connection import open_socket
 from .socket_waits import BlockingWaits, SocketWaits
-from .tls import ssl_context_for_scheme
+from .tls import ssl_context_for_address
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -70,7 +70,7 @@ class GrpcChannel(ABC):
     def __init__(self, address: Address, options: ConnectionOptions) -> None:
         self._address = address
         compression = grpc.Compression.Gzip if check_compression(options.compression) else None
-        self._tls_context = ssl_context_for_scheme(address.scheme, options.tls)
+        self._tls_context = ssl_context_for_address(address, options.tls)
         if self._tls_context is not None:
             self._tls_context.set_alpn_protocols(["h2"])
             self._open = partial(grpc.secure_channel, address.netloc, _credentials(options.tls or TlsFiles()), _OPTIONS, compression)
@@ -250,7 +250,7 @@ class AsyncioChannel(GrpcChannel):
         loop = asyncio.get_running_loop()
         is_over = loop.create_future()
         call = self._start(method, request, None if keeps_call else timeout_s, metadata, lambda _: _wake(loop, is_over))
-        timer = loop.call_later(timeout_s, _resolve, is_over, False)
+        timer = loop.call_later(timeout_s, finish, is_over, False)
         try:
             if not await is_over:
                 raise TimeoutError
@@ -304,14 +304,9 @@ def _credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(authorities, key, chain)
 
 
-def _resolve(is_over: asyncio.Future[bool], value: bool) -> None:
-    if not is_over.done():
-        is_over.set_result(value)
-
-
 def _wake(loop: asyncio.AbstractEventLoop, is_over: asyncio.Future[bool]) -> None:
     with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(_resolve, is_over, True)
+        loop.call_soon_threadsafe(finish, is_over, True)
 
 
 _CHANNELS: weakref.WeakSet[GrpcChannel] = weakref.WeakSet()

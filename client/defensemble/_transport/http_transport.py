@@ -54,7 +54,7 @@ from .http_documents import (
 from .http_parser import HttpResponse, ProtocolError
 from .http_tensors import binary_request, fits_json, json_request, outputs_from_response
 from .socket_waits import BlockingWaits, SocketWaits
-from .tls import ssl_context_for_scheme
+from .tls import ssl_context_for_address
 
 _Body = Sequence[bytes | memoryview]
 
@@ -97,7 +97,7 @@ class AsyncHttpTransport(AsyncTransport):
         self._admin_key = check_admin_key(options.admin_key)
         self._admin_headers = "" if self._admin_key is None else f"x-admin-key: {self._admin_key}\r\n"
         self._compression = check_compression(options.compression)
-        self._pool = HttpPool(address, ssl_context_for_scheme(address.scheme, options.tls), waits)
+        self._pool = HttpPool(address, ssl_context_for_address(address, options.tls), waits)
         self._missing_features: frozenset[str] = frozenset()
         self._reads_binary = False  # whether the server was seen to do so
 

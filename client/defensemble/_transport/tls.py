@@ -8,23 +8,25 @@ from pathlib import Path
 from defensemble_repository.filesystem.regular_files import check_regular
 
 from .._exceptions import InputError
+from .address import TLS_SCHEMES, Address
 from .base import TlsFiles
 
 
-def ssl_context_for_scheme(scheme: str, tls: TlsFiles | None) -> ssl.SSLContext | None:
-    """Return the context for the scheme of a URL; None if it has no TLS.
+def ssl_context_for_address(address: Address, tls: TlsFiles | None) -> ssl.SSLContext | None:
+    """Return the context for a server; None if its URL has no TLS.
 
     Args:
-        scheme: The scheme.
+        address: The server.
         tls: The files for TLS; None for the default authorities.
 
     Raises:
         InputError: A file is unusable, or there are files for a scheme without TLS.
     """
-    if scheme in ("https", "grpcs"):
+    if address.scheme in TLS_SCHEMES:
         return ssl_context_from_files(tls)
     if tls is not None:
-        raise InputError(f"tls is for https:// and grpcs://, got {scheme}://, which encrypts nothing: change the URL, or omit tls")
+        schemes = " and ".join(f"{scheme}://" for scheme in TLS_SCHEMES)
+        raise InputError(f"tls is for {schemes}, got {tls!r:.100} for {address.url}, which encrypts nothing: change the URL, or omit tls")
     return None
 
 

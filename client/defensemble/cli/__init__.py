@@ -30,6 +30,7 @@ from .commands import (
     predict,
     probe,
     profile,
+    report,
     serve,
     status,
     train,
@@ -70,27 +71,27 @@ class _RootGroup(VerbGroup):
         **extra: Any,
     ) -> Any:
         """Run the command line, and exit with status 130 if it was interrupted."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        status = 1
         try:
-            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            returned = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            status = returned if isinstance(returned, int) else 0
+            sys.stdout.flush()  # Python's own flush at exit would print a traceback
         except click.Abort as error:
-            if not standalone_mode:
-                raise
             if _was_interrupted(error):
                 click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED if _was_interrupted(error) else 1)
+                status = INTERRUPTED
         except click.ClickException as error:
-            if not standalone_mode:
-                raise
             _show_shortened(error)
-            sys.exit(INTERRUPTED if _was_interrupted(error) else error.exit_code)
-        except OSError as error:  # of the root's own output: `--help` and `--version` are printed before a command is invoked
-            if not standalone_mode:
-                raise
+            status = INTERRUPTED if _was_interrupted(error) else error.exit_code
+        except BrokenPipeError:
+            status = 1
+        except OSError as error:  # of the root's own output, such as `--help`, or of the flush
             _show_shortened(click.ClickException(text_from_os_error(error, None)))
-            sys.exit(1)
-        if not standalone_mode:
-            return status
-        sys.exit(status if isinstance(status, int) else 0)
+            status = 1
+        _discard_unwritten_output()
+        sys.exit(status)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -111,6 +112,14 @@ class _RootGroup(VerbGroup):
             if isinstance(error, _expected_errors()):
                 raise _error_to_print(str(error), error) from error
             raise
+
+
+def _discard_unwritten_output() -> None:
+    """Discard output that cannot be written: Python flushes it once more at exit, and would end with status 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -136,9 +145,11 @@ def _show_shortened(error: click.ClickException) -> None:
     """Print an error without the middle of lines that are too long: it may quote a value of any length."""
     from defensemble_repository.texts import shortened
 
+    from .._printable import printable
+
     text = io.StringIO()
     error.show(text)
-    click.echo(shortened(text.getvalue()), err=True, nl=False)
+    click.echo(printable(shortened(text.getvalue())), err=True, nl=False)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
@@ -157,7 +168,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
             "Train and export",
             [module.command for module in (train, export, import_onnx, fuse, export_report, build_engine, profile)],
         ),
-        cloup.Section("Serve and call", [module.command for module in (serve, status, predict, ensemble, probe)]),
+        cloup.Section("Serve and call", [module.command for module in (serve, status, predict, ensemble, probe, report)]),
         cloup.Section("Getting started", [module.command for module in (demo, doctor, completion)]),
     ],
 )

@@ -45,6 +45,12 @@ ATTACKS = (
     "mifgsm32-tiny-imagenet",
     "mifgsm64-tiny-imagenet",
     "adversarial-training",
+    "adversarial-training-3",
+)
+
+_PAPER_TABLES = ("table2", "table3", "table4", "table5", "table14", "table15", "table16", "table17", "table18", "table9", "table12")
+PAPER_PRESETS = tuple(
+    f"paper-{name}" for name in (*_PAPER_TABLES, "mifgsm", "mifgsm-tiny-imagenet", *ATTACKS) if not name.startswith("adversarial-training")
 )
 
 # Models: defensemble_export, defensemble_repository, defensemble_images and the client.
@@ -62,3 +68,16 @@ CHECK_RUNTIMES = ("embedded", "docker")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SHELLS = ("bash", "zsh", "fish")
+
+# Probes: the client.
+NOISE_KINDS = ("gaussian", "uniform", "salt-and-pepper")
+PROBE_INPUTS = ("float32", "8bit")
+PROBE_ANSWERS = ("probabilities", "labels", "top-1")
+REPORT_FORMATS = ("html", "md", "csv")
+NORMS = ("l2", "linf")
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    *("snow", "frost", "fog", "brightness"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+)

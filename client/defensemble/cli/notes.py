@@ -14,6 +14,8 @@ from typing import TextIO
 
 import click
 
+from .._printable import printable
+
 _LOGGERS = (
     "defensemble",
     "defensemble_export",
@@ -45,7 +47,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            click.echo(self.format(record), err=True)
+            click.echo(printable(self.format(record)), err=True)
         except Exception:
             self.handleError(record)
 

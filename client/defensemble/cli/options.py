@@ -147,6 +147,17 @@ def bytes_from_size(context: click.Context, option: click.Parameter, value: str 
     return int(size)
 
 
+def make_timeout_option(help: str, default: float | None = None) -> Callable[[Any], Any]:
+    """Return the option `--timeout`.
+
+    Args:
+        help: What it limits.
+        default: Its default in seconds; None: the command decides.
+    """
+    kind = NumberRange(0, LONGEST_S, min_open=True)
+    return click.option("--timeout", "timeout_s", type=kind, metavar="SECONDS", default=default, help=help)
+
+
 def make_repository_option(
     help: str, *, default: Path | None = DEFAULT_REPOSITORY, type: AnyPath = EXISTING_REPOSITORY
 ) -> Callable[[Any], Any]:
@@ -171,14 +182,7 @@ call_options = cloup.option_group(
     click.option(
         "--batch-size", type=click.IntRange(min=1), metavar="N", help="Images per request.  [default: 64, or the model's max_batch_size]"
     ),
-    click.option(
-        "--timeout",
-        "timeout_s",
-        type=NumberRange(0, LONGEST_S, min_open=True),
-        metavar="SECONDS",
-        default=60.0,
-        help="Timeout of a batch, with its retries.",
-    ),
+    make_timeout_option("Timeout of a batch, with its retries.", 60.0),
 )
 SERVER_VARIABLE = "DEFENSEMBLE_URL"  # of the servers that commands call by default
 tls_options = (

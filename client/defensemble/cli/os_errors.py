@@ -18,7 +18,8 @@ _PLACES = {
     "ensemble": "--repository or FILE",
     "serve": "XDG_STATE_HOME, for logs and the list of servers, or XDG_CACHE_HOME, for the backend",
     "predict": "--contact-sheet",
-    "probe": "--out",
+    "probe": "--out, --examples, --folder or --cache",
+    "report": "--out or --charts",
     "demo": "--folder",
 }
 _OTHER_PLACE = "choose another place"

@@ -39,7 +39,7 @@ def progress_bar(console: Console, *columns: ProgressColumn, shown: bool = True)
         shown: Whether to draw at all.
     """
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names of models and files
         BarColumn(),
         *(columns or (MofNCompleteColumn(),)),
         TimeRemainingColumn(),

@@ -1,4 +1,4 @@
-"""Black-box robustness probes, which need no access to the weights."""
+"""Robustness probes: measure classifiers from outside, without access to their weights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,65 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .base import Target as Target, target_from_model as target_from_model
-    from .noise import NoiseResult as NoiseResult, noisy_images as noisy_images, probe_noise as probe_noise
+    from .adaptive import Adaptive as Adaptive
+    from .base import (
+        Condition as Condition,
+        LabelledImages as LabelledImages,
+        PerturbationProbe as PerturbationProbe,
+        Probe as Probe,
+        ProbeImage as ProbeImage,
+        QueryAttack as QueryAttack,
+    )
+    from .comparing import compare as compare
+    from .corruptions import Corruptions as Corruptions
+    from .cue_conflict import write_cue_conflict as write_cue_conflict
+    from .folders import Folders as Folders, ImageFolder as ImageFolder, load_folders as load_folders
+    from .foolbox_attacks import Boundary as Boundary, HopSkipJump as HopSkipJump
+    from .measuring import measure as measure
+    from .merging import merge as merge
+    from .noise import Noise as Noise
+    from .options import Preview as Preview, Progress as Progress, RunOptions as RunOptions
+    from .outcome import (
+        AttackOutcome as AttackOutcome,
+        Check as Check,
+        ProbeOutcome as ProbeOutcome,
+        QueryCounts as QueryCounts,
+        TargetOutcome as TargetOutcome,
+    )
+    from .outcome_reader import outcome_from_json as outcome_from_json, read_outcome as read_outcome
+    from .shuffle import Shuffle as Shuffle
+    from .square import Square as Square
+    from .suite import worst_case as worst_case
+    from .targets import (
+        FunctionTarget as FunctionTarget,
+        Response as Response,
+        ServedTarget as ServedTarget,
+        Target as Target,
+        served_targets as served_targets,
+    )
+    from .transfer import Transfer as Transfer
 
-_MODULE_BY_NAME = {"Target": "base", "target_from_model": "base", "NoiseResult": "noise", "noisy_images": "noise", "probe_noise": "noise"}
+_NAMES_BY_MODULE = {
+    "adaptive": ("Adaptive",),
+    "base": ("Condition", "LabelledImages", "PerturbationProbe", "Probe", "ProbeImage", "QueryAttack"),
+    "comparing": ("compare",),
+    "corruptions": ("Corruptions",),
+    "cue_conflict": ("write_cue_conflict",),
+    "folders": ("Folders", "ImageFolder", "load_folders"),
+    "foolbox_attacks": ("Boundary", "HopSkipJump"),
+    "measuring": ("measure",),
+    "merging": ("merge",),
+    "noise": ("Noise",),
+    "options": ("Preview", "Progress", "RunOptions"),
+    "outcome": ("AttackOutcome", "Check", "ProbeOutcome", "QueryCounts", "TargetOutcome"),
+    "outcome_reader": ("outcome_from_json", "read_outcome"),
+    "shuffle": ("Shuffle",),
+    "square": ("Square",),
+    "suite": ("worst_case",),
+    "targets": ("FunctionTarget", "Response", "ServedTarget", "Target", "served_targets"),
+    "transfer": ("Transfer",),
+}
+_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 __all__ = sorted(_MODULE_BY_NAME)
 
 

@@ -5,9 +5,7 @@ The memory they need is compared with the limit before they are read, and a samp
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +26,10 @@ from .._image_files import (
     find_labelled_images,
     input_errors,
 )
-from .base import LabelledImages
+from .base import LabelledImages, OnProgress
 
 if TYPE_CHECKING:
     from defensemble_training import Dataset
-
-OnProgress = Callable[[str, int, int | None], None]
 
 _MAX_NAMES = 1 << 20
 _MAX_NAME_BYTES = 1 << 26
@@ -45,11 +41,13 @@ class ProbeData:
 
     Attributes:
         data: The images, labelled with the model's class indices.
+        rows: int64 (n,): their positions in the dataset.
         source: Where the images are from, as JSON.
         notes: Notes for the user, one line each.
     """
 
     data: LabelledImages
+    rows: NDArray[np.int64]
     source: dict[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -62,14 +60,19 @@ class _Request:
     info: ModelInfo
     limit: int | None
     seed: int
+    shard: tuple[int, int] | None
     options: ReadOptions
     on_progress: OnProgress
 
     def sample(self, available: int) -> NDArray[np.intp]:
-        """Return the indices of a random sample, in ascending order; the same for the same seed and number."""
-        if self.limit is None or self.limit >= available:
-            return np.arange(available)
-        return np.sort(np.random.default_rng(self.seed).permutation(available)[: self.limit])
+        """Return the indices of this shard of a random sample, in ascending order; the same for the same seed and number."""
+        sample = np.arange(available)
+        if self.limit is not None and self.limit < available:
+            sample = np.sort(np.random.default_rng(self.seed).permutation(available)[: self.limit])
+        number, count = self.shard or (1, 1)
+        if len(sample) < count:
+            raise InputError(f"{self.name} has {len(sample)} images, too few for {count} shards: use fewer")
+        return sample[number - 1 :: count]
 
     def check_memory(self, count: int, image_shape: tuple[int, ...], to_read: int = 0) -> None:
         """Reject images that need too much memory: as float32 while they are read, and twice with noise."""
@@ -87,9 +90,8 @@ class _Request:
         **details: Any,
     ) -> ProbeData:
         """Return images with a description of their source."""
-        digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-        source = {"name": self.name, "kind": kind, "n_available": available, "indices_sha256": digest, **details}
-        return ProbeData(LabelledImages(*data), source, notes)
+        source = {"name": self.name, "kind": kind, "n_available": available, "limit": self.limit, "sample_seed": self.seed, **details}
+        return ProbeData(LabelledImages(*data, self.info.class_names), rows.astype(np.int64), source, notes)
 
 
 def load_probe_data(
@@ -99,6 +101,7 @@ def load_probe_data(
     seed: int,
     data_dir: Path | None = None,
     *,
+    shard: tuple[int, int] | None = None,
     options: ReadOptions | None = None,
     on_progress: OnProgress = lambda what, done, total: None,
 ) -> ProbeData:
@@ -113,6 +116,7 @@ def load_probe_data(
         limit: Size of a random sample; None for all images.
         seed: Seed of the sample.
         data_dir: Folder of the dataset; `source` is then its name.
+        shard: (k, n) for every n-th image of the sample, from the k-th on; None for all.
         options: How image files are read.
         on_progress: Called with the current step, the number of images done, and the number of all images.
 
@@ -122,7 +126,7 @@ def load_probe_data(
         OSError: A file cannot be read.
     """
     path = Path(source)
-    request = _Request(source, info, limit, seed, options or ReadOptions(), on_progress)
+    request = _Request(source, info, limit, seed, shard, options or ReadOptions(), on_progress)
     if data_dir is not None:
         return _from_dataset(request, data_dir)
     if path.is_dir():

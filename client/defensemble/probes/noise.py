@@ -1,219 +1,94 @@
-"""The noise probe: accuracy under Gaussian noise of increasing strength.
-
-Source: "Defective Convolutional Networks", arXiv 1911.08432, figure 4. There is no attacker.
-"""
+"""The noise probe: accuracy under random noise of increasing strength, without an attacker."""
 
 from __future__ import annotations
 
-import struct
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._exceptions import InputError
-from ..results.intervals import Rate, rate
-from .base import LabelledImages, Target, TargetRunner
+from .base import Condition, PerturbationProbe, ProbeImage
 
-SCHEMA = "defensemble.probe.noise/1"
+NoiseKind = Literal["gaussian", "uniform", "salt-and-pepper"]
+NOISE_KINDS: tuple[NoiseKind, ...] = get_args(NoiseKind)
 PAPER_SIGMAS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0)
 """In 1/255, as in figure 4 of the paper."""
 MAX_SIGMA = 2550.0
 """In 1/255: ten times the range of a pixel, which leaves almost nothing of an image."""
-THREAT_MODEL = (
-    "no attacker: Gaussian noise of standard deviation sigma, clipped to +-2 sigma, added to the float32 image, then clipped to [0, 1]; "
-    "one draw for each image and sigma, the same for every target"
-)
-
-
-def noisy_images(images: NDArray[np.float32], sigma: float, seed: int) -> NDArray[np.float32]:
-    """Add Gaussian noise of standard deviation `sigma`/255, clipped to +-2 sigma/255, to images, and clip the result to [0, 1].
-
-    The noise depends only on `seed`, `sigma` and the shape. Source: arXiv 1911.08432, figure 4.
-
-    Args:
-        images: float32 (n, C, H, W) in [0, 1].
-        sigma: Standard deviation in 1/255.
-        seed: Seed of the noise.
-    """
-    scale = np.float32(sigma / 255)
-    generator = np.random.default_rng([seed, int.from_bytes(struct.pack("<d", sigma), "little")])
-    noise = generator.standard_normal(images.shape, dtype=np.float32)
-    np.clip(noise, -2, 2, out=noise)
-    noise *= scale
-    noise += images
-    return np.clip(noise, 0, 1, out=noise)
+_THREATS = {
+    "gaussian": "Gaussian noise of standard deviation sigma, clipped to +-2 sigma, is added to the float32 image",
+    "uniform": "uniform noise in +-sqrt(3) sigma, of standard deviation sigma, is added to the float32 image",
+    "salt-and-pepper": "pixels become black or white, all channels alike, so many that the mean squared change is about that of sigma",
+}
 
 
 @dataclass(frozen=True)
-class NoiseRates:
-    """The rates of one target at one sigma; None if a target failed.
+class Noise(PerturbationProbe):
+    """Accuracy under noise. Source of the Gaussian one: arXiv 1911.08432, figure 4.
 
     Attributes:
-        sigma: Standard deviation of the noise in 1/255.
-        accuracy: Over all images.
-        defense_rate: Over the images that this target classifies correctly without noise.
-        accuracy_on_common: Over the images that all targets classify correctly without noise.
-    """
+        sigmas: Standard deviations in 1/255, positive and different.
+        kind: `gaussian` (clipped to +-2 sigma), `uniform`, or `salt-and-pepper`, where a pixel changes with the probability
+            `min(1, 3 * (sigma / 255)**2)`: the mean squared change of a uniformly grey pixel that becomes black or white is 1/3.
 
-    sigma: float
-    accuracy: Rate | None
-    defense_rate: Rate | None
-    defense_rate_source_fooled: None = field(default=None, init=False)  # there is no source network
-    accuracy_on_common: Rate | None
-
-
-@dataclass(frozen=True)
-class TargetRates:
-    """The rates of one target: without noise, and at each sigma. They end where it failed, for the reason in `failure`."""
-
-    name: str
-    clean: Rate | None
-    noise: tuple[NoiseRates, ...]
-    queries: int
-    failure: str | None
-
-
-@dataclass(frozen=True)
-class NoiseResult:
-    """The result of the noise probe.
-
-    Attributes:
-        seed: Seed of the noise.
-        sigmas: Standard deviations in 1/255.
-        n: Number of images.
-        n_common: Number of images that all targets classify correctly without noise; None if a target failed.
-        data_digest: SHA-256 of images and labels.
-        duration_s: Duration in seconds.
-        targets: The rates of each target.
+    Raises:
+        InputError: A value is out of range.
 
     Example:
-        >>> [(target.name, target.noise[0].accuracy) for target in result.targets if target.failure is None]
+        >>> measure(Noise((8, 16, 32)), targets, data)
     """
 
-    seed: int
-    sigmas: tuple[float, ...]
-    n: int
-    n_common: int | None
-    data_digest: str
-    duration_s: float
-    targets: tuple[TargetRates, ...]
+    sigmas: tuple[float, ...] = PAPER_SIGMAS
+    kind: NoiseKind = "gaussian"
+
+    name: ClassVar[str] = "noise"
+    paper: ClassVar[str | None] = "arXiv:1911.08432, figure 4"
+
+    def __post_init__(self) -> None:
+        if self.kind not in NOISE_KINDS:
+            raise InputError(f"kind must be one of {', '.join(NOISE_KINDS)}, got {self.kind!r}")
+        for sigma in self.sigmas:
+            if not 0 < sigma <= MAX_SIGMA:
+                raise InputError(f"sigmas must be positive and at most {MAX_SIGMA:g}, in 1/255, such as 8; got {sigma:g}")
+        if not self.sigmas or len(set(self.sigmas)) != len(self.sigmas):
+            raise InputError(f"sigmas must be one or more different numbers, in 1/255; got {list(self.sigmas)}")
 
     @property
-    def failures(self) -> dict[str, str]:
-        """Why targets failed, by name; empty if none failed."""
-        return {target.name: target.failure for target in self.targets if target.failure is not None}
+    def title(self) -> str:
+        """The kind of noise."""
+        return f"{self.kind.capitalize()} noise"
 
-    def json(self) -> dict[str, Any]:
-        """Return the result as JSON, with a `schema` field. Values that could not be measured are None."""
-        return {
-            "schema": SCHEMA,
-            "probe": "noise",
-            "threat_model": THREAT_MODEL,
-            "paper": "arXiv:1911.08432, figure 4",
-            "seed": self.seed,
-            "sigma_unit": "1/255",
-            "sigmas": list(self.sigmas),
-            "interval": "Wilson, 95 %",
-            "data": {"n": self.n, "n_common": self.n_common, "sha256": self.data_digest},
-            "duration_s": round(self.duration_s, 3),
-            "targets": [{**asdict(target), "noise": [asdict(rates) for rates in target.noise]} for target in self.targets],
-        }
+    @property
+    def threat_model(self) -> str:
+        """How the noise is made."""
+        return f"No attacker: {_THREATS[self.kind]}, then clipped to [0, 1]; one draw for each image and sigma, the same for every target."
 
+    def conditions(self) -> Sequence[Condition]:
+        """Return a condition for each sigma."""
+        return [self._condition(sigma) for sigma in self.sigmas]
 
-def check_sigmas(sigmas: Sequence[float]) -> None:
-    """Check standard deviations.
+    def extreme(self) -> Condition:
+        """Return noise that leaves almost nothing of an image."""
+        return self._condition(MAX_SIGMA)
 
-    Raises:
-        InputError: They are not distinct, positive, and at most `MAX_SIGMA`, in 1/255.
-    """
-    for sigma in sigmas:
-        if not 0 < sigma <= MAX_SIGMA:
-            raise InputError(f"sigmas must be positive and at most {MAX_SIGMA:g}, in 1/255, such as 8; got {sigma:g}")
-    if not sigmas or len(set(sigmas)) != len(sigmas):
-        raise InputError(f"sigmas must be one or more different numbers, in 1/255; got {list(sigmas)}")
+    def _condition(self, sigma: float) -> Condition:
+        return Condition(f"sigma {sigma:g}", float(sigma), "1/255", self.kind)
 
-
-def probe_noise(
-    targets: Mapping[str, Target],
-    images: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    sigmas: Sequence[float] = PAPER_SIGMAS,
-    seed: int = 0,
-    *,
-    batch_size: int = 64,
-    on_batch: Callable[[int], None] | None = None,
-) -> NoiseResult:
-    """Measure the accuracy of targets, without and with Gaussian noise. Every target sees the same noise.
-
-    Args:
-        targets: The targets by name. After a server error, a target is not called again (see `NoiseResult.failures`).
-        images: float32 (n, C, H, W) in [0, 1].
-        labels: Class indices (n,).
-        sigmas: Standard deviations of the noise in 1/255.
-        seed: Seed of the noise.
-        batch_size: Images per call.
-        on_batch: Called after each call with its number of images.
-
-    Raises:
-        InputError: Images, labels, sigmas, the seed or the result of a target are invalid.
-
-    Example:
-        >>> targets = {name: target_from_model(client, name) for name in ("ensemble", "alpha")}
-        >>> result = probe_noise(targets, images, labels, sigmas=(8, 16, 32))
-        >>> result.targets[0].noise[0].accuracy.value
-    """
-    data = LabelledImages(images, labels)
-    check_sigmas(sigmas)
-    if seed < 0:
-        raise InputError(f"seed must be 0 or more, got {seed}")
-    started = time.monotonic()
-    runner = TargetRunner(dict(targets), batch_size, on_batch)
-    clean = {name: _correct(runner, name, data.images, data.labels) for name in targets}
-    responded = [correct for correct in clean.values() if correct is not None]
-    # None if a target failed: "all targets" then means nothing.
-    common = np.logical_and.reduce(responded) if len(responded) == len(clean) else None
-    rates: dict[str, list[NoiseRates]] = {name: [] for name in targets}
-    for sigma in sigmas:
-        noisy = noisy_images(data.images, sigma, seed)
-        for name in targets:
-            correct = _correct(runner, name, noisy, data.labels)
-            rates[name].append(
-                NoiseRates(
-                    float(sigma),
-                    accuracy=None if correct is None else rate(correct),
-                    defense_rate=_rate_on(correct, clean[name]),
-                    accuracy_on_common=_rate_on(correct, common),
-                )
-            )
-        del noisy  # before the next is created, or there would be three copies of the images
-    return NoiseResult(
-        seed=seed,
-        sigmas=tuple(float(sigma) for sigma in sigmas),
-        n=len(data),
-        n_common=None if common is None else int(common.sum()),
-        data_digest=data.digest,
-        duration_s=time.monotonic() - started,
-        targets=tuple(
-            TargetRates(
-                name,
-                clean=_rate_on(clean[name], np.ones(len(data), np.bool_)),
-                noise=tuple(rates[name]),
-                queries=runner.queries[name],
-                failure=runner.failures.get(name),
-            )
-            for name in targets
-        ),
-    )
-
-
-def _correct(runner: TargetRunner, name: str, images: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-    classes = runner.predict(name, images)
-    return None if classes is None else np.asarray(classes == labels)
-
-
-def _rate_on(correct: NDArray[np.bool_] | None, counted: NDArray[np.bool_] | None) -> Rate | None:
-    return None if correct is None or counted is None else rate(correct[counted])
+    def perturb(self, image: ProbeImage, condition: Condition, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Add the noise of a condition to an image."""
+        sigma = np.float32((condition.value or 0.0) / 255)
+        shape = image.pixels.shape
+        if self.kind == "salt-and-pepper":
+            draws = rng.random((1, *shape[1:]), dtype=np.float32)
+            share = min(1.0, 3 * float(sigma) ** 2)
+            salted = np.where(draws < share / 2, np.float32(0), image.pixels)
+            return np.where(draws >= 1 - share / 2, np.float32(1), salted)
+        if self.kind == "uniform":
+            noise = (2 * rng.random(shape, dtype=np.float32) - 1) * np.float32(3**0.5)
+        else:
+            noise = np.clip(rng.standard_normal(shape, dtype=np.float32), -2, 2)
+        perturbed: NDArray[np.float32] = np.clip(image.pixels + sigma * noise, 0, 1)
+        return perturbed

@@ -29,7 +29,7 @@ def provenance(server: ServerMetadata | None = None) -> dict[str, Any]:
             "defensemble": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            **{name: _version(name) for name in _PACKAGES},
+            **{name: package_version(name) for name in _PACKAGES},
         },
         "server": None if server is None else {"name": server.name, "version": server.version},
         "git_commit": git_commit(Path(__file__).resolve().parents[3]),
@@ -58,7 +58,8 @@ def _cpu_model() -> str | None:
     return platform.processor() or None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

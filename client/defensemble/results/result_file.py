@@ -53,7 +53,7 @@ def write_text(path: Path, write: Callable[[TextIO], object], *, keep_earlier: b
 
     Args:
         path: Path of the file.
-        write: Writes the text to the file that it gets, as UTF-8.
+        write: Writes the text to the file that it gets, as UTF-8. Bytes of file names that are not UTF-8 become escapes.
         keep_earlier: Keep an earlier file as `NAME.1.html` (or the next free number).
 
     Raises:
@@ -65,7 +65,7 @@ def write_text(path: Path, write: Callable[[TextIO], object], *, keep_earlier: b
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_path(path)
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 write(file)
             sync([temporary])  # if this fails, the earlier file must keep its name
             earlier = _keep_earlier(path) if keep_earlier else None

@@ -115,10 +115,12 @@ def test_a_report_is_of_a_model_by_name_not_by_path(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full, a file that is always full")
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_output_that_cannot_be_written_is_an_error_without_a_traceback(option: str) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["completion", "bash"]])
+def test_output_that_cannot_be_written_is_an_error_without_a_traceback(arguments: list[str], unbuffered: str) -> None:
+    command, environment = [sys.executable, "-m", "defensemble", *arguments], {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "defensemble", option], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     assert done.returncode == 1
     assert_facts(done.stderr, "Error: No space left on device")
     assert "Traceback" not in done.stderr

@@ -14,19 +14,17 @@ from rich.console import Console
 
 from defensemble import (
     Client,
-    ConnectionFailedError,
     FakeTransport,
-    InputError,
-    ModelNotFoundError,
-    NotReadyError,
     RetryPolicy,
     wilson,
 )
 from defensemble.cli import cli
 from defensemble.cli.actions.predict import predict_files
-from defensemble.cli.actions.probe import probe_noise_and_report
-from tests.support.facts import assert_facts, raises
-from tests.support.fakes import ensemble, ensemble_answer, house, member
+from defensemble.cli.actions.probe import ProbeArguments, run_probe
+from defensemble.probes import Noise, ProbeOutcome
+from defensemble.probes.noise import PAPER_SIGMAS
+from tests.support.facts import assert_facts
+from tests.support.fakes import ensemble_answer, house
 from tests.support.scripted import free_port
 from tests.support.tiny import CLASSES, SHAPE, images
 
@@ -168,207 +166,18 @@ def write_npz(folder: Path, count: int = 30) -> Path:
     return folder / "data.npz"
 
 
+def probe(
+    transport: FakeTransport, source: Path | str, out: Path, *, console: Console | None = None, sigmas: Any = PAPER_SIGMAS, **options: Any
+) -> ProbeOutcome:
+    """Run the noise probe on a transport."""
+    noise = Noise(tuple(sigmas), seed=options.get("seed", 0))
+    return run_probe(noise, ProbeArguments("fake", str(source), out, transport=transport, **options), console=console)
+
+
 @contextmanager
 def quiet_console() -> Iterator[Console]:
     with Path("/dev/null").open("w") as nowhere:
         yield Console(record=True, width=200, file=nowhere)
-
-
-def test_probe_measures_ensembles_members_and_other_models(tmp_path: Path) -> None:
-    out, transport = tmp_path / "new" / "noise.json", house()
-    with quiet_console() as console:
-        failures = probe_noise_and_report(fake(transport), str(write_npz(tmp_path)), out, sigmas=(8, 128), seed=4, console=console)
-        shown = console.export_text()
-    output = json.loads(out.read_text())
-    assert failures == {}
-    assert [(target["name"], target["role"]) for target in output["targets"]] == [
-        ("ensemble", "ensemble"),
-        ("alpha", "member"),
-        ("beta", "member"),
-        ("standard", "other"),
-    ]
-    assert output["targets"][0]["members"] == ["alpha", "beta"]
-    assert (output["seed"], output["data"]["n"], output["data"]["name"], output["batch_size"]) == (4, 30, str(tmp_path / "data.npz"), 8)
-    assert output["server"] == {"name": "fake", "version": "0"}
-    assert {"hardware", "versions", "git_commit", "measured_at", "class_names"} <= set(output)
-    assert output["targets"][0]["clean"]["value"] == 1
-    assert all(target["queries"] == 90 for target in output["targets"])
-    assert_facts(shown, "4 models | 30 images | 3 settings | 2 sigmas | 360 queries")
-    assert shown.rstrip().endswith(str(out))
-    for word in (
-        "model",
-        "clean",
-        "128",
-        "standard",
-        f"the {output['data']['n_common']} images that all models classify correctly when clean",
-    ):
-        assert word in " ".join(shown.split())
-
-
-class CrashingTransport(FakeTransport):
-    """Serves a number of inferences, then fails."""
-
-    def __init__(self, calls: int) -> None:
-        super().__init__(house()._models)
-        self._left = calls
-
-    def infer(self, model: str, inputs: Any, outputs: Any, *rest: Any, **options: Any) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            raise ConnectionFailedError("the server crashed")
-        return super().infer(model, inputs, outputs, *rest, **options)
-
-
-def test_probe_reports_null_and_failures_after_a_server_crash(tmp_path: Path) -> None:
-    with quiet_console() as console:
-        failures = probe_noise_and_report(
-            fake(CrashingTransport(2 + 8 + 1)),
-            str(write_npz(tmp_path)),
-            tmp_path / "noise.json",
-            ["alpha", "beta"],
-            sigmas=[8],
-            console=console,
-        )
-    output = json.loads((tmp_path / "noise.json").read_text())
-    assert set(failures) == {"alpha", "beta"}
-    assert [target["noise"][0]["accuracy"] for target in output["targets"]] == [None, None]
-    assert all(target["clean"]["n"] == 30 for target in output["targets"])
-    assert "the server crashed" in output["targets"][0]["failure"]
-
-
-class NanTransport(FakeTransport):
-    """Its model `beta` returns NaN for the last image of every batch."""
-
-    def __init__(self) -> None:
-        super().__init__(house()._models)
-
-    def infer(self, model: str, inputs: Any, outputs: Any, *rest: Any, **options: Any) -> Any:
-        response = super().infer(model, inputs, outputs, *rest, **options)
-        if model == "beta" and not outputs[0].class_count:
-            response["logits"][-1] = np.nan
-        return response
-
-
-def test_a_model_that_returns_nan_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, options: NanTransport())
-    data, out = write_npz(tmp_path), tmp_path / "noise.json"
-    done = run(
-        "probe", "noise", "http://fake", "--dataset", str(data), "--target", "alpha", "--target", "beta", "--sigmas", "8", "--out", str(out)
-    )
-    assert done.exit_code == 1
-    assert_facts(done.output, "1 of the models | null | beta | ServerFailedError | fake://server")
-    good, failed = json.loads(out.read_text())["targets"]
-    assert good["noise"][0]["accuracy"]["n"] == 30
-    assert (failed["clean"], failed["noise"][0]["accuracy"], failed["queries"]) == (None, None, 0)
-    assert_facts(failed["failure"], "not finite | 1 of 8 images | 'logits'")
-    np.save(tmp_path / "x.npy", images(3))
-    predicted = run("predict", "--url", "http://fake", str(tmp_path / "x.npy"), "--model", "beta", "--json")
-    assert predicted.exit_code == 1
-    assert predicted.stdout == ""
-    assert_facts(predicted.stderr, "'beta' | not finite | 1 of 3 images")
-
-
-def test_probe_checks_the_output_file_before_the_first_request(tmp_path: Path) -> None:
-    transport = house()
-    with quiet_console() as console, pytest.raises(IsADirectoryError):
-        probe_noise_and_report(fake(transport), str(write_npz(tmp_path)), tmp_path, console=console)
-    assert transport.requests == []
-
-
-def test_probe_prints_the_table_even_if_the_result_cannot_be_written(tmp_path: Path) -> None:
-    class Blocking(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, *rest: Any, **options: Any) -> Any:
-            (tmp_path / "noise.json").mkdir(exist_ok=True)
-            return super().infer(model, inputs, outputs, *rest, **options)
-
-    client = fake(Blocking({"ensemble": ensemble()}))
-    with quiet_console() as console:
-        with pytest.raises(IsADirectoryError) as caught:
-            probe_noise_and_report(client, str(write_npz(tmp_path)), tmp_path / "noise.json", sigmas=[8], limit=1, console=console)
-        shown = console.export_text()
-    assert caught.value.filename == str(tmp_path / "noise.json")
-    assert_facts(shown, "1 model | 1 image | 2 settings | 1 sigma | 2 queries")
-    assert_facts(shown, "clean | all 1 images")
-    assert str(tmp_path) not in shown
-
-
-def test_probe_measures_the_same_over_both_protocols(triton: Any, tmp_path: Path) -> None:
-    results: list[Any] = []
-    for url in (triton.grpc_url, triton.http_url):
-        out = tmp_path / "noise.json"
-        data = str(write_npz(tmp_path))
-        done = run("probe", "noise", url, "--dataset", data, "--sigmas", "8,64", "--limit", "20", "--seed", "2", "--out", str(out))
-        assert done.exit_code == 0, done.output
-        assert str(out) in done.output.replace("\n", "")
-        results.append(json.loads(out.read_text()))
-    assert results[0]["data"] == results[1]["data"]
-    assert results[0]["data"]["n"] == 20
-    assert [target["name"] for target in results[0]["targets"]] == ["ensemble", "alpha", "beta"]
-    assert results[0]["targets"] == results[1]["targets"]
-    assert results[0]["server"]["name"] == "triton"
-
-
-def test_probe_prints_its_result_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, options: house())
-    out = tmp_path / "noise.json"
-    done = run("probe", "noise", "http://fake", "--dataset", str(write_npz(tmp_path)), "--sigmas", "8", "--out", str(out), "--json")
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == json.loads(out.read_text())
-
-
-def test_probe_exits_with_status_1_if_a_model_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble._client.client.transport_from_url", lambda url, options: CrashingTransport(2 + 8 + 1))
-    done = run(
-        "probe",
-        "noise",
-        "http://fake",
-        "--dataset",
-        str(write_npz(tmp_path)),
-        "--target",
-        "alpha",
-        "--target",
-        "beta",
-        "--out",
-        str(tmp_path / "n"),
-    )
-    assert done.exit_code == 1
-    assert_facts(done.output, "2 of the models | null | alpha | RetriesExhaustedError | the server crashed")
-
-
-@pytest.mark.parametrize(
-    ("options", "facts"),
-    [
-        ({"source": "nothing.npz"}, "nothing.npz"),
-        ({"source": "some/where"}, "some/where | folder | .npz"),
-        ({"names": ["alpha", "alpha"]}, "alpha | twice"),
-        ({"names": ["gamma"]}, "'gamma' | alpha"),
-        ({"sigmas": [0]}, "sigmas | positive"),
-        ({"sigmas": [1e308]}, "sigmas | positive | 2550"),
-    ],
-)
-def test_probe_refuses_bad_values(tmp_path: Path, options: dict[str, Any], facts: str) -> None:
-    arguments = {"source": str(write_npz(tmp_path)), **options}
-    with quiet_console() as console, raises((InputError, ModelNotFoundError, FileNotFoundError), facts):
-        probe_noise_and_report(fake(), out=tmp_path / "noise.json", console=console, **arguments)
-    assert "queries" not in console.export_text()
-    assert not (tmp_path / "noise.json").exists()
-
-
-def test_probe_refuses_models_that_differ_in_shape_or_classes(tmp_path: Path) -> None:
-    transport = FakeTransport({"ensemble": ensemble(), "other": member(1, class_names=("x", "y", "z"))})
-    with quiet_console() as console, raises(InputError, "'ensemble' | 'other' | image shape | classes"):
-        probe_noise_and_report(fake(transport), str(write_npz(tmp_path)), tmp_path / "noise.json", console=console)
-    with quiet_console() as console, raises(ModelNotFoundError, "classifier | none"):
-        probe_noise_and_report(fake(FakeTransport({})), "digits", tmp_path / "noise.json", console=console)
-
-
-def test_probe_does_not_hide_bugs(tmp_path: Path) -> None:
-    class Buggy(FakeTransport):
-        def infer(self, model: str, inputs: Any, outputs: Any, *rest: Any, **options: Any) -> Any:
-            raise NotReadyError("loading") if not outputs[0].class_count else ZeroDivisionError
-
-    with quiet_console() as console, pytest.raises(ZeroDivisionError):
-        probe_noise_and_report(fake(Buggy(house()._models)), str(write_npz(tmp_path)), tmp_path / "noise.json", console=console)
 
 
 def test_quiet_silences_progress_and_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from tests.support.tiny import images
 @pytest.mark.parametrize(
     ("number", "verb", "facts"),
     [
-        (errno.ENOSPC, "probe", "(--out)"),
+        (errno.ENOSPC, "probe", "(--out, --examples, --folder or --cache)"),
         (errno.EDQUOT, "train", "OUTPUT, --run or --tensorboard"),
         (
             errno.ENOSPC,

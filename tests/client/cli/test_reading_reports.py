@@ -15,10 +15,9 @@ from PIL import Image
 from defensemble import FakeTransport, InputError
 from defensemble._image_files import ReadOptions
 from defensemble.cli.actions.predict import predict_files
-from defensemble.cli.actions.probe import probe_noise_and_report
 from defensemble.cli.notes import log_records_on_stderr
 from defensemble_images import Preprocessing
-from tests.client.cli.test_cli import fake, quiet_console, run, write_npz, write_pictures
+from tests.client.cli.test_cli import fake, probe, quiet_console, run, write_npz, write_pictures
 from tests.support.command_line import run as run_command
 from tests.support.facts import raises
 from tests.support.fakes import ensemble, house, member
@@ -115,7 +114,7 @@ def test_predict_ignores_a_corrupt_exif_block(triton: Any, tmp_path: Path) -> No
 
 def probed(transport: FakeTransport, source: str | Path, out: Path, *names: str, **options: Any) -> str:
     with quiet_console() as console:
-        probe_noise_and_report(fake(transport), str(source), out, names, sigmas=[8], console=console, **options)
+        probe(transport, source, out, targets=names, sigmas=[8], console=console, **options)
         return " ".join(console.export_text().split())
 
 
@@ -131,7 +130,7 @@ def test_earlier_results_are_kept(tmp_path: Path) -> None:
 def test_probe_counts_skipped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "pictures")
     add_files_to_skip(tmp_path / "pictures")
-    probed(house(), tmp_path / "pictures", tmp_path / "noise.json", options=ReadOptions(skip_damaged=True))
+    probed(house(), tmp_path / "pictures", tmp_path / "noise.json", reading=ReadOptions(skip_damaged=True))
     data = json.loads((tmp_path / "noise.json").read_text())["data"]
     assert (data["n"], data["n_available"], data["animations"]) == (13, 14, 1)
     assert data["skipped"] == {"hidden": 3, "not_images": 1, "damaged": 1}
@@ -145,7 +144,7 @@ def test_probe_refuses_models_that_resize_differently_without_resize(tmp_path: P
     data = write_npz(tmp_path)
     with raises(InputError, "'ensemble' | 'beta' | --resize"):
         probed(transport, data, tmp_path / "a.json")
-    probed(transport, data, tmp_path / "b.json", options=ReadOptions("crop"))
+    probed(transport, data, tmp_path / "b.json", reading=ReadOptions("crop"))
     reordered = json.dumps(dict(reversed(json.loads(CROP).items())))
     alike = FakeTransport({"alpha": member(1, preprocessing=CROP), "beta": member(2, preprocessing=reordered)})
     probed(alike, data, tmp_path / "alike.json", "alpha", "beta")

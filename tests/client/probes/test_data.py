@@ -90,7 +90,14 @@ def test_a_folder_is_read_completely_or_sampled(tmp_path: Path) -> None:
     assert len(sample.data) == 5
     assert sample.source == again.source
     assert sample.data.digest == again.data.digest
-    assert sample.source["indices_sha256"] != other.source["indices_sha256"]
+    assert sample.rows.tolist() == again.rows.tolist() != other.rows.tolist()
+    np.testing.assert_array_equal(sample.data.images, everything.data.images[sample.rows])
+    shards = [load_probe_data(str(tmp_path / "pictures"), info, 5, 1, shard=(number, 3)) for number in (1, 2, 3)]
+    assert sorted(np.concatenate([shard.rows for shard in shards])) == sample.rows.tolist()
+    for shard in shards:
+        np.testing.assert_array_equal(shard.data.images, everything.data.images[shard.rows])
+    with raises(InputError, "5 images | 6 shards"):
+        load_probe_data(str(tmp_path / "pictures"), info, 5, 1, shard=(1, 6))
     assert sample.source["n_available"] == 12
     (tmp_path / "pictures/a-note.txt").touch()
     first = sorted((tmp_path / "pictures").rglob("*.png"))[0]
@@ -230,18 +237,20 @@ import numpy as np
 from rich.console import Console
 from defensemble import Client, FakeModel, FakeTransport
 from defensemble.cli.actions.predict import predict_files
-from defensemble.cli.actions.probe import probe_noise_and_report
+from defensemble.cli.actions.probe import ProbeArguments, run_probe
+from defensemble.probes import Noise
 import PIL.Image, defensemble_images.arrays, defensemble_images.decoding
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
 def answer(images):
     return {"logits": np.tile(np.float32([1, 0]), (len(images), 1))}
-client = Client("fake", "m", transport=FakeTransport({"m": FakeModel(answer, (3, 64, 64), class_names=("a", "b"))}))
+transport = FakeTransport({"m": FakeModel(answer, (3, 64, 64), class_names=("a", "b"))})
+client = Client("fake", "m", transport=transport)
 client.describe()
 before, what, path = peak(), sys.argv[1], Path(sys.argv[2])
 if what == "probe":
     console = Console(file=open("/dev/null", "w"))
-    probe_noise_and_report(client, str(path), path.parent / "noise.json", ["m"], sigmas=[8, 16], console=console)
+    run_probe(Noise((8, 16)), ProbeArguments("", str(path), path.parent / "noise.json", transport=transport), console=console)
 else:
     sys.stdout = open("/dev/null", "w")
     files, labelled = ([str(path)], None) if path.is_file() else ([], path)

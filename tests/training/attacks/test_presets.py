@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defensemble_training import ATTACKS, AttackPreset, SpecError
-from defensemble_training.attacks.presets import attack_preset
+from defensemble_training import ATTACKS, AttackPreset, SpecError, at_epsilon, paper_preset
+from defensemble_training.attacks.presets import PAPER_PRESETS, attack_preset
 from tests.support.facts import raises
 
 FGSM = {  # epsilon in 1/255
@@ -35,6 +35,7 @@ PGD = {  # (step, steps, epsilon), step and epsilon in 1/255
     "table12-pgd4": (1, 6, 4),
     "table12-pgd8": (1, 10, 8),
     "adversarial-training": (2, 7, 8),
+    "adversarial-training-3": (4, 3, 8),
 }
 MIFGSM = {
     "mifgsm16": (1, 40, 16),
@@ -50,7 +51,7 @@ def test_presets_equal_the_paper() -> None:
     for name, preset in ATTACKS.items():
         assert preset.name == name
         assert preset.paper
-        assert preset.random_start == (name == "adversarial-training")
+        assert preset.random_start == name.startswith("adversarial-training")
         if name in FGSM:
             assert (preset.algorithm, preset.step_size, preset.steps, preset.momentum) == ("fgsm", None, None, None)
             assert preset.epsilon == pytest.approx(FGSM[name] / 255, rel=1e-12)
@@ -114,3 +115,47 @@ def test_presets_need_no_torch_and_are_read_only() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout == "False\n"
     with pytest.raises(TypeError):
         ATTACKS["mine"] = ATTACKS["pgd16"]  # type: ignore[index]
+
+
+def test_every_preset_of_the_paper_has_a_name_for_probes() -> None:
+    rows = {name for name in ATTACKS if not name.startswith("adversarial-training")}
+    for name in rows:
+        assert paper_preset(f"paper-{name}").attacks == (ATTACKS[name],)
+    grouped = {attack.name for name, preset in PAPER_PRESETS.items() if len(preset.attacks) > 1 for attack in preset.attacks}
+    assert grouped == rows - {"table3-pgd", "table4-pgd", "mnist-pgd", "cw", "cw-resnet18"}
+    assert all(name == preset.name for name, preset in PAPER_PRESETS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "attacks", "n_images"),
+    [
+        ("paper-table2", "table2-fgsm table2-pgd", None),
+        ("paper-table3", "table3-pgd", None),
+        ("paper-table4", "table4-pgd", 5000),
+        ("paper-table5", "fgsm8 fgsm16 fgsm32 pgd16 pgd2,16 pgd32", 5000),
+        ("paper-table18", "fgsm8 fgsm16 fgsm32 pgd16 pgd2,16 pgd32", 5000),
+        ("paper-cw", "cw", 1000),
+        ("paper-table9", "mnist-pgd", 5000),
+        ("paper-table12", "table12-fgsm1 table12-fgsm2 table12-fgsm4 table12-pgd2 table12-pgd4 table12-pgd8", None),
+    ],
+)
+def test_tables_of_the_paper(name: str, attacks: str, n_images: int | None) -> None:
+    preset = paper_preset(name)
+    assert [attack.name for attack in preset.attacks] == attacks.split()
+    assert preset.n_images == n_images
+
+
+def test_unknown_preset_of_the_paper_is_rejected() -> None:
+    with raises(SpecError, "paper-table2, paper-table3 | 'paper-table99'"):
+        paper_preset("paper-table99")
+
+
+def test_other_epsilon_keeps_the_proportion_of_the_steps() -> None:
+    moved = at_epsilon(ATTACKS["pgd2,16"], 4 / 255)
+    assert (moved.name, moved.steps) == ("pgd2,16 at 4", 10)
+    assert moved.epsilon == pytest.approx(4 / 255)
+    assert moved.step_size == pytest.approx(0.5 / 255)
+    assert at_epsilon(ATTACKS["fgsm8"], 0.0).epsilon == 0
+    assert at_epsilon(ATTACKS["pgd16"], 0.0).step_size == ATTACKS["pgd16"].step_size
+    with raises(SpecError, "cw | epsilon"):
+        at_epsilon(ATTACKS["cw"], 0.1)

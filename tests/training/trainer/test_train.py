@@ -174,10 +174,11 @@ def test_bf16_uses_autocast_and_keeps_float32_weights(bars: Dataset) -> None:
 def test_compiled_network_trains(bars: Dataset) -> None:
     if shutil.which("c++") is None and shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on CPUs")
+    # Not width 4: on a CPU without AVX-512, the kernels that torch 2.13 generates for it write beyond their buffers.
     recipe = recipe_from_preset("fast", epochs=15, batch_size=16)
-    module, record = train(tiny_spec(keep=0.7, width=4), bars, recipe=recipe, seed=1, compute=Compute("cpu", threads=1, compile=True))
+    module, record = train(tiny_spec(keep=0.7, width=8), bars, recipe=recipe, seed=1, compute=Compute("cpu", threads=1, compile=True))
     assert record.accuracy >= 0.9
-    assert list(module.state_dict()) == list(build(tiny_spec(keep=0.7, width=4)).state_dict())
+    assert list(module.state_dict()) == list(build(tiny_spec(keep=0.7, width=8)).state_dict())
 
 
 def test_out_of_memory_error_names_the_options_that_need_less(bars: Dataset) -> None:

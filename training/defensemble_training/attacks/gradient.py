@@ -13,7 +13,8 @@ DistributedDataParallel's forward pass expects a backward pass, which an attack 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,10 +24,17 @@ from ..errors import SpecError, TrainingError
 from ..evaluation import in_eval_mode
 from .foolbox_cw import l2_carlini_wagner
 from .presets import AttackPreset, attack_preset
+from .redrawn_masks import RedrawnMasks
 
 
 def attack(
-    preset: str | AttackPreset, module: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, generator: torch.Generator | None = None
+    preset: str | AttackPreset,
+    module: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    masks: RedrawnMasks | None = None,
 ) -> torch.Tensor:
     """Attack a batch of images.
 
@@ -35,13 +43,15 @@ def attack(
         module: The source network.
         images: float32 (N, C, H, W) in [0, 1].
         labels: True classes int64 (N,), on the images' device.
-        generator: Generator of the random start, if the preset has one. It may be on another device than the images.
+        generator: Generator of the random start, if the preset has one; or one per image. It may be on another device than the images.
+        masks: Masks to redraw for each gradient; the module's own ones are restored afterwards. Not for `cw`.
 
     Returns:
         Adversarial examples with the shape, range and device of `images`, detached.
 
     Raises:
-        SpecError: The preset does not exist, the images or labels are invalid, or a random start has no generator.
+        SpecError: The preset does not exist, the images or labels are invalid, a random start has no generator, or masks are to be redrawn
+            in `cw`.
         TrainingError: The module's logits or gradients are not finite, or `cw` is used without Foolbox.
 
     Example:
@@ -50,35 +60,22 @@ def attack(
     """
     preset = attack_preset(preset)
     if preset.algorithm == "cw":
+        if masks is not None:
+            raise SpecError("masks cannot be redrawn in cw, whose steps are Foolbox's; use fgsm, pgd or mifgsm")
         return _carlini_wagner(preset, module, images, labels)
     if preset.random_start and generator is None:
         raise SpecError("a random start must have a generator, got None; pass torch.Generator().manual_seed(seed)")
-    return _gradient_ascent(preset, module, images, labels, generator if preset.random_start else None)
-
-
-class AveragedLogits(nn.Module):
-    """Average the logits of several networks, to attack them as one source (the paper's Table 8).
-
-    Raises:
-        SpecError: `modules` is empty.
-
-    Example:
-        >>> examples = attack("pgd16", AveragedLogits([first, second]), images, labels)
-    """
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        super().__init__()
-        if not modules:
-            raise SpecError("AveragedLogits must have at least one module, got none")
-        self.sources = nn.ModuleList(modules)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return logits (N, K)."""
-        return torch.stack([source(images) for source in self.sources]).mean(dim=0)
+    with nullcontext() if masks is None else masks.restored():
+        return _gradient_ascent(preset, module, images, labels, generator if preset.random_start else None, masks)
 
 
 def _gradient_ascent(
-    preset: AttackPreset, module: nn.Module, images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None
+    preset: AttackPreset,
+    module: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    masks: RedrawnMasks | None,
 ) -> torch.Tensor:
     """Take steps along the gradient's sign, starting at a uniform point of the epsilon ball if there is a generator."""
     epsilon = preset.epsilon or 0.0
@@ -88,12 +85,15 @@ def _gradient_ascent(
         origin, labels = images.detach().clone(), labels.clone()
         current = origin
         if generator is not None:
-            noise = torch.rand(origin.shape, generator=generator, device=generator.device).to(origin.device)
+            noise = _uniform(origin.shape, generator).to(origin.device)
             current = (origin + (2 * noise - 1) * epsilon).clamp(0, 1)
         direction = torch.zeros_like(origin)
         finite = torch.ones((), dtype=torch.bool, device=origin.device)
-        for _ in range(preset.steps or 1):
-            gradient = _gradient(module, current, labels, highest_label)
+        for step in range(preset.steps or 1):
+            if masks is None:
+                gradient = _gradient(module, current, labels, highest_label)
+            else:
+                gradient = masks.mean_gradient(step, partial(_gradient, module, current, labels, highest_label))
             finite &= torch.isfinite(gradient).all()
             if preset.momentum is None:
                 direction = gradient
@@ -107,6 +107,14 @@ def _gradient_ascent(
         if not bool(finite):  # torch's sign of NaN is 0, so the images would be returned unchanged
             raise TrainingError("the gradient of the module's loss is not finite; attack a module with finite weights and logits")
         return current
+
+
+def _uniform(shape: torch.Size, generator: torch.Generator | Sequence[torch.Generator]) -> torch.Tensor:
+    if isinstance(generator, torch.Generator):
+        return torch.rand(shape, generator=generator, device=generator.device)
+    if len(generator) != shape[0]:
+        raise SpecError(f"a random start must have one generator, or one for each of the {shape[0]} images, got {len(generator)}")
+    return torch.stack([torch.rand(shape[1:], generator=one, device=one.device) for one in generator])
 
 
 def _carlini_wagner(preset: AttackPreset, module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

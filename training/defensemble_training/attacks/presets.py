@@ -10,8 +10,9 @@ keeps the perturbation from one c to the next and works on normalised images, wh
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -97,6 +98,20 @@ def attack_preset(name: str | AttackPreset) -> AttackPreset:
     return ATTACKS[name]
 
 
+def at_epsilon(preset: AttackPreset, epsilon: float) -> AttackPreset:
+    """Return an l_inf preset with another epsilon in [0, 1], and a step size in the same proportion to it.
+
+    Raises:
+        SpecError: The preset is `cw`, which has no epsilon, or the epsilon is out of range.
+    """
+    if preset.epsilon is None:
+        raise SpecError(f"the preset {preset.name!r} has no epsilon to change: cw minimises the l2 norm")
+    step_size = preset.step_size
+    if step_size is not None and preset.epsilon > 0 and epsilon > 0:
+        step_size = min(1.0, step_size * epsilon / preset.epsilon)
+    return dataclasses.replace(preset, name=f"{preset.name} at {255 * epsilon:g}", epsilon=epsilon, step_size=step_size)
+
+
 def _fgsm(name: str, grey_levels: int, paper: str) -> AttackPreset:
     return AttackPreset(name, "fgsm", epsilon=grey_levels / 255, paper=paper)
 
@@ -141,5 +156,63 @@ _PRESETS = (
     _mifgsm("mifgsm32-tiny-imagenet", 80, 32, "MIFGSM, Tiny-ImageNet"),
     _mifgsm("mifgsm64-tiny-imagenet", 80, 64, "MIFGSM, Tiny-ImageNet"),
     _pgd("adversarial-training", 2, 7, 8, "inner attack of adversarial training; random start by Madry et al.", random_start=True),
+    _pgd("adversarial-training-3", 4, 3, 8, "adversarial training with fewer, larger steps; not of the paper", random_start=True),
 )
 ATTACKS: Mapping[str, AttackPreset] = MappingProxyType({preset.name: preset for preset in _PRESETS})
+
+
+@dataclass(frozen=True)
+class PaperPreset:
+    """One row of the paper's experiments, or the rows of one table.
+
+    Attributes:
+        name: Name of the preset, such as `paper-pgd16`.
+        attacks: Its attacks.
+        n_images: The paper's number of images; None if it uses all test images or does not state it.
+        text: What the paper states.
+
+    Example:
+        >>> [attack.name for attack in PAPER_PRESETS["paper-table2"].attacks]
+        ['table2-fgsm', 'table2-pgd']
+    """
+
+    name: str
+    attacks: tuple[AttackPreset, ...]
+    n_images: int | None
+    text: str
+
+
+def paper_preset(name: str) -> PaperPreset:
+    """Return the paper's preset with a name.
+
+    Raises:
+        SpecError: The name is unknown.
+    """
+    if name not in PAPER_PRESETS:
+        raise SpecError(f"a preset must be one of {', '.join(PAPER_PRESETS)}; got {name!r}")
+    return PAPER_PRESETS[name]
+
+
+_GRADIENT_ATTACKS = ("fgsm8", "fgsm16", "fgsm32", "pgd16", "pgd2,16", "pgd32")
+# By the tables of the paper. CW is not in that of table 5, because the paper runs it on fewer images.
+_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "table2": ("table2-fgsm", "table2-pgd"),
+    "table3": ("table3-pgd",),
+    "table4": ("table4-pgd",),
+    **dict.fromkeys(("table5", "table14", "table15", "table16", "table17", "table18"), _GRADIENT_ATTACKS),
+    "table9": ("mnist-pgd",),
+    "table12": ("table12-fgsm1", "table12-fgsm2", "table12-fgsm4", "table12-pgd2", "table12-pgd4", "table12-pgd8"),
+    "mifgsm": ("mifgsm16", "mifgsm32"),
+    "mifgsm-tiny-imagenet": ("mifgsm32-tiny-imagenet", "mifgsm64-tiny-imagenet"),
+}
+_N_IMAGES = {**dict.fromkeys(("table4-pgd", *_GRADIENT_ATTACKS, "mnist-pgd"), 5000), "cw": 1000, "cw-resnet18": 1000}
+
+
+def _paper_presets() -> Iterator[PaperPreset]:
+    rows = {name: (name,) for name in ATTACKS if not name.startswith("adversarial-training")}
+    for name, attacks in {**_GROUPS, **rows}.items():
+        presets = tuple(ATTACKS[attack] for attack in attacks)
+        yield PaperPreset(f"paper-{name}", presets, _N_IMAGES.get(attacks[0]), presets[0].paper)
+
+
+PAPER_PRESETS: Mapping[str, PaperPreset] = MappingProxyType({preset.name: preset for preset in _paper_presets()})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from torch import nn
 from ..data.dataset import Images, Labels
 from ..errors import SpecError
 from ..evaluation import check_images, device_of
+from ..seeding import make_generator
 from ..validation import checked_integer
 from .gradient import attack
 from .presets import AttackPreset, attack_preset
+from .redrawn_masks import RedrawnMasks
 
 
 def adversarial_examples(
@@ -38,7 +40,7 @@ def adversarial_examples(
         preset: A name in `ATTACKS`, or your own settings.
         batch_size: Images per batch, at least 1.
         eight_bit: Whether to round to 256 grey levels. The authors' examples were rounded when they were saved as PNG.
-        seed: Seed of a random start.
+        seed: Seed of a random start, which does not depend on the batch size.
         on_progress: Called after every batch with the number of images done and n.
 
     Returns:
@@ -54,22 +56,47 @@ def adversarial_examples(
     """
     preset = attack_preset(preset)
     batch_size = checked_integer("batch_size", batch_size, minimum=1)
-    generator = torch.Generator().manual_seed(checked_integer("seed", seed, minimum=0, maximum=2**63 - 1))
+    seed = checked_integer("seed", seed, minimum=0, maximum=2**63 - 1)
     check_images(images, in_range=True)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise SpecError(f"labels must be integers ({len(images)},), one per image, got {labels.dtype} {labels.shape}")
 
-    device = device_of(source)
     examples = np.empty(images.shape, dtype=np.float32)
     for start in range(0, len(images), batch_size):
-        rows = slice(start, start + batch_size)
-        # A copy: torch warns about read-only arrays, such as memory-mapped ones.
-        batch = torch.from_numpy(np.array(images[rows])).to(device)
-        classes = torch.from_numpy(labels[rows].astype(np.int64)).to(device)
-        examples[rows] = attack(preset, source, batch, classes, generator=generator).cpu().numpy()
+        batch = range(start, min(start + batch_size, len(images)))
+        examples[start : batch.stop] = attack_rows(preset, source, images[start : batch.stop], labels[start : batch.stop], batch, seed=seed)
         if on_progress is not None:
-            on_progress(min(start + batch_size, len(images)), len(images))
+            on_progress(batch.stop, len(images))
     return round_to_8_bits(examples) if eight_bit else examples
+
+
+def attack_rows(
+    preset: AttackPreset,
+    source: nn.Module,
+    images: Images,
+    labels: Labels,
+    rows: Sequence[int],
+    *,
+    seed: int,
+    masks: RedrawnMasks | None = None,
+) -> Images:
+    """Attack one batch of images on the source's device. The random start of an image depends on the seed and its row only.
+
+    Args:
+        preset: The attack.
+        source: The source network.
+        images: float32 (n, C, H, W) in [0, 1].
+        labels: True classes, integers (n,).
+        rows: Position of each image in its dataset.
+        seed: Seed of a random start.
+        masks: Masks to redraw for each gradient.
+    """
+    device = device_of(source)
+    # A copy: torch warns about read-only arrays, such as memory-mapped ones.
+    batch, classes = torch.from_numpy(np.array(images)).to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
+    generators = [make_generator(seed, "random start", row) for row in rows] if preset.random_start else None
+    examples: Images = attack(preset, source, batch, classes, generator=generators, masks=masks).cpu().numpy()
+    return examples
 
 
 def round_to_8_bits(images: Images) -> Images:

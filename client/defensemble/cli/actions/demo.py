@@ -20,11 +20,12 @@ from rich.markup import escape
 
 from ..._client.client import Client
 from ..._exceptions import MissingExtraError, ServerFailedError
+from ...probes.noise import Noise
 from ..datasets import DatasetLocation
 from ..interrupts import clean_up_on_sigint
 from ..notes import shows_progress
 from .demo_networks import ZOO, Networks, networks_from_zoo, networks_trained_on_digits
-from .probe import probe_noise_and_report
+from .probe import ProbeArguments, run_probe
 from .serve import print_server
 
 if TYPE_CHECKING:
@@ -81,12 +82,10 @@ def run_demo(
         server = _serve(repository, narrator, stack)
         _call(server, networks.dataset, narrator)
         narrator.print("\n[bold]4. measure[/bold] the robustness to noise, over the network", highlight=False)
-        with Client(server.http_url) as client:
-            failures = probe_noise_and_report(
-                client, str(dataset.name), run / "noise.json", limit=limit, seed=seed, data_dir=dataset.folder, console=console
-            )
-        if failures:
-            raise ServerFailedError(f"models failed during the measurement: {failures}")
+        arguments = ProbeArguments(server.http_url, str(dataset.name), run / "noise.json", data_dir=dataset.folder, limit=limit, seed=seed)
+        outcome = run_probe(Noise(seed=seed), arguments, console=console)
+        if outcome.failures:
+            raise ServerFailedError(f"models failed during the measurement: {outcome.failures}")
         elapsed_s = time.monotonic() - started
         narrator.print(f"\ndone in {elapsed_s:.0f} s; all files are in {run}", highlight=False, soft_wrap=True, markup=False)
         if keep_serving:

@@ -1,143 +1,327 @@
-"""The action of `defensemble probe`."""
+"""The actions of `defensemble probe`: load images, measure served models, print a table and write the result."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.progress import MofNCompleteColumn, Progress as Bars, TaskID
 
-from ..._client.client import Client
 from ..._client.model_info import ModelInfo
-from ..._exceptions import InputError, ModelNotFoundError
+from ..._exceptions import InputError
 from ..._image_files import ReadOptions, recorded_preprocessing
-from ...probes.base import target_from_model
-from ...probes.data import load_probe_data
-from ...probes.noise import PAPER_SIGMAS, NoiseResult, check_sigmas, probe_noise
-from ...results.intervals import Rate
+from ..._printable import printable
+from ..._transport.base import ConnectionOptions, Transport
+from ...probes.base import InputType, Probe
+from ...probes.data import ProbeData, load_probe_data
+from ...probes.folders import Folders
+from ...probes.ledger import check_unused, is_ledger
+from ...probes.limits import check_limits
+from ...probes.measuring import measure
+from ...probes.options import Preview, Progress, RunOptions
+from ...probes.outcome import ProbeOutcome
+from ...probes.targets import AnswerType, served_targets
 from ...results.provenance import provenance
 from ...results.result_file import check_writable, write_result
 from ..notes import print_note, print_progress
-from ..progress import progress_bar
+from ..progress import RateColumn, progress_bar
+from .probe_results import print_misses
+from .probe_table import caption, folder_table, result_table, warning_of_few_images
 
-_BATCH_SIZE = 64
-_FEW_IMAGES = 30  # their Wilson 95 % interval can be 34 points wide
-_LONGEST_LIST = 4  # models that a note names
+LoadData = Callable[[ModelInfo, Callable[[str, int, int | None], None]], ProbeData]
 
 
-def probe_noise_and_report(
-    client: Client,
-    source: str,
-    out: Path,
-    names: Sequence[str] = (),
+@dataclass(frozen=True)
+class ProbeArguments:
+    """The options that all probes have.
+
+    Attributes:
+        url: The server's URL.
+        source: Labelled images, as in `load_probe_data`.
+        out: File of the result. The ledger is a folder next to it, until the result is complete.
+        data_dir: Folder of the dataset that `source` names.
+        targets: Models; none: the ensembles, their members, and all other image classifiers.
+        limit: Number of images to draw; None for all.
+        seed: Seed of the probe and of the sample.
+        shard: (k, n) for the k-th of n parts of the images.
+        resume: Whether to continue the run whose ledger is next to `out`.
+        answers: What the targets respond with.
+        input: What they receive.
+        budget: Most queries of an attack for one image.
+        batch_size: Images per request.
+        timeout_s: Timeout of a request in seconds, with its retries.
+        reading: How image files are read.
+        connection: TLS.
+        as_json: Whether to print the result as JSON instead of a table.
+        fail_under: The lowest rates that are accepted, by name: see `limits_from_texts`.
+        transport: Used in place of the network, and not closed.
+    """
+
+    url: str
+    source: str
+    out: Path
+    data_dir: Path | None = None
+    targets: Sequence[str] = ()
+    limit: int | None = None
+    seed: int = 0
+    shard: tuple[int, int] | None = None
+    resume: bool = False
+    answers: AnswerType = "probabilities"
+    input: InputType = "float32"
+    budget: int | None = None
+    batch_size: int | None = None
+    timeout_s: float = 60.0
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    connection: ConnectionOptions | None = None
+    as_json: bool = False
+    fail_under: Mapping[str, float] = field(default_factory=dict)
+    transport: Transport | None = None
+
+    @property
+    def ledger(self) -> Path:
+        """Folder of the ledger."""
+        return self.out.with_suffix(".ledger")
+
+
+def run_probe(
+    probe: Probe,
+    arguments: ProbeArguments,
     *,
-    limit: int | None = None,
-    seed: int = 0,
-    sigmas: Sequence[float] | None = None,
-    batch_size: int | None = None,
-    data_dir: Path | None = None,
-    options: ReadOptions | None = None,
+    load: LoadData | None = None,
     console: Console | None = None,
-    as_json: bool = False,
-) -> dict[str, str]:
-    """Measure served models under noise, print the table and write the result.
+    keeps_ledger: bool = False,
+) -> ProbeOutcome:
+    """Measure served models with a probe, print the table and write the result.
 
     Args:
-        client: The server.
-        source: Labelled images, as in `load_probe_data`: a dataset's name, a folder or a `.npz` file.
-        out: File for the result, as JSON; an earlier one is kept under another name. It is checked before the first request.
-        names: Models; none: the ensembles, their members, and all other image classifiers.
-        limit: Number of images to draw; None: all.
-        seed: Seed of the noise and of the sample.
-        sigmas: Standard deviations of the noise, in 1/255; None: those of the paper.
-        batch_size: Images per request; None: 64, or fewer if a model's max_batch_size is smaller.
-        data_dir: Folder of the dataset that `source` names.
-        options: How image files are read.
+        probe: The probe.
+        arguments: The options that all probes have.
+        load: Loads the images for a model; None for `load_probe_data` with the options.
         console: Where to print.
-        as_json: Whether to print the result as JSON instead of a table.
-
-    Returns:
-        Why models failed, by name.
+        keeps_ledger: Whether the ledger of a complete run stays.
 
     Raises:
-        InputError: The images or the models do not fit together, or a value is out of range.
-        ModelNotFoundError: The server has no such model.
-        OSError: `out` cannot be written.
+        InputError: The images, the models or the options do not fit together.
+        ServiceError: The server could not be reached, or has no such model.
+        OSError: The result cannot be written.
     """
     console = console or Console()
-    options = options or ReadOptions()
-    sigmas = PAPER_SIGMAS if sigmas is None else sigmas
-    check_sigmas(sigmas)
-    check_writable(out)
-    server = client.server_metadata()
-    targets = _targets(client, names, options.resize)
-    infos = list(targets)
-    model_for_images = _model_with_strictest_preprocessing(infos, options.resize)
-    with progress_bar(console) as progress:
-        reading = progress.add_task("reading images", total=None)
-
-        def on_reading(name: str, done: int, total: int | None) -> None:
-            progress.update(reading, description=name, completed=done, total=total)
-
-        chosen = load_probe_data(source, model_for_images, limit, seed, data_dir, options=options, on_progress=on_reading)
-    for note in chosen.notes:
-        print_note(note)
-    size = batch_size or min(_BATCH_SIZE, *(info.max_batch_size or _BATCH_SIZE for info in infos))
-    n, rounds = len(chosen.data), 1 + len(sigmas)
-    total = n * rounds * len(infos)
-    settings = f"{rounds} settings (clean and {_counted(len(sigmas), 'sigma')})"
-    show = print_progress if as_json else partial(console.print, highlight=False)
-    show(f"{_counted(len(infos), 'model')} x {_counted(n, 'image')} x {settings} = {total} queries")
-    with progress_bar(console) as progress:
-        task = progress.add_task("noise", total=total)
-        result = probe_noise(
-            {info.name: target_from_model(client, info.name) for info in infos},
-            chosen.data.images,
-            chosen.data.labels,
-            sigmas,
-            seed,
-            batch_size=size,
-            on_batch=lambda count: progress.advance(task, count),
+    options = RunOptions(input=arguments.input, budget=arguments.budget, batch_size=arguments.batch_size, shard=arguments.shard)
+    check_limits(probe, arguments.fail_under)
+    check_writable(arguments.out)
+    _check_ledger(arguments)
+    targets = served_targets(
+        arguments.url,
+        arguments.targets,
+        answers=arguments.answers,
+        timeout_s=arguments.timeout_s,
+        options=arguments.connection,
+        transport=arguments.transport,
+    )
+    infos = [target.info for target in targets]
+    show = _line_printer(arguments, console)
+    closes = closing(targets[0]) if arguments.transport is None else nullcontext()
+    with closes, _note_on_interrupt(arguments), progress_bar(console, MofNCompleteColumn(), RateColumn("images")) as drawn:
+        bars = _RunBars(drawn, show)
+        _check_alike(infos, arguments.reading.resize)
+        chosen = _load(arguments, load, _model_with_strictest_preprocessing(infos, arguments.reading.resize), bars)
+        for note in chosen.notes:
+            print_note(note)
+        outcome = measure(
+            probe,
+            targets,
+            chosen.data,
+            rows=chosen.rows,
+            options=options,
+            ledger=arguments.ledger,
+            resume=arguments.resume,
+            class_names=infos[0].class_names,
+            source=chosen.source,
+            provenance={"url": arguments.url, **provenance(targets[0].server())},
+            progress=bars,
         )
-    report = result.json()
-    report["data"].update(chosen.source)
-    report["url"], report["batch_size"], report["class_names"] = client.url, size, list(infos[0].class_names)
-    for entry, (info, role) in zip(report["targets"], targets.items(), strict=True):
-        entry["role"] = role
-        entry["members"] = [step for step in info.steps if any(step == other.name for other in infos)]
-    report.update(provenance(server))
-    if as_json:
-        click.echo(json.dumps(report, indent=2, allow_nan=False))
-    else:
-        console.print("accuracy under Gaussian noise, %", highlight=False)
-        console.print(_table(result))
-        console.print(_caption(result), highlight=False)
-        if (warning := _warning_of_few_images(result)) is not None:
-            console.print(warning, highlight=False, markup=False)
-    # After the table: the user sees the measurement even if the disk is full by now.
-    earlier = write_result(out, report, keep_earlier=True)
+    show_and_write(outcome, arguments, console, [] if outcome.failures or keeps_ledger else [arguments.ledger])
+    if outcome.failures:
+        show(f"the ledger is kept in {arguments.ledger}: --resume asks the models that failed again")
+    return outcome
+
+
+def show_and_write(outcome: ProbeOutcome, arguments: ProbeArguments, console: Console, finished: Sequence[Path]) -> None:
+    """Print the table of an outcome, or its JSON, and write the result, also if nothing can be printed.
+
+    Args:
+        outcome: The outcome.
+        arguments: The options that all probes have.
+        console: Where to print the table.
+        finished: Ledgers to remove when the result is written.
+
+    Raises:
+        OSError: The result cannot be written.
+    """
+    report = outcome.json()
+    try:
+        if arguments.as_json:
+            click.echo(json.dumps(report, indent=2, allow_nan=False))
+        else:
+            print_result(report, console)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = "standard output"
+        raise
+    finally:  # after the table: the user sees the measurement even if the disk is full by now
+        earlier = write_result(arguments.out, report, keep_earlier=True)
+        for ledger in finished:
+            shutil.rmtree(ledger)
     suffix = "" if earlier is None else f" (the earlier result is kept as {earlier})"
-    if as_json:
-        print_progress(f"wrote {out}{suffix}")
-    else:
-        console.print(f"wrote {out}{suffix}", highlight=False, soft_wrap=True, markup=False)
-    return result.failures
+    _line_printer(arguments, console)(f"wrote {arguments.out}{suffix}")
 
 
-def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[ModelInfo, str]:
-    """Return the models to measure, each with its role: the named ones, or ensembles, their members and the others."""
-    if len(set(names)) != len(names):
-        raise InputError(f"--target names a model twice, got {', '.join(names)}: name each model once")
-    infos = client.classifiers() if not names else [client.describe(name) for name in names]
-    if not infos:
-        served_names = ", ".join(client.models()) or "none at all"
-        raise ModelNotFoundError(f"{client.url} serves no image classifier; its models: {served_names}")
+def _line_printer(arguments: ProbeArguments, console: Console) -> Callable[[str], object]:
+    """Return the function that prints a line which is no part of the result."""
+    return print_progress if arguments.as_json else partial(console.print, highlight=False, soft_wrap=True, markup=False)
+
+
+def finish(outcome: ProbeOutcome, arguments: ProbeArguments) -> None:
+    """Exit with status 1 if a model failed, or a rate is below its limit; call it after the result was written.
+
+    Args:
+        outcome: The outcome.
+        arguments: The options that all probes have.
+
+    Raises:
+        click.ClickException: A model failed.
+        click.exceptions.Exit: A rate is below its limit.
+    """
+    is_missed = print_misses(outcome, arguments.fail_under)
+    if outcome.failures:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in outcome.failures.items())
+        raise click.ClickException(f"{len(outcome.failures)} of the models failed; their rates are null: {reasons}")
+    if is_missed:
+        raise click.exceptions.Exit(1)
+
+
+def print_result(report: Mapping[str, Any], console: Console) -> None:
+    """Print the checks that did not pass, the table of a result and its notes.
+
+    Args:
+        report: The result, as JSON.
+        console: Where to print.
+    """
+
+    def show(text: str) -> None:
+        console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+
+    for check in report["checks"]:
+        if check["status"] != "PASS":
+            show(f"{check['status']}: {check['name']}: {check['text']}")
+    for target in report["targets"]:
+        if "verdict" in target["details"]:
+            show(f"{target['name']}: {target['details']['text']}")
+    if report["probe"] == Folders.name:
+        show(f"{report['title']}, %")
+        console.print(folder_table(report))
+        return
+    show(f"{report['title']}: accuracy, %")
+    console.print(result_table(report))
+    show(caption(report))
+    if (warning := warning_of_few_images(report)) is not None:
+        show(warning)
+
+
+@contextmanager
+def _note_on_interrupt(arguments: ProbeArguments) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_ledger(arguments.ledger):
+            print_note(f"what was measured is in {arguments.ledger}: continue with the same command and --resume")
+        raise
+
+
+def _check_ledger(arguments: ProbeArguments) -> None:
+    """Check before the first request whether there is a run to resume."""
+    if arguments.ledger == arguments.out:
+        raise InputError(f"--out {arguments.out} has the name of a ledger: choose another, such as {arguments.out.with_suffix('.json')}")
+    if not arguments.resume:
+        check_unused(arguments.ledger)
+    elif not is_ledger(arguments.ledger):
+        finished = f"; {arguments.out} is complete" if arguments.out.exists() else ""
+        raise InputError(
+            f"there is no unfinished run in {arguments.ledger}{finished}: omit --resume, or pass the --out of the interrupted run"
+        )
+
+
+def _load(arguments: ProbeArguments, load: LoadData | None, info: ModelInfo, bars: _RunBars) -> ProbeData:
+    if load is not None:
+        return load(info, bars.on_step)
+    return folder_loader(arguments, info, bars.on_step, arguments.data_dir)(arguments.source)
+
+
+def folder_loader(
+    arguments: ProbeArguments, info: ModelInfo, on_progress: Callable[[str, int, int | None], None], data_dir: Path | None = None
+) -> Callable[[str], ProbeData]:
+    """Return the function that loads images for a model with the options that all probes have.
+
+    Args:
+        arguments: The options.
+        info: The model.
+        on_progress: Called with the current step, the number of images done, and the number of all images.
+        data_dir: Folder of the dataset, if the function loads a dataset by name.
+    """
+    return partial(
+        load_probe_data,
+        info=info,
+        limit=arguments.limit,
+        seed=arguments.seed,
+        data_dir=data_dir,
+        shard=arguments.shard,
+        options=arguments.reading,
+        on_progress=on_progress,
+    )
+
+
+class _RunBars(Progress):
+    """Draws a bar for each step and each target, and prints the cost before the first query."""
+
+    def __init__(self, bars: Bars, show: Callable[[str], object]) -> None:
+        self._bars, self._show = bars, show
+        self._tasks: dict[str, TaskID] = {}
+
+    def on_step(self, name: str, done: int, total: int | None) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(printable(name), total=total, completed=done)  # the speed is that of later ones
+        self._bars.update(self._tasks[name], completed=done, total=total)
+
+    def on_images(self, target: str, done: int, total: int) -> None:
+        self.on_step(target, done, total)
+
+    def on_preview(self, preview: Preview) -> None:
+        queries, speeds = sum(preview.queries.values()), list(preview.images_per_s.values())
+        count, names = len(preview.queries), "model" if len(preview.queries) == 1 else "models"
+        limit = "at most " if preview.is_limit else ""
+        if not queries or not speeds:
+            self._show(f"{count} {names}, nothing left to ask")
+            return
+        speed = f"{min(speeds):,.0f}" if max(speeds) < 1.1 * min(speeds) else f"{min(speeds):,.0f} to {max(speeds):,.0f}"
+        self._show(f"{count} {names}, {limit}{queries:,} queries at {speed} images/s (measured): {limit}{_duration(preview.seconds)}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"about {max(seconds, 1):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def _check_alike(infos: Sequence[ModelInfo], resize: str | None) -> None:
+    """Check that all models take the same images and have the same classes."""
     first = infos[0]
     for info in infos[1:]:
         if (info.image_shape, info.class_names) != (first.image_shape, first.class_names):
@@ -152,12 +336,6 @@ def _targets(client: Client, names: Sequence[str], resize: str | None) -> dict[M
                 f"models {recorded[0].name!r} and {info.name!r} resize images differently ({recorded[0].preprocessing} and "
                 f"{info.preprocessing}). Choose models with --target, or one rule for all with --resize."
             )
-    members = {step for info in infos for step in info.steps}
-    roles = {info: "ensemble" if info.is_ensemble else "member" if info.name in members else "other" for info in infos}
-    if names:
-        return roles
-    rank = {"ensemble": 0, "member": 1, "other": 2}
-    return dict(sorted(roles.items(), key=lambda item: rank[item[1]]))
 
 
 def _model_with_strictest_preprocessing(infos: Sequence[ModelInfo], resize: str | None) -> ModelInfo:
@@ -169,61 +347,3 @@ def _model_with_strictest_preprocessing(infos: Sequence[ModelInfo], resize: str 
     members = {step for info in recorded for step in info.steps}
     strict = [info for info in infos if info.preprocessing is None and info.name not in members] if resize is None else []
     return [*strict, *recorded, *infos][0]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _caption(result: NoiseResult) -> str:
-    if result.n_common is None:
-        caption = "a model failed: no rates on the images that all models classify correctly"
-    else:
-        caption = f"clean: all {result.n} images; sigma (1/255): the {result.n_common} images that all models classify correctly when clean"
-        rates = [level.accuracy_on_common for target in result.targets for level in target.noise]
-        halves = [half for rate in rates if (half := _half_width(rate)) is not None]
-        if halves:
-            caption += f"; half-widths of their Wilson 95 % intervals: up to {100 * max(halves):.1f} points"
-    return caption
-
-
-def _warning_of_few_images(result: NoiseResult) -> str | None:
-    """Explain why all models classify few images correctly: fewer than 30, or fewer than half of all."""
-    if result.n_common is None or result.n_common >= max(_FEW_IMAGES, result.n / 2):
-        return None
-    models = f"all {len(result.targets)} models" if len(result.targets) > 1 else result.targets[0].name
-    verb = "is" if result.n_common == 1 else "are"
-    text = f"only {result.n_common} of {_counted(result.n, 'image')} {verb} classified correctly by {models}"
-    correct = {target.name: target.clean.successes for target in result.targets if target.clean is not None}
-    weak = sorted((name for name, count in correct.items() if count < result.n / 2), key=lambda name: correct[name])
-    strong = [name for name in correct if name not in weak]
-    if weak and strong:
-        counts = ", ".join(f"{name}: {correct[name]}" for name in weak[:_LONGEST_LIST]) + ", ..." * (len(weak) > _LONGEST_LIST)
-        targets = " ".join(f"--target {name}" for name in strong[:_LONGEST_LIST]) + " ..." * (len(strong) > _LONGEST_LIST)
-        return f"{text}; correct: {counts}. Leave {'it' if len(weak) == 1 else 'them'} out with {targets}."
-    if weak:
-        most = f"; none classifies more than {max(correct.values())}" if len(correct) > 1 else ""
-        return f"{text}{most}. Check that the models were trained on such images, and that the labels are right."
-    if result.n_common < result.n / 2:
-        return f"{text}, because they fail on different images. Compare fewer models with --target."
-    return f"only {_counted(result.n, 'image')}: the intervals are wide. Use more images."
-
-
-def _table(result: NoiseResult) -> Table:
-    """Return accuracies in percent, a row per model: clean on all images, then per sigma on those that all models classify correctly."""
-    # Narrow enough for eleven numbers and a name of 20 letters in 80 columns.
-    table = Table(box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
-    table.add_column("model", overflow="fold", max_width=40)
-    for header in ("clean", *(f"{sigma:g}" for sigma in result.sigmas)):
-        table.add_column(header, justify="right", no_wrap=True, min_width=4)
-    for target in result.targets:
-        table.add_row(escape(target.name), _percent(target.clean), *(_percent(level.accuracy_on_common) for level in target.noise))
-    return table
-
-
-def _percent(value: Rate | None) -> str:
-    return "-" if value is None or value.value is None else "100" if value.value == 1 else f"{100 * value.value:.1f}"
-
-
-def _half_width(value: Rate | None) -> float | None:
-    return None if value is None or value.low is None or value.high is None else (value.high - value.low) / 2

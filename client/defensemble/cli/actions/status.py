@@ -22,7 +22,7 @@ from defensemble_repository.names import AVERAGING_NAME
 
 from ..._client.calls import ServerHealth
 from ..._client.client import Client
-from ..._client.model_info import is_ensemble_signature, steps_from_config
+from ..._client.model_info import is_ensemble_metadata, steps_from_config
 from ..._client.retries import RetryPolicy
 from ..._client.runtime import BlockingRuntime
 from ..._exceptions import ForbiddenError, ModelNotFoundError, NotReadyError, RequestRefusedError, ServiceError
@@ -119,10 +119,7 @@ class WatchedServer:
                 self._metadata[name] = transport.model_metadata(name, timeout_s)
         except (*_REFUSALS, NotReadyError):  # unloaded since it was listed
             return None
-        metadata = self._metadata[name]
-        if not is_ensemble_signature(
-            metadata.platform, *([tensor.name for tensor in kind] for kind in (metadata.inputs, metadata.outputs))
-        ):
+        if not is_ensemble_metadata(self._metadata[name]):
             return None
         try:
             return steps_from_config(transport.model_config(name, timeout_s))

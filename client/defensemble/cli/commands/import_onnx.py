@@ -10,7 +10,7 @@ import cloup
 
 from .. import export_options as shared
 from ..choices import RESIZES
-from ..options import EXISTING_PATH, LONGEST_S, NumberRange, new_repository_option, numbers
+from ..options import EXISTING_PATH, make_timeout_option, new_repository_option, numbers
 from ..verb import Verb
 
 _statistics = numbers(float, "0.485,0.456,0.406")
@@ -72,13 +72,7 @@ def _parse_shape(context: click.Context, option: click.Parameter, value: str | N
         metavar="DOMAIN",
         help="Domain of operators to allow, such as com.microsoft. Repeatable.",
     ),
-    click.option(
-        "--timeout",
-        "timeout_s",
-        type=NumberRange(0, LONGEST_S, min_open=True),
-        metavar="SECONDS",
-        help="Longest time to load and try the file, and again for each 64 images that it is compared on.  [default: 120]",
-    ),
+    make_timeout_option("Longest time to load and try the file, and again for each 64 images that it is compared on.  [default: 120]"),
 )
 @shared.ensemble_options
 @cloup.option_group(

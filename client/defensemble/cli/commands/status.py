@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import cloup
 
-from ..options import LONGEST_S, SERVER_URL, SERVER_VARIABLE, NumberRange, tls_files, tls_options
+from ..options import LONGEST_S, SERVER_URL, SERVER_VARIABLE, NumberRange, make_timeout_option, tls_files, tls_options
 from ..verb import Verb
 
 
@@ -36,14 +36,7 @@ from ..verb import Verb
 )
 @cloup.option_group(
     "Requests",
-    click.option(
-        "--timeout",
-        "timeout_s",
-        type=NumberRange(0, LONGEST_S, min_open=True),
-        metavar="SECONDS",
-        default=5.0,
-        help="Timeout per request.",
-    ),
+    make_timeout_option("Timeout per request.", 5.0),
     *tls_options,
 )
 def command(
