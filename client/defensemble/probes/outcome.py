@@ -19,6 +19,8 @@ from .rates import MAX_TARGETS_IN_PAIRS, ConditionRates, PairTest, condition_rat
 from .uncertainty import MEASURES, Detector, detector
 
 SCHEMA = "defensemble.probe/2"
+MAX_NAME = 255
+"""Most characters of a target's name: those of a model are names of folders."""
 Status = Literal["PASS", "WARN", "FAIL"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 """From the best to the worst."""

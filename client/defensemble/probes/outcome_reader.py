@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .._exceptions import InputError
 from ..results.packed import unpack
 from .base import ADVERSARIAL, CLEAN, Condition, digest_of_all
-from .outcome import SCHEMA, AttackOutcome, Check, ProbeOutcome, QueryCounts, TargetOutcome
+from .outcome import MAX_NAME, SCHEMA, AttackOutcome, Check, ProbeOutcome, QueryCounts, TargetOutcome
 
 MAX_FILE_BYTES = 1 << 30
 MAX_TOTAL_BYTES = 1 << 30
@@ -96,6 +96,8 @@ def outcome_from_json(values: Any) -> ProbeOutcome:
     labels = arrays.array(record.images.get("label"), np.int64, "images.label")
     _check_unique("conditions", [CLEAN, *arrays.conditions])
     _check_unique("targets", [target.name for target in record.targets])
+    if wrong := [len(target.name) for target in record.targets if not 1 <= len(target.name) <= MAX_NAME]:
+        raise InputError(f"the result is damaged: names of targets must have 1 to {MAX_NAME} characters; got {wrong[0]}")
     counts = [value for target in record.targets for value in astuple(target.queries)]
     if record.seed < 0 or record.duration_s < 0 or (record.budget is not None and record.budget < 1) or min(counts, default=0) < 0:
         raise InputError("the result is damaged: seed, duration_s and queries must be at least 0, and budget at least 1")

@@ -25,6 +25,7 @@ from .._transport.base import ConnectionOptions, OutputRequest, ServerMetadata, 
 from .._transport.error_mapping import call_context, protocol_errors
 from .._transport.factory import transport_from_url
 from .counting import CountingTransport, SentCounts
+from .outcome import MAX_NAME
 from .uncertainty import MEASURES
 
 AnswerType = Literal["probabilities", "labels", "top-1"]
@@ -134,7 +135,8 @@ class FunctionTarget(Target):
         max_batch: The most images of one call.
 
     Raises:
-        InputError: `max_batch` is below 1; when it is asked: the function returns something else, or other numbers of classes.
+        InputError: `max_batch` is below 1, or the name is empty or too long. When it is asked: the function returns something else, or
+            other numbers of classes.
 
     Example:
         >>> target = FunctionTarget("linear", lambda images: (images.reshape(len(images), -1) @ weights).argmax(axis=1))
@@ -147,6 +149,8 @@ class FunctionTarget(Target):
         super().__init__()
         if max_batch < 1:
             raise InputError(f"max_batch must be at least 1, got {max_batch}")
+        if not 1 <= len(name) <= MAX_NAME:
+            raise InputError(f"the name of a target must have 1 to {MAX_NAME} characters, got {len(name)}")
         self.name, self.max_batch = name, max_batch
         self._function = function
         self._kind: str | None = None  # of its first result

@@ -39,7 +39,7 @@ def write_report(report: Report, path: Path, form: str | None = None, charts_fol
         charts_folder: Folder for the charts as SVG files, to which Markdown links; None: none are written.
 
     Raises:
-        InputError: The format is unknown.
+        InputError: The format is unknown, or a chart would replace the report.
         MissingExtraError: HTML or charts are asked for, and the extra `probes` is not installed.
         OSError: A file cannot be written. The error names it.
     """
@@ -56,6 +56,8 @@ def write_report(report: Report, path: Path, form: str | None = None, charts_fol
         charts = {section.id: charts_of(section, order) for section in report.sections}
         if charts_folder is not None:
             files = {charts_folder / f"{chart.id}.svg": svg_from_chart(chart) for own in charts.values() for chart in own}
+            if path.resolve() in {file.resolve() for file in files}:
+                raise InputError(f"{path} is the file of a chart: choose another name for the report, or another folder for the charts")
     if form == "html":
         from .html_page import html_from_report
 

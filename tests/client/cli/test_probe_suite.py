@@ -17,6 +17,7 @@ from defensemble.cli.actions.probe_suite import run_suite
 from defensemble.probes import ProbeOutcome
 from defensemble.probes.base import Probe
 from defensemble.probes.suite import WORST_CASE
+from defensemble_training import CheckpointError
 from tests.support.facts import raises
 from tests.support.fakes import house
 from tests.support.tiny import images, logits
@@ -45,6 +46,17 @@ def test_a_suite_goes_on_after_an_interruption(tmp_path: Path, capsys: pytest.Ca
     assert not list(tmp_path.glob("*.ledger"))
     with raises(InputError, "no unfinished suite | --resume"):
         run_suite(dataclasses.replace(arguments, resume=True), (), steps=10)
+
+
+def test_a_suite_reads_its_surrogates_before_the_first_query(tmp_path: Path) -> None:
+    batch = images(12)
+    np.savez(tmp_path / "data.npz", images=batch, labels=logits(1, batch).argmax(axis=1))
+    (tmp_path / "other.safetensors").write_bytes(b"other")
+    transport = house()
+    arguments = ProbeArguments("fake", str(tmp_path / "data.npz"), tmp_path / "suite.json", targets=("alpha",), transport=transport)
+    with pytest.raises(CheckpointError):
+        run_suite(arguments, (tmp_path / "other.safetensors",), steps=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.npz", "other.safetensors"]
 
 
 def test_an_interrupted_suite_is_resumed_with_the_same_settings_images_and_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,18 @@ def test_wrong_names_of_files_are_errors(noise: Path, tmp_path: Path) -> None:
     assert json.loads(noise.read_text())["schema"] == "defensemble.probe/2"
 
 
+def test_a_title_has_a_text_and_no_chart_replaces_the_report(noise: Path, tmp_path: Path) -> None:
+    for title in ("", " "):
+        assert run(noise, "-o", tmp_path / "a.md", "--title", title).exit_code == 2
+    assert run(noise, "-o", tmp_path / "a.md", "--charts", tmp_path / "charts").exit_code == 0
+    chart = sorted((tmp_path / "charts").iterdir())[0]
+    before = chart.read_bytes()
+    done = run(noise, "--format", "html", "-o", chart, "--charts", tmp_path / "charts")
+    assert done.exit_code == 1
+    assert_facts(done.stderr, f"{chart} | chart")
+    assert chart.read_bytes() == before
+
+
 @pytest.mark.parametrize("out", ["folder.md", "noise.json/report.md", "/proc/report.md"])
 def test_a_report_that_cannot_be_written_is_an_error_that_names_it(out: str, noise: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.md").mkdir()

@@ -96,6 +96,7 @@ IMAGES = ("targets", 0, "per_image")
         (at("conditions", 0, "name", value="sigma 32"), "sigma 32 | twice"),
         (at("conditions", 0, "name", value="clean"), "clean | twice"),
         (at("targets", 0, "name", value="beta"), "beta | twice"),
+        (at("targets", 0, "name", value="a" * 256), "names | 255 | 256"),
         (at("targets", 0, "queries", "sent", value=None), "queries.sent"),
         (at(*IMAGES, "predicted", "clean", value=pack(np.zeros(40))), "alpha.predicted.clean"),
         (at(*IMAGES, "predicted", "sigma 9", value=pack(np.arange(40))), "alpha.predicted | sigma 9 | sigma 8"),

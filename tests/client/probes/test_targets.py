@@ -273,9 +273,12 @@ def test_a_function_is_called_in_the_thread_of_the_caller_and_in_order() -> None
     assert threads == {threading.current_thread()}
 
 
-def test_the_largest_batch_of_a_function_is_at_least_1() -> None:
+def test_a_function_has_a_name_and_a_largest_batch() -> None:
     with raises(InputError, "max_batch | 0"):
         FunctionTarget("a", Linear(1), max_batch=0)
+    for name in ("", "a" * 256):
+        with raises(InputError, f"name | 255 | {len(name)}"):
+            FunctionTarget(name, Linear(1))
 
 
 def test_confident_responses_keep_their_order() -> None:

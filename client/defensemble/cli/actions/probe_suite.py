@@ -47,6 +47,8 @@ def run_suite(arguments: ProbeArguments, surrogates: Sequence[Path], steps: int)
     else:
         print_note(f"without probabilities (--answers {arguments.answers}), the suite has no Square attack")
     probes.append(Boundary(steps=steps, epsilons=(0.5,), seed=arguments.seed))
+    for probe in probes:
+        probe.settings()  # reads the surrogates: what is wrong with them is an error before the first query
     own = [_own_arguments(probe, arguments) for probe in probes]
     if arguments.resume and not any(one.resume for one in own):
         raise InputError(f"there is no unfinished suite of {arguments.out}: omit --resume, or pass the --out of the interrupted one")

@@ -39,4 +39,6 @@ def command(files: tuple[Path, ...], out: Path, form: str | None, title: str, ch
     """
     from ..actions.report import report_and_print
 
+    if not title.strip():
+        raise click.BadParameter("the title is empty", param_hint="--title")
     report_and_print(files, out, form, title, charts)
