@@ -40,7 +40,7 @@ def test_unknown_rule_is_rejected(rule: object) -> None:
 
 
 def test_zoo_checkpoints_have_preprocessing() -> None:
-    assert len(ZOO) == 11
+    assert len(ZOO) == 12
     assert {path.stem: read_metadata(path).record.preprocessing for path in ZOO} == {
         path.stem: Preprocessing("crop").to_values() for path in ZOO
     }
