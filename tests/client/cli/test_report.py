@@ -109,7 +109,7 @@ def test_a_title_has_a_text_and_no_chart_replaces_the_report(noise: Path, tmp_pa
     assert run(noise, "-o", tmp_path / "a.md", "--charts", tmp_path / "charts").exit_code == 0
     chart = sorted((tmp_path / "charts").iterdir())[0]
     before = chart.read_bytes()
-    done = run(noise, "--format", "html", "-o", chart, "--charts", tmp_path / "charts")
+    done = run(noise, "--format", "md", "-o", chart, "--charts", tmp_path / "charts")
     assert done.exit_code == 1
     assert_facts(done.stderr, f"{chart} | chart")
     assert chart.read_bytes() == before
