@@ -35,7 +35,7 @@ class AttackOutcome:
         distance: float64 (n,): norm of the smallest adversarial perturbation that was found and verified; NaN if there is none.
         mean_square: float64 (n,): its mean squared value (1/N) * l2^2, as in the score S(M) of arXiv 1911.08432; NaN if there is none.
         counted: int64 (n,): queries of the attack, verification not included.
-        is_spent: bool (n,): whether the budget ended the attack.
+        is_spent: bool (n,): whether the attack asked for more queries than its budget, which ended it. Square ends by itself.
         traces: For each image, (queries, distance) at each improvement.
 
     Example:
@@ -91,7 +91,7 @@ class AttackRates:
             one count as infinite: the paper, whose attack starts from adversarial images, has none. None without attacked images.
         n_found: Number of attacked images with an adversarial example, at any distance.
         median_queries: Median of the queries until the first success, over the successes; None without any.
-        censored: Attacked images without a success whose budget was spent.
+        censored: Attacked images without a success whose queries reached the budget: with a larger one, the attack might succeed.
         queries_curve: (queries, share of the attacked images with a success by then).
         distance_curve: (norm, share of all images that are classified correctly under an attack of at most this norm).
 
@@ -113,7 +113,9 @@ class AttackRates:
         return {**asdict(self), "s_m": None if self.s_m is None else self.s_m.json()}
 
 
-def attack_rates(attack: AttackOutcome, clean: NDArray[np.bool_], epsilon: float | None, seed: int) -> AttackRates:
+def attack_rates(
+    attack: AttackOutcome, clean: NDArray[np.bool_], epsilon: float | None, seed: int, budget: float = math.inf
+) -> AttackRates:
     """Return the success of a query attack.
 
     Args:
@@ -121,6 +123,7 @@ def attack_rates(attack: AttackOutcome, clean: NDArray[np.bool_], epsilon: float
         clean: bool (n,): images that are classified correctly without an attack.
         epsilon: Largest norm that counts as a success; None for any.
         seed: Seed of the bootstrap.
+        budget: Most queries of an image, by the run or by the attack itself.
     """
     attacked = attack.is_attacked
     broken = attack.is_broken(epsilon)
@@ -132,7 +135,7 @@ def attack_rates(attack: AttackOutcome, clean: NDArray[np.bool_], epsilon: float
         s_m=bootstrap_median(np.where(np.isnan(mean_square), np.inf, mean_square), seed),
         n_found=int((attack.is_broken(None) & attacked).sum()),
         median_queries=float(np.median(queries)) if len(queries) else None,
-        censored=int((attacked & ~broken & attack.is_spent).sum()),
+        censored=int((attacked & ~broken & (attack.is_spent | (attack.counted >= budget))).sum()),
         queries_curve=_queries_curve(queries, attack.counted[attacked]),
         distance_curve=_distance_curve(attack.distance[clean], len(clean)),
     )

@@ -67,7 +67,7 @@ class Finished:
         distance: Norm of its perturbation; NaN if there is none.
         mean_square: Mean square of its perturbation; NaN if there is none.
         counted: Queries of the attack, replayed ones included.
-        is_spent: Whether the budget ended the attack.
+        is_spent: Whether the attack asked for more queries than its budget, which ended it.
         trace: (queries, distance) at each improvement.
         excess: How far the attack's values were out of [0, 1] at most, before they were clipped.
     """

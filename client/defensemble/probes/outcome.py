@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -221,7 +222,11 @@ class ProbeOutcome:
     def attack_rates(self, target: TargetOutcome) -> AttackRates | None:
         """Return what a query attack achieved; None for other probes, and where it failed."""
         clean = self.correct(target, CLEAN)
-        return None if target.attack is None or clean is None else attack_rates(target.attack, clean, self.epsilon, self.seed)
+        if target.attack is None or clean is None:
+            return None
+        # Square has a budget of its own, the setting `queries`, at which it ends by itself.
+        budgets = [budget for budget in (self.budget, self.settings.get("queries")) if isinstance(budget, int)]
+        return attack_rates(target.attack, clean, self.epsilon, self.seed, min(budgets, default=math.inf))
 
     def detectors(self, target: TargetOutcome) -> dict[str, dict[str, Detector]]:
         """Return, by condition and measure, how well uncertainty detects perturbed and misclassified images.

@@ -147,6 +147,17 @@ def test_s_m_is_infinite_where_most_images_have_no_example() -> None:
     assert attack["queries_curve"] == [[0.0, 0.0], [9.0, pytest.approx(1 / 3)]]  # no trace: all queries count
 
 
+@pytest.mark.parametrize(
+    ("budget", "settings", "expected"),
+    [(9, {}, 2), (10, {}, 0), (None, {"queries": 9}, 2), (None, {"queries": 10}, 0), (9, {"queries": 10}, 2), (None, {}, 0)],
+)
+def test_an_attack_that_ends_by_itself_at_its_budget_is_censored(budget: int | None, settings: dict[str, Any], expected: int) -> None:
+    """Each image has 9 queries; the first one is broken, and the last one has an example outside the norm 1."""
+    attack = {"is_spent": np.zeros(3, np.bool_)}
+    measured = small_attack([0.1, np.nan, 1.5], attack=attack, budget=budget, settings=settings)
+    assert measured.json()["targets"][0]["attack"]["censored"] == expected
+
+
 def test_an_attack_without_images_to_attack_has_no_values() -> None:
     labels = random_labels(3)
     nothing = {"is_attacked": np.zeros(3, np.bool_), "distance": np.full(3, np.nan), "mean_square": np.full(3, np.nan)}
