@@ -111,7 +111,7 @@ def test_adaptive_prints_the_verdict(folder: Path, server: Server) -> None:
     for target, measured in zip(result["targets"], outcome.targets, strict=True):
         summary = Adaptive.summary({}, outcome.rows, outcome.labels, measured.predicted)
         assert target["details"]["verdict"] == Adaptive.conclude(summary, outcome.checks)["verdict"]
-        assert_facts(output, f"{target['name']} | {target['details']['worst_case']['value']:.1%}")
+        assert_facts(output, f"{target['name']} | {100 * target['details']['worst_case']['value']:.1f} %")
     names = [condition["name"] for condition in result["conditions"]]
     attacks = ["fgsm8 through probabilities", "fgsm8 through logits", "fgsm8 with the masks as trained"]
     assert names == ["random noise 8/255", *attacks]

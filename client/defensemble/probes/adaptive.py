@@ -57,9 +57,11 @@ class Adaptive(Transfer):
     @property
     def threat_model(self) -> str:
         """What the attacker knows."""
+        names = self._surrogate_names()
+        networks = f"{'a defective network' if len(names) == 1 else 'defective networks'} of its own ({', '.join(names)})"
         return (
             "The attacker knows the defence (architecture, keep, pattern of masks, training data), but neither the target's weights nor "
-            f"its masks. It has defective networks of its own ({', '.join(self._surrogate_names())}). {self._sources_text()} Each gradient "
+            f"its masks. It has {networks}. {self._sources_text()}Each gradient "
             f"is averaged over {self.attacks[0].draws} draws of fresh masks or, in the last condition, taken with the masks as trained. "
             "One query an image."
         )
@@ -113,7 +115,9 @@ class Adaptive(Transfer):
         clean, worst, defense = rate(is_clean), rate(is_robust), rate(is_robust[is_clean])
         strongest = min(attacked, key=lambda name: int(attacked[name].sum()))
         verdict = _verdict(clean, worst, defense)
-        text = f"{_TEXTS[verdict]}: {_percent(worst)} of {worst.n} images under attack, {_percent(clean)} without"
+        text = (
+            f"{_TEXTS[verdict]}: {_percent(clean)} -> {_percent(worst)} of {worst.n} images under attack, in the worst case of each image"
+        )
         return {
             "verdict": verdict,
             "text": text,
@@ -145,4 +149,4 @@ def _verdict(clean: Rate, worst: Rate, defense: Rate) -> str:
 def _percent(value: Rate) -> str:
     if value.value is None or value.low is None or value.high is None:
         return "-"
-    return f"{value.value:.1%} ({value.low:.1%} to {value.high:.1%})"
+    return f"{100 * value.value:.1f} % ({100 * value.low:.1f} to {100 * value.high:.1f})"

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from typing import Any
+from unittest.mock import ANY
 
+import numpy as np
 from rich.console import Console
+from rich.table import Table
 
-from defensemble.cli.actions.probe_table import result_table
+from defensemble.cli.actions.probe_table import caption, result_table
 from defensemble.cli.progress import progress_bar
+from defensemble.probes.adaptive import Adaptive
+from tests.support.facts import assert_facts
+from tests.support.outcomes import outcome, target
 
 
 def suite(names: list[str]) -> dict[str, Any]:
     rate = {"value": 0.5, "successes": 1, "n": 2, "low": 0.1, "high": 0.9}
-    conditions = [{"name": name, "accuracy_on_common": rate} for name in names]
-    target = {"name": "ensemble", "clean": rate, "conditions": conditions, "attack": None}
-    return {"conditions": [{"name": name, "group": ""} for name in names], "targets": [target]}
+    conditions = [{"name": name, "accuracy": rate} for name in names]
+    target = {"name": "ensemble", "clean": rate, "conditions": conditions, "attack": None, "details": {}}
+    return {"conditions": [{"name": name, "group": ""} for name in names], "targets": [target], "data": {"n": 2}}
+
+
+def printed(table: Table) -> list[list[str]]:
+    """The words of each line."""
+    output = StringIO()
+    Console(width=80, file=output).print(table)
+    return [line.split() for line in output.getvalue().splitlines() if line.strip()]
+
+
+def test_all_columns_are_the_accuracy_of_all_images() -> None:
+    """Not of those that all models classify correctly when clean: noise would seem to raise the accuracy of the weaker one."""
+    labels = np.zeros(40, np.int64)
+    weak, strong = (np.where(np.arange(40) < count, 0, 1) for count in (30, 40))
+    models = [replace(target(name, labels, ["sigma 8", "sigma 32"]), name=name) for name in ("weak", "strong")]
+    models = [
+        replace(one, predicted={"clean": clean, "sigma 8": clean, "sigma 32": clean})
+        for one, clean in zip(models, (weak, strong), strict=True)
+    ]
+    report = replace(outcome(40, tuple(models)), labels=labels).json()
+    assert printed(result_table(report))[2:] == [["weak", "75.0", "75.0", "75.0"], ["strong", "100", "100", "100"]]
+    assert_facts(caption(report), "accuracy: of all 40 images | Wilson 95 % | 13.0 points")
+
+
+def test_an_adaptive_probe_has_the_rate_of_its_verdict() -> None:
+    labels = np.zeros(200, np.int64)
+    predicted = {name: np.where(np.arange(200) < count, 0, 1) for name, count in (("clean", 190), ("pgd16", 138))}
+    details = Adaptive.summary({}, labels, labels, predicted)
+    report = suite(["pgd16"])
+    report["targets"] = [{**report["targets"][0], "details": details}, {**report["targets"][0], "name": "failed"}]
+    assert printed(result_table(report)) == [
+        ["model", "clean", "pgd16", "worst", "case"],
+        ANY,
+        ["ensemble", "50.0", "50.0", "69.0"],
+        ["failed", "50.0", "50.0", "-"],
+    ]
+    assert_facts(details["text"], "weakens | 95.0 % | -> 69.0 % | 200 images")
 
 
 def test_the_table_of_a_suite_fits_into_80_columns() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from ...probes.suite import WORST_CASE
 from ..cells import cell
 
 _FEW_IMAGES = 30  # their Wilson 95 % interval can be 34 points wide
@@ -19,18 +20,20 @@ Report = Mapping[str, Any]
 
 
 def result_table(report: Report) -> Table:
-    """Return accuracies in percent, a row per model (or, if that is too wide, per condition): clean on all images, then per condition.
+    """Return accuracies over all images in percent, a row per model (or, if that is too wide, per condition).
 
-    A condition counts the images that all models classify correctly when clean; a query attack counts all images.
+    The columns are clean, each condition and, of the probe adaptive, the worst case of each image, from which its verdict follows.
     """
     is_attack = any(target["attack"] is not None for target in report["targets"])
-    kind = "accuracy" if is_attack else "accuracy_on_common"
+    has_worst_case = any("worst_case" in target["details"] for target in report["targets"])
     columns = _columns(report["conditions"])
-    headers = ["model", "clean", *columns, *(["S(M)", "queries"] if is_attack else [])]
+    headers = ["model", "clean", *columns, *([WORST_CASE] if has_worst_case else []), *(["S(M)", "queries"] if is_attack else [])]
     rows = []
     for target in report["targets"]:
-        rates = {entry["name"]: entry[kind] for entry in target["conditions"]}
+        rates = {entry["name"]: entry["accuracy"] for entry in target["conditions"]}
         cells = [_percent(target["clean"]), *(_mean(rates[name] for name in names) for names in columns.values())]
+        if has_worst_case:
+            cells.append(_percent(target["details"].get("worst_case")))
         rows.append([cell(target["name"]), *cells, *(_attack_cells(target["attack"]) if is_attack else [])])
     if sum(max(len(header), 4) + 1 for header in headers[1:]) > _MOST_WIDTH:  # a row per condition instead
         headers, *rows = ([*column] for column in zip(["condition", *headers[1:]], *rows, strict=True))
@@ -70,18 +73,17 @@ def _with_interval(rate: Mapping[str, Any] | None) -> str:
 
 def caption(report: Report) -> str:
     """Return what the numbers of the table are."""
-    n, common = report["data"]["n"], report["data"]["n_common"]
+    n = report["data"]["n"]
     if any(target["attack"] is not None for target in report["targets"]):
         return (
             f"accuracy: of all {n} images, correct when clean and without an adversarial example within the bound ({report['norm']}); "
             "S(M): median of the mean-square perturbations; queries: median of the successful attacks"
         )
-    if common is None:
-        return "a model failed: no rates on the images that all models classify correctly"
-    text = f"clean: all {n} images; else: the {common} images that all models classify correctly when clean"
-    rates = [entry["accuracy_on_common"] for target in report["targets"] for entry in target["conditions"]]
+    rates = [rate for target in report["targets"] for rate in (target["clean"], *(entry["accuracy"] for entry in target["conditions"]))]
     halves = [(rate["high"] - rate["low"]) / 2 for rate in rates if rate is not None and rate["high"] is not None]
-    return text + (f"; half-widths of their Wilson 95 % intervals: up to {100 * max(halves):.1f} points" if halves else "")
+    return f"accuracy: of all {_counted(n, 'image')}" + (
+        f"; half-widths of the Wilson 95 % intervals: up to {100 * max(halves):.1f} points" if halves else ""
+    )
 
 
 def _columns(conditions: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -134,7 +136,7 @@ def warning_of_few_images(report: Report) -> str | None:
         return None
     models = f"all {len(targets)} models" if len(targets) > 1 else targets[0]["name"]
     verb = "is" if common == 1 else "are"
-    text = f"only {common} of {_counted(n, 'image')} {verb} classified correctly by {models}"
+    text = f"only {common} of {_counted(n, 'image')} {verb} classified correctly by {models} when clean, for accuracy_on_common"
     correct = {target["name"]: target["clean"]["successes"] for target in targets if target["clean"] is not None}
     weak = sorted((name for name, count in correct.items() if count < n / 2), key=lambda name: correct[name])
     strong = [name for name in correct if name not in weak]
