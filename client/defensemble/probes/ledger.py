@@ -32,6 +32,7 @@ from defensemble_repository.filesystem.locks import folder_lock
 from .._exceptions import InputError
 from .counting import SentCounts
 from .outcome import plain_json
+from .setting_text import different_keys, different_texts
 
 SCHEMA = "defensemble.ledger/1"
 _PLAN, _RECORDS, _COUNTERS = "plan.json", "records.jsonl", "counters.bin"
@@ -278,7 +279,7 @@ def _check_plan(folder: Path, plan: Mapping[str, Any]) -> None:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path) from error
     if differences:
-        texts = [f"{key} was {_short(stored.get(key))}, is {_short(plan.get(key))}" for key in differences if key not in _DIGESTS]
+        texts = [_difference(key, stored.get(key), plan.get(key)) for key in differences if key not in _DIGESTS]
         texts += ["the images were others (--dataset, --limit, --seed)"] * (len(texts) < len(differences))
         raise InputError(f"{folder} has a run with other settings: {'; '.join(texts)}. Resume it with its own, or choose another --out.")
 
@@ -293,6 +294,10 @@ def _damaged(what: Path | str) -> InputError:
     return InputError(f"{what} is damaged or missing: start the probe again with another --out")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+def _difference(key: str, stored: Any, current: Any) -> str:
+    if isinstance(stored, Mapping) and isinstance(current, Mapping):
+        return "; ".join(
+            _difference(name if key == "settings" else f"{key}.{name}", stored.get(name), current.get(name))
+            for name in different_keys(stored, current)
+        )
+    return "{}: {}, now {}".format(key, *different_texts(key, stored, current))

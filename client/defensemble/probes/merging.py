@@ -15,6 +15,7 @@ from .._exceptions import InputError
 from .attack_rates import ARRAYS, AttackOutcome
 from .gallery import PER_TARGET
 from .outcome import STATUSES, Check, ProbeOutcome, QueryCounts, TargetOutcome, same_json
+from .setting_text import different_texts
 
 SHARD_PROVENANCE = "shards"
 """Key of the provenance of each shard in that of the merged outcome."""
@@ -127,7 +128,7 @@ def _check_same_images(first: ProbeOutcome, other: ProbeOutcome, first_name: str
         if (differs := np.flatnonzero(values != others)).size:
             position = differs[0]
             which = f"{what}, image {position},"
-            _raise_different(which, values[position], others[position], first_name, name)
+            _raise_different(which, int(values[position]), int(others[position]), first_name, name)
     fooled, others_fooled = first.is_source_fooled, other.is_source_fooled
     if fooled.keys() != others_fooled.keys() or any((fooled[key] != others_fooled[key]).any() for key in fooled):
         raise InputError(
@@ -218,8 +219,9 @@ def _check_equal(what: str, value: Any, other: Any, first_name: str, name: str) 
 
 
 def _raise_different(what: str, value: Any, other: Any, first_name: str, name: str) -> NoReturn:
+    one, another = different_texts(what, value, other)
     raise InputError(
-        f"{first_name} and {name} cannot be merged: different {what}: {value!s:.80} and {other!s:.80}. Merged results need the same "
+        f"{first_name} and {name} cannot be merged: different {what}: {one} and {another}. Merged results need the same "
         "settings and images (--limit, --seed), and shards the same models; measure the one that differs again."
     )
 

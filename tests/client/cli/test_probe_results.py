@@ -42,6 +42,7 @@ def test_two_results_are_compared_as_tables_and_as_json(tmp_path: Path) -> None:
     whole = outcome(50)
     after = replace(whole, seed=4, targets=(replace(target("alpha2", whole.labels, ["sigma 8", "sigma 32"]), name="alpha"),))
     a, b = written(tmp_path, "a.json", whole), written(tmp_path, "b.json", after)
+    assert_facts(run("probe", "compare", a, written(tmp_path, "c.json", replace(whole, shard=(1, 2)))).stdout, "shard: none (A), 1/2 (B)")
     shown = run("probe", "compare", a, b)
     assert shown.exit_code == 0, shown.output
     assert_facts(shown.stdout, f"{a} | {b} | seed: 3 (A), 4 (B) | alpha | digest | clean | sigma 8 | defense rate | B - A | p")

@@ -177,18 +177,18 @@ TARGET = SHARDS[2].targets[0]
     [
         ({"probe": "shuffle"}, "probe | noise | shuffle"),
         ({"input": "8bit"}, "input | float32 | 8bit"),
-        ({"budget": 5}, "budget | None | 5"),
+        ({"budget": 5}, "budget | none | 5"),
         ({"seed": 4}, "seed | 3 | 4"),
         ({"settings": {"seed": 3, "sigmas": (8.0,)}}, "settings.sigmas"),
-        ({"settings": {"seed": 3, "sigmas": (8.0, 32.0), "kind": "uniform"}}, "settings.kind | None | uniform"),
+        ({"settings": {"seed": 3, "sigmas": (8.0, 32.0), "kind": "uniform"}}, "settings.kind | none | uniform"),
         ({"data": {"name": "cifar10", "n_available": 100}}, "data.name | digits | cifar10"),
         ({"class_names": ("cat", "frog", "dog")}, "class_names"),
-        ({"conditions": (Condition("sigma 8"),)}, "conditions"),
+        ({"conditions": (Condition("sigma 8"),)}, "conditions: sigma 8, sigma 32 and sigma 8."),
         ({"targets": SHARDS[2].targets[:1]}, "targets | beta"),
         ({"targets": SHARDS[2].targets[::-1]}, "targets | beta"),
         ({"targets": (replace(TARGET, role="member"), SHARDS[2].targets[1])}, "role of alpha | member"),
         ({"targets": (replace(TARGET, identity={"version": "2", "digest": "alpha"}), SHARDS[2].targets[1])}, "version of alpha | 1 | 2"),
-        ({"targets": (replace(TARGET, identity={"version": "1"}), SHARDS[2].targets[1])}, "digest of alpha | None"),
+        ({"targets": (replace(TARGET, identity={"version": "1"}), SHARDS[2].targets[1])}, "digest of alpha | none"),
     ],
 )
 def test_shards_of_other_runs_are_refused(changes: dict[str, Any], facts: str) -> None:

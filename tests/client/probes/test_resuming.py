@@ -170,12 +170,12 @@ def test_the_duration_is_that_of_all_sessions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "facts"),
     [
-        ({"probe": Noise((8, 64), seed=4)}, "settings"),
+        ({"probe": Noise((8, 64), seed=4)}, "settings: seed: 3, now 4."),
         ({"probe": Noise((8, 32), seed=3)}, "settings | 64 | 32"),
         ({"probe": Noise((8, 64), "uniform", seed=3)}, "settings | gaussian | uniform"),
         ({"options": RunOptions(input="8bit")}, "input | float32 | 8bit"),
-        ({"options": RunOptions(budget=5)}, "budget | null | 5"),
-        ({"options": RunOptions(shard=(1, 2))}, "shard | null | [1, 2]"),
+        ({"options": RunOptions(budget=5)}, "budget | none | 5"),
+        ({"options": RunOptions(shard=(1, 2))}, "shard | none | 1/2"),
         ({"data": LabelledImages(images(40), (LABELS + 1) % 3)}, "images | --limit"),
         ({"data": LabelledImages(images(40, 1), LABELS)}, "images | --limit"),
         ({"rows": np.arange(1, 41)}, "images | --limit"),

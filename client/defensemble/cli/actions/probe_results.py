@@ -19,6 +19,7 @@ from ...probes.limits import misses
 from ...probes.merging import merge
 from ...probes.outcome import ProbeOutcome
 from ...probes.outcome_reader import read_outcome
+from ...probes.setting_text import different_texts
 from ...results.intervals import Rate
 from ...results.result_file import check_writable, write_result
 from ..cells import cell
@@ -53,7 +54,8 @@ def compare_results(first: Path, second: Path, targets: Sequence[str], *, as_jso
     console = Console()
     console.print(printable(f"A: {first}\nB: {second}"), highlight=False, markup=False, soft_wrap=True)
     for key, one, other in comparison.settings:
-        console.print(printable(f"{key}: {one} (A), {other} (B)"), highlight=False, markup=False, soft_wrap=True)
+        texts = different_texts(key, one, other)
+        console.print(printable("{}: {} (A), {} (B)".format(key, *texts)), highlight=False, markup=False, soft_wrap=True)
     for note in comparison.notes:
         print_note(note)
     for target in comparison.targets:
