@@ -7,6 +7,7 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from defensemble_repository.names import RESERVED_PREFIXES
 
 from .._client.client import Client
-from .._client.model_info import ModelInfo
+from .._client.model_info import ModelInfo, steps_from_config
 from .._client.prediction import entropy
 from .._client.retries import RetryPolicy
 from .._coroutines import run_blocking
-from .._exceptions import InputError, ModelNotFoundError
+from .._exceptions import InputError, ModelNotFoundError, ServiceError
 from .._transport.base import ConnectionOptions, OutputRequest, ServerMetadata, Transport
 from .._transport.error_mapping import call_context, protocol_errors
 from .._transport.factory import transport_from_url
@@ -286,6 +287,13 @@ def _digests(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _steps_of_all(client: Client) -> set[str]:
+    """Return the models that the server's ensembles run, also those that are no targets; empty if the server does not list its models."""
+    with suppress(ServiceError), protocol_errors(call_context(client.url, "read the configurations of all models")):
+        return {step for name in client.models() for step in steps_from_config(run_blocking(client._calls.config(name)))}
+    return set()
+
+
 def served_targets(
     url: str,
     names: Sequence[str] = (),
@@ -332,7 +340,7 @@ def served_targets(
     except BaseException:
         client.close()
         raise
-    members = {step for info in infos for step in info.steps}
+    members = {step for info in infos for step in info.steps} | (_steps_of_all(client) if names else set())
     roles = {info.name: "ensemble" if info.is_ensemble else "member" if info.name in members else "other" for info in infos}
     if not names:
         infos = sorted(infos, key=lambda info: ("ensemble", "member", "other").index(roles[info.name]))

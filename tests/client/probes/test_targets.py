@@ -19,7 +19,7 @@ from defensemble import (
     NotReadyError,
     RetryPolicy,
 )
-from defensemble._exceptions import ServiceError
+from defensemble._exceptions import ForbiddenError, ServiceError
 from defensemble.probes import FunctionTarget, Noise, RunOptions, ServedTarget, Square, measure, served_targets
 from defensemble.probes.targets import Response
 from tests.support.facts import raises
@@ -209,6 +209,22 @@ def test_a_restricted_configuration_is_a_warning() -> None:
 def test_targets_that_are_not_served_are_rejected(arguments: dict[str, Any], kind: type[Exception], facts: str) -> None:
     with raises(kind, facts):
         served_targets("fake", **{"transport": house(), **arguments})
+
+
+def test_a_role_does_not_depend_on_the_selection() -> None:
+    transport = house()
+    assert [served(transport, name)[0].role for name in ("ensemble", "alpha", "standard")] == ["ensemble", "member", "other"]
+    assert transport.images == {"ensemble": 1, "alpha": 1, "standard": 1}, "look-ups of the targets only"
+
+
+def test_a_server_that_does_not_list_its_models_has_members_of_the_targets_only() -> None:
+    class Restricted(FakeTransport):
+        def models(self, *rest: Any) -> Any:
+            raise ForbiddenError("listing is restricted")
+
+    transport = Restricted(house()._models)
+    assert [one.role for one in served(transport, "alpha")] == ["other"]
+    assert [one.role for one in served(transport, "ensemble", "alpha")] == ["ensemble", "member"]
 
 
 def test_closing_one_target_closes_the_client_of_all() -> None:
