@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ _COMPUTED = {"schema", "name", "interval", "comparison", "comparisons"}
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-def read_outcome(path: Path) -> ProbeOutcome:
+def read_outcome(path: str | os.PathLike[str]) -> ProbeOutcome:
     """Read the result file of a probe.
 
     Args:
@@ -35,6 +36,7 @@ def read_outcome(path: Path) -> ProbeOutcome:
         InputError: The file is not the result of a probe, is of an older schema, or is damaged. The error names it.
         OSError: The file cannot be read.
     """
+    path = Path(path)
     return outcome_from_bytes(read_result_file(path), path)
 
 

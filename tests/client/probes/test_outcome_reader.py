@@ -176,4 +176,4 @@ def test_a_device_that_never_ends_is_refused() -> None:
 def test_names_that_are_not_utf_8_can_be_read_back(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     write_result(tmp_path / "a.json", replace(OUTCOMES["noise"], data={"name": name}, threat_model="\ud800").json())
-    assert str(read_outcome(tmp_path / "a.json").data["name"]).startswith("caf")
+    assert str(read_outcome(str(tmp_path / "a.json")).data["name"]).startswith("caf")
