@@ -42,6 +42,11 @@ def shows_progress() -> bool:
     return logger.isEnabledFor(logging.INFO)
 
 
+def shows_notes() -> bool:
+    """Return whether notes are printed: not with `--quiet`."""
+    return logger.isEnabledFor(logging.WARNING)
+
+
 class _StderrHandler(logging.Handler):
     """Prints records by `click.echo`, which follows a replaced `sys.stderr`."""
 

@@ -30,12 +30,16 @@ target_option = click.option(
     metavar="NAME",
     help="Model to measure. Repeatable.  [default: the ensembles, their members, and all other image classifiers]",
 )
-budget_option = click.option(
-    "--budget",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Most queries for one image; at the budget, the best example found stands.  [default: what the attack itself needs; Square: 5000]",
-)
+
+
+def budget_option(default: str) -> Callable[[Any], Any]:
+    """Return the option `--budget`.
+
+    Args:
+        default: What an attack does without it.
+    """
+    text = f"Most queries for one image; at the budget, the best example found stands.  [default: {default}]"
+    return click.option("--budget", type=click.IntRange(min=1), metavar="N", help=text)
 
 
 def parse_shard(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ _CHECKED_TYPES = (ExistingPath, ExistingRepository, DatasetType)  # their `check
 def _verbosity_options() -> list[click.Parameter]:
     return [
         cloup.Option(["-v", "--verbose"], is_flag=True, help="Print debug messages, and the causes of errors."),
-        cloup.Option(["-q", "--quiet"], is_flag=True, help="Print results and errors only: no progress, no notes."),
+        cloup.Option(["-q", "--quiet"], is_flag=True, help="Print results, the files written, and errors only: no progress, no notes."),
         cloup.Option(
             ["--log-level"], type=click.Choice(LOG_LEVELS), metavar="LEVEL", help=f"Lowest level to print: {', '.join(LOG_LEVELS)}."
         ),

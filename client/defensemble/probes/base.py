@@ -255,6 +255,14 @@ class PerturbationProbe(Probe):
         ...         return image.pixels * np.float32(condition.value)
     """
 
+    def cost_of_preparing(self, rows: NDArray[np.int64]) -> str | None:
+        """Return what `prepare` will compute before the first query, as a line to print; None if that does not take long.
+
+        Args:
+            rows: Positions of the images in the dataset.
+        """
+        return None
+
     def prepare(self, data: LabelledImages, rows: NDArray[np.int64], on_progress: OnProgress) -> Perturb:
         """Return the function that `measure` calls for each image and condition: `perturb`, unless it is slow and its images are kept.
 

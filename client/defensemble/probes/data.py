@@ -90,6 +90,8 @@ class _Request:
         **details: Any,
     ) -> ProbeData:
         """Return images with a description of their source."""
+        if self.limit is not None and self.limit > available:
+            notes = (*notes, f"{self.name} has {available:,} images, fewer than --limit {self.limit:,}: all of them are used")
         source = {"name": self.name, "kind": kind, "n_available": available, "limit": self.limit, "sample_seed": self.seed, **details}
         return ProbeData(LabelledImages(*data, self.info.class_names), rows.astype(np.int64), source, notes)
 

@@ -40,8 +40,8 @@ class _FoolboxAttack(QueryAttack):
     def threat_model(self) -> str:
         """What the attacker knows and may do."""
         return (
-            f"black box, labels only: the attacker sends images and sees the predicted class, without weights or probabilities, and "
-            f"minimises the {self.norm} norm of the perturbation within the budget of queries"
+            "Black box, labels only: the attacker sends images and sees the predicted class, without weights or probabilities, and "
+            f"minimises the {self.norm} norm of the perturbation within the budget of queries."
         )
 
     def conditions(self) -> Sequence[Condition]:
@@ -129,7 +129,7 @@ class Boundary(_FoolboxAttack):
     epsilons: tuple[float, ...] = (0.25, 0.5, 1.0)
 
     name: ClassVar[str] = "boundary"
-    paper: ClassVar[str | None] = "arXiv 1712.04248"
+    paper: ClassVar[str | None] = "arXiv:1712.04248"
     norm: Literal["l2"] = field(default="l2", init=False)
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ class HopSkipJump(_FoolboxAttack):
     epsilons: tuple[float, ...] | None = None
 
     name: ClassVar[str] = "hopskipjump"
-    paper: ClassVar[str | None] = "arXiv 1904.02144"
+    paper: ClassVar[str | None] = "arXiv:1904.02144"
 
     def __post_init__(self) -> None:
         super().__post_init__()

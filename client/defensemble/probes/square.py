@@ -40,7 +40,7 @@ class Square(QueryAttack):
     p_init: float = 0.8
 
     name: ClassVar[str] = "square"
-    paper: ClassVar[str | None] = "arXiv 1912.00049"
+    paper: ClassVar[str | None] = "arXiv:1912.00049"
     answer = "margin"
 
     def __post_init__(self) -> None:
@@ -69,9 +69,10 @@ class Square(QueryAttack):
     @property
     def threat_model(self) -> str:
         """What the attacker knows and may do."""
+        bound = f"{255 * self.bound:.4g}/255" if self.norm == "linf" else f"{self.bound:.4g}"
         return (
-            f"black box, probabilities: the attacker sends images and sees the probabilities, without weights, and searches a perturbation "
-            f"of {self.norm} norm at most {self.bound:.4g} within {self.queries} queries"
+            "Black box, probabilities: the attacker sends images and sees the probabilities, without weights, and searches for a "
+            f"perturbation of {self.norm} norm at most {bound} within {self.queries} queries."
         )
 
     def conditions(self) -> Sequence[Condition]:

@@ -82,10 +82,11 @@ class Transfer(PerturbationProbe):
     @property
     def threat_model(self) -> str:
         """What the attacker has."""
-        names = ", ".join(self._surrogate_names())
+        names = self._surrogate_names()
+        networks = f"{'another network' if len(names) == 1 else 'other networks'} ({', '.join(names)})"
         return (
-            f"The attacker has other networks ({names}) and the images' classes, but neither weights, masks nor responses of the target. "
-            f"{self._sources_text()} One query an image."
+            f"The attacker has {networks} and the images' classes, but neither weights, masks nor responses of the target. "
+            f"{self._sources_text()}One query an image."
         )
 
     def settings(self) -> dict[str, Any]:
@@ -123,6 +124,15 @@ class Transfer(PerturbationProbe):
         sizes = sorted({round(255 * attack.preset.epsilon, 6) for attack in self.attacks if attack.preset.epsilon})
         noise = [Condition(f"{NOISE} {size:g}/255", size, "1/255", NOISE) for size in sizes]
         return [*noise, *(_condition(attack) for attack in self.attacks)]
+
+    def cost_of_preparing(self, rows: NDArray[np.int64]) -> str | None:
+        """Return how many examples will be crafted, and by how many gradients; None if the file has them."""
+        if not self.surrogates or self._has_examples(rows):
+            return None
+        each = sum((attack.preset.steps or 1) * (attack.preset.search_steps or 1) * max(attack.draws, 1) for attack in self.attacks)
+        images = f"{len(rows):,} image{'' if len(rows) == 1 else 's'}"
+        attacks = f"{len(self.attacks)} attack{'' if len(self.attacks) == 1 else 's'}"
+        return f"crafting examples: {images} x {attacks}, up to {len(rows) * each:,} gradient steps"
 
     def prepare(self, data: LabelledImages, rows: NDArray[np.int64], on_progress: OnProgress) -> Perturb:
         """Craft the examples that the file does not have yet, and check that they are of these images."""
@@ -204,8 +214,8 @@ class Transfer(PerturbationProbe):
     def _sources_text(self) -> str:
         averages = dict.fromkeys(attack.average for attack in self.attacks if attack.average != "none")
         if averages:
-            return f"Gradients go through the average of the surrogates' {' or '.join(averages)}."
-        return "Each of them is attacked on its own."
+            return f"Gradients go through the average of the surrogates' {' or '.join(averages)}. "
+        return "Each of them is attacked on its own. " if len(self._surrogate_names()) > 1 else ""
 
 
 def _attack_presets(given: str | AttackPreset, epsilons: Sequence[float]) -> list[AttackPreset]:

@@ -16,6 +16,10 @@ from defensemble import (
     ModelNotFoundError,
     NotReadyError,
 )
+from defensemble.cli.actions.probe import ProbeArguments, _RunBars, run_probe
+from defensemble.cli.progress import progress_bar
+from defensemble.probes.noise import Noise
+from defensemble.probes.options import Preview
 from tests.client.cli.test_cli import probe, quiet_console, run, write_npz
 from tests.support.facts import assert_facts, raises
 from tests.support.fakes import ensemble, house, member
@@ -55,7 +59,7 @@ def test_probe_measures_ensembles_members_and_other_models(tmp_path: Path) -> No
         "clean",
         "128",
         "standard",
-        f"the {output['data']['n_common']} images that all models classify correctly when clean",
+        "accuracy: of all 30 images",
     ):
         assert word in " ".join(shown.split())
 
@@ -152,7 +156,7 @@ def test_probe_prints_the_table_even_if_the_result_cannot_be_written(tmp_path: P
         shown = console.export_text()
     assert caught.value.filename == str(tmp_path / "noise.json")
     assert_facts(shown, "1 model | 2 queries")
-    assert_facts(shown, "clean | all 1 images")
+    assert_facts(shown, "accuracy: of all 1 image")
     assert str(tmp_path) not in shown
     (tmp_path / "noise.json").rmdir()
     transport = FakeTransport({"ensemble": ensemble()})
@@ -187,6 +191,47 @@ def test_probe_prints_its_result_as_json(tmp_path: Path, monkeypatch: pytest.Mon
     done = run("probe", "noise", "http://fake", "--dataset", str(write_npz(tmp_path)), "--sigmas", "8", "--out", str(out), "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == json.loads(out.read_text())
+
+
+def test_quiet_leaves_the_result_and_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defensemble.probes.targets.transport_from_url", lambda url, options: house())
+    monkeypatch.setattr("defensemble.cli.actions.probe._LINE_S", 0)
+    words = ("probe", "noise", "http://fake", "--dataset", str(write_npz(tmp_path, 20)), "--sigmas", "8", "--limit", "50")
+    done = run(*words, "--out", str(tmp_path / "a.json"))
+    assert_facts(done.stdout, "queries | only | wrote")
+    assert_facts(done.stderr, "note: | 20 images | --limit 50 | ensemble: 40 of 40")
+    quiet = run(*words, "--out", str(tmp_path / "b.json"), "--quiet")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+    assert_facts(quiet.stdout, "Gaussian noise: accuracy | wrote")
+    assert [word for word in ("queries", "only") if word in quiet.stdout] == []
+
+
+def test_what_takes_long_is_printed_before_it_begins(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[str] = []
+
+    class Crafting(Noise):
+        def cost_of_preparing(self, rows: Any) -> str:
+            return f"crafting {len(rows)} examples"
+
+        def prepare(self, *arguments: Any) -> Any:
+            seen.extend(caplog.messages)
+            return super().prepare(*arguments)
+
+    caplog.set_level("INFO", "defensemble.cli")
+    arguments = ProbeArguments("fake", str(write_npz(tmp_path)), tmp_path / "noise.json", transport=house())
+    with quiet_console() as console:
+        run_probe(Crafting((8.0,)), arguments, console=console)
+    assert seen == ["crafting 30 examples"]
+
+
+def test_the_preview_of_an_attack_is_that_of_the_responses_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with quiet_console() as console:
+        bars = _RunBars(progress_bar(console), print)
+        bars.on_preview(Preview({"ensemble": 5000}, {"ensemble": 100.0}, is_limit=True))
+        bars.on_preview(Preview({"ensemble": 5000}, {"ensemble": 100.0}, is_limit=False))
+    attack, noise = capsys.readouterr().out.splitlines()
+    assert_facts(attack, "at most 5,000 queries | responses take at most about 50 s | the attack's own computation")
+    assert_facts(noise, "1 model, 5,000 queries | : about 50 s")
 
 
 def test_probe_exits_with_status_1_if_a_model_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from defensemble import InputError
 from defensemble.probes.base import ProbeImage
 from defensemble.probes.lanes import AttackSettings, AttackTask
 from defensemble.probes.square import Square
-from tests.support.facts import raises
+from tests.support.facts import assert_facts, raises
 from tests.support.query_attacks import Array, image_of, probe_image, run_lanes, task
 
 REFERENCE = "pyautoattack==0.2.0"
@@ -69,6 +69,12 @@ def test_it_depends_on_the_seed_only_and_stops_at_success() -> None:
     for number, log in run_lanes(AttackSettings(attack, 50), [task(number) for number in range(12)]).items():
         assert (np.array(log.responses[:-1]) >= 0).all(), number
         assert not log.found.is_spent
+
+
+@pytest.mark.parametrize(("norm", "epsilon", "text"), [("linf", 32 / 255, "32/255"), ("l2", 0.5, "0.5")])
+def test_the_threat_model_names_the_bound_and_the_queries(norm: Any, epsilon: float, text: str) -> None:
+    threat = Square(norm=norm, epsilon=epsilon, queries=200).threat_model
+    assert_facts(threat, f"Black box | searches for | {norm} norm at most {text} within 200 queries.")
 
 
 def test_epsilon_0_asks_nothing() -> None:

@@ -148,8 +148,12 @@ def test_8_bit_examples_fool_the_source_after_rounding(tmp_path: Path, checkpoin
 def test_a_file_serves_other_targets_and_parts_without_surrogates(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     path, data = tmp_path / "a.examples", data_of(checkpoints["c"])
     made = Transfer(path, (checkpoints["a"],), ("paper-fgsm8",))
+    assert_facts(made.cost_of_preparing(ROWS) or "", "20 images x 1 attack | 20 gradient steps")
+    assert_facts(made.threat_model, "another network (a)")
+    assert "Each" not in made.threat_model
     first = run(made, [FunctionTarget("c", function_of(checkpoints["c"]))], data)
     before = path.stat().st_mtime_ns
+    assert made.cost_of_preparing(ROWS) is Transfer(path).cost_of_preparing(ROWS) is None
     part = LabelledImages(IMAGES[5:9], data.labels[5:9], NAMES)
     for probe in (Transfer(path), Transfer(path, (checkpoints["a"],), ("paper-fgsm8",))):
         again = measure(probe, [FunctionTarget("c", function_of(checkpoints["c"]))], part, rows=ROWS[5:9])
@@ -200,6 +204,7 @@ def test_an_ensemble_of_surrogates_is_one_source(tmp_path: Path, checkpoints: di
 
 def test_adaptive_attacks_the_average_over_fresh_masks(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     probe = Adaptive(tmp_path / "a.examples", (checkpoints["a"], checkpoints["b"]), (SHORT,), draws=2)
+    assert_facts(probe.cost_of_preparing(ROWS) or "", f"20 images x 3 attacks | {20 * (2 * 2 + 2 * 2 + 2)} gradient steps")
     data = data_of(checkpoints["c"])
     outcome = run(probe, [FunctionTarget("c", function_of(checkpoints["c"]))], data)
     assert [condition.name for condition in outcome.conditions] == [
@@ -230,7 +235,7 @@ def test_the_verdict_follows_from_the_intervals(correct: tuple[int, int], verdic
     summary = Adaptive.summary({}, labels, labels, {**predicted, "y": predicted[CLEAN], "random noise 8/255": labels + 1})
     assert summary["verdict"] == verdict
     assert summary["strongest"] == "x" or correct[0] == correct[1]
-    assert_facts(summary["text"], f"{correct[1] / 1000:.1%} | 1000 images | {correct[0] / 1000:.1%}")
+    assert_facts(summary["text"], f"{correct[0] / 10:.1f} % | -> {correct[1] / 10:.1f} % | 1000 images")
     assert Adaptive.summary({}, labels, labels, {CLEAN: labels}) == {}
     few = {name: values[:10] for name, values in predicted.items()}
     assert Adaptive.summary({}, labels[:10], labels[:10], few)["verdict"] in ("fell", "inconclusive")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ..._exceptions import InputError
 from ..._image_files import ReadOptions, recorded_preprocessing
 from ..._printable import printable
 from ..._transport.base import ConnectionOptions, Transport
-from ...probes.base import InputType, Probe
+from ...probes.base import InputType, PerturbationProbe, Probe
 from ...probes.data import ProbeData, load_probe_data
 from ...probes.folders import Folders
 from ...probes.ledger import check_unused, is_ledger
@@ -31,11 +32,12 @@ from ...probes.outcome import ProbeOutcome
 from ...probes.targets import AnswerType, served_targets
 from ...results.provenance import provenance
 from ...results.result_file import check_writable, write_result
-from ..notes import print_note, print_progress
+from ..notes import print_note, print_progress, shows_notes
 from ..progress import RateColumn, progress_bar
 from .probe_results import print_misses
 from .probe_table import caption, folder_table, result_table, warning_of_few_images
 
+_LINE_S = 10.0  # between two lines of progress without a terminal
 LoadData = Callable[[ModelInfo, Callable[[str, int, int | None], None]], ProbeData]
 
 
@@ -135,6 +137,8 @@ def run_probe(
         chosen = _load(arguments, load, _model_with_strictest_preprocessing(infos, arguments.reading.resize), bars)
         for note in chosen.notes:
             print_note(note)
+        if isinstance(probe, PerturbationProbe) and (cost := probe.cost_of_preparing(chosen.rows)) is not None:
+            print_progress(cost)
         outcome = measure(
             probe,
             targets,
@@ -232,7 +236,7 @@ def print_result(report: Mapping[str, Any], console: Console) -> None:
     show(f"{report['title']}: accuracy, %")
     console.print(result_table(report))
     show(caption(report))
-    if (warning := warning_of_few_images(report)) is not None:
+    if shows_notes() and (warning := warning_of_few_images(report)) is not None:
         show(warning)
 
 
@@ -289,29 +293,40 @@ def folder_loader(
 
 
 class _RunBars(Progress):
-    """Draws a bar for each step and each target, and prints the cost before the first query."""
+    """Draws a bar for each step and each target or, without a terminal, prints a line at times; prints the cost before the first query."""
 
     def __init__(self, bars: Bars, show: Callable[[str], object]) -> None:
         self._bars, self._show = bars, show
         self._tasks: dict[str, TaskID] = {}
+        self._printed = time.monotonic()
 
     def on_step(self, name: str, done: int, total: int | None) -> None:
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(printable(name), total=total, completed=done)  # the speed is that of later ones
         self._bars.update(self._tasks[name], completed=done, total=total)
+        if self._bars.disable and time.monotonic() - self._printed >= _LINE_S:
+            self._printed = time.monotonic()
+            print_progress(f"{name}: {done:,}" + ("" if total is None else f" of {total:,}"))
 
     def on_images(self, target: str, done: int, total: int) -> None:
         self.on_step(target, done, total)
 
     def on_preview(self, preview: Preview) -> None:
+        if not shows_notes():
+            return
         queries, speeds = sum(preview.queries.values()), list(preview.images_per_s.values())
         count, names = len(preview.queries), "model" if len(preview.queries) == 1 else "models"
-        limit = "at most " if preview.is_limit else ""
         if not queries or not speeds:
             self._show(f"{count} {names}, nothing left to ask")
             return
         speed = f"{min(speeds):,.0f}" if max(speeds) < 1.1 * min(speeds) else f"{min(speeds):,.0f} to {max(speeds):,.0f}"
-        self._show(f"{count} {names}, {limit}{queries:,} queries at {speed} images/s (measured): {limit}{_duration(preview.seconds)}")
+        if preview.is_limit:  # how long the attack itself computes is not known
+            self._show(
+                f"{count} {names}, at most {queries:,} queries at {speed} images/s (measured): the models' responses take at most "
+                f"{_duration(preview.seconds)}, and the attack's own computation adds to that"
+            )
+            return
+        self._show(f"{count} {names}, {queries:,} queries at {speed} images/s (measured): {_duration(preview.seconds)}")
 
 
 def _duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..actions.probe import ProbeArguments
 
 
+_WALK = "Steps of the walk. Queries for one image: about 55 to begin, one for each step, and one more for every tenth step."
 _PERTURBATIONS = cloup.Section("Without an attacker")
 _TRANSFER = cloup.Section("Attacks with other networks")
 _QUERIES = cloup.Section("Attacks by queries")
@@ -55,8 +56,8 @@ def command() -> None:
 def noise(arguments: ProbeArguments, sigmas: tuple[float, ...] | None, **settings: Any) -> None:
     r"""Add noise to labelled images, and print the accuracy of each model at each noise level.
 
-    Every model gets the same noisy images. The table counts the images that all models classify correctly without noise; the JSON has all
-    rates. Classes of the data and of the models are matched by name. Image files are read as in training.
+    Every model gets the same noisy images. The table counts all images; the JSON also has the rates of those that all models classify
+    correctly without noise. Classes of the data and of the models are matched by name. Image files are read as in training.
 
     \b
     Examples:
@@ -77,7 +78,7 @@ def noise(arguments: ProbeArguments, sigmas: tuple[float, ...] | None, **setting
     click.option(
         "--epsilon", type=NumberRange(0), metavar="SIZE", help="Largest perturbation, in 1/255 for linf.  [default: 8 or, for l2, 0.5]"
     ),
-    budget_option,
+    budget_option("5000"),
 )
 @probe_options("square")
 def square(arguments: ProbeArguments, norm: str, epsilon: float | None) -> None:
@@ -99,8 +100,8 @@ def square(arguments: ProbeArguments, norm: str, epsilon: float | None) -> None:
 @command.command("boundary", short_help="Attack by walking along the decision boundary.", section=_QUERIES)
 @cloup.option_group(
     "Attack",
-    click.option("--steps", type=click.IntRange(min=1), metavar="N", default=5000, help="Steps of the walk: queries are a tenth more."),
-    budget_option,
+    click.option("--steps", type=click.IntRange(min=1), metavar="N", default=5000, help=_WALK),
+    budget_option("what --steps needs"),
 )
 @probe_options("boundary")
 def boundary(arguments: ProbeArguments, steps: int) -> None:
@@ -122,7 +123,7 @@ def boundary(arguments: ProbeArguments, steps: int) -> None:
     "Attack",
     click.option("--norm", type=click.Choice(NORMS), default="l2", help="Norm of the perturbation."),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", default=10, help="Steps of the attack; 10 are about 2,500 queries."),
-    budget_option,
+    budget_option("what --steps needs"),
 )
 @probe_options("hopskipjump")
 def hopskipjump(arguments: ProbeArguments, norm: str, steps: int) -> None:
@@ -150,7 +151,7 @@ def hopskipjump(arguments: ProbeArguments, norm: str, steps: int) -> None:
         help="Network to craft transferred examples on, not a member of any target. Repeatable.  [default: no transferred examples]",
     ),
     click.option("--steps", type=click.IntRange(min=1), metavar="N", default=5000, help="Steps of the boundary attack."),
-    budget_option,
+    budget_option("5000"),
 )
 @probe_options("suite")
 def suite(arguments: ProbeArguments, surrogates: tuple[Path, ...], steps: int) -> None:
