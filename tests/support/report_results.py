@@ -16,6 +16,7 @@ from PIL import Image
 
 from defensemble.probes.base import ADVERSARIAL, CLEAN, Condition
 from defensemble.probes.outcome import AttackOutcome, Check, ProbeOutcome, QueryCounts, TargetOutcome
+from defensemble.results.packed import pack
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOSTILE = "<script>alert(1)</script>|*x*`[a](b)"
@@ -234,6 +235,19 @@ def corruptions(n: int = 500, **changes: Any) -> ProbeOutcome:
         for severity in range(1, 6)
     ]
     return perturbed("corruptions", "Common corruptions", conditions, n=n, **changes)
+
+
+def folders(n: int = 120, **changes: Any) -> ProbeOutcome:
+    """Three folders of equal size: cue conflicts, of which every tenth has one class for both, shapes, and stylised images."""
+    outcome = perturbed("folders", "Texture against shape", [], n=n, **changes)
+    size = n // 3
+    textures = np.where(np.arange(size) % 10 == 0, outcome.labels[:size], (outcome.labels[:size] + 1 + np.arange(size) % 3) % 10)
+    kinds = {"a/conflict": "cue conflict", "a/shape": "shape only", "a/stylised": "stylised"}
+    entries: list[dict[str, Any]] = [
+        {"name": name, "kind": kind, "first_row": number * size, "n_available": size} for number, (name, kind) in enumerate(kinds.items())
+    ]
+    entries[0]["textures"] = pack(textures)
+    return replace(outcome, data={"name": ", ".join(kinds), "kind": "folders", "n_available": n, "folders": entries})
 
 
 def transfer_settings(*attacks: str, keep: float = 1.0) -> dict[str, Any]:

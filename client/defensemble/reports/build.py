@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from .._exceptions import InputError
+from ..probes.foolbox_attacks import Boundary, HopSkipJump
 from ..probes.merging import SHARD_PROVENANCE, TARGET_PROVENANCE
 from ..probes.outcome import STATUSES, Check
 from ..probes.suite import WORST_CASE
 from ..results.packed import is_packed
 from .cells import MISSING, cell_from_figure
-from .figures import ResultFigures
+from .figures import SHAPE_BIAS, ResultFigures
 from .model import Cell, CheckOfResult, Example, Figure, Report, Result, Row, Section, Statement, Table
 from .tables import INTERVAL, SectionTables
 
@@ -117,31 +120,51 @@ def _item(target: Mapping[str, Any], figure: Figure) -> str:
     return f"{target['name']} ({target['role']}): {cell.text} % {' '.join(cell.details)}, n = {figure.n:,}"
 
 
-def _worst(own: ResultFigures, section: Section, target: str, quantity: str) -> Figure | None:
-    """Return the lowest rate of a target over the conditions; None if there is none."""
-    conditions = [*(condition["name"] for condition in section.result.values["conditions"]), WORST_CASE]
-    measured = [figure for condition in conditions if (figure := own.get(target, condition, quantity)).value is not None]
-    return min(measured, key=lambda figure: figure.value or 0.0, default=None)
+@dataclass(frozen=True)
+class _Column:
+    """A column of the overview: the lowest of a target's rates of one quantity under these conditions, the hardest ones first."""
+
+    title: str
+    section: Section
+    own: ResultFigures
+    quantity: str
+    conditions: Sequence[str]
+
+    def cell(self, target: str) -> Cell:
+        if all(one["name"] != target for one in self.section.result.values["targets"]):
+            return Cell("not a target", is_missing=True)
+        figures = [self.own.get(target, condition, self.quantity) for condition in self.conditions]
+        measured = [figure for figure in figures if figure.value is not None]
+        if not measured:
+            return cell_from_figure(figures[0])
+        worst = min(measured, key=lambda figure: figure.value or 0.0)  # the first of equal ones
+        cell = cell_from_figure(worst)
+        return Cell(cell.text, (*cell.details, worst.condition, f"n = {worst.n:,}"), cell.key)
+
+
+def _columns(section: Section, own: ResultFigures) -> Iterator[_Column]:
+    """Yield the columns of a result in the overview: of cue conflicts the shape bias, else the accuracy under the hardest condition."""
+    conflicts = [name for name, quantities in own.folders.items() if SHAPE_BIAS in quantities]
+    for folder in conflicts:
+        yield _Column(f"{section.title}: shape bias", section, own, SHAPE_BIAS, [folder])
+    values = section.result.values
+    if values["probe"] == "suite":
+        yield _Column(section.title, section, own, "accuracy", [WORST_CASE])
+    elif not conflicts and (values["conditions"] or own.folders):
+        # The last ones are the hardest, and those of the largest value; the sort is stable.
+        strengths = {condition["name"]: condition["value"] for condition in values["conditions"]}
+        conditions = [WORST_CASE, *reversed([*strengths, *own.folders])]
+        conditions.sort(key=lambda name: -math.inf if strengths.get(name) is None else strengths[name], reverse=True)
+        yield _Column(section.title, section, own, "accuracy", conditions)
 
 
 def _overview(sections: Sequence[Section], figures: Sequence[ResultFigures]) -> Table:
     roles = {target["name"]: target["role"] for section in sections for target in section.result.values["targets"]}
-    # Folders of images have no conditions, and figures of their own.
-    shown = [entry for entry in zip(sections, figures, strict=True) if entry[0].result.values["conditions"]]
-    rows = []
-    for name, role in roles.items():
-        cells = []
-        for section, own in shown:
-            worst = _worst(own, section, name, "accuracy")
-            if worst is None:
-                is_part = any(target["name"] == name for target in section.result.values["targets"])
-                cells.append(Cell(MISSING if is_part else "not a target", is_missing=True))
-                continue
-            cell = cell_from_figure(worst)
-            cells.append(Cell(cell.text, (*cell.details, worst.condition, f"n = {worst.n:,}"), cell.key))
-        rows.append(Row((Cell(name, (role,), name), *cells)))
-    note = f"Accuracy of each target, %, under the hardest condition of each result. {INTERVAL}"
-    return Table("overview", "Overview", note, ("target", *(section.title for section, _ in shown)), tuple(rows))
+    columns = [column for section, own in zip(sections, figures, strict=True) for column in _columns(section, own)]
+    rows = [Row((Cell(name, (role,), name), *(column.cell(name) for column in columns))) for name, role in roles.items()]
+    note = "Accuracy of each target, %, under the hardest condition of each result"
+    note += "; of cue conflicts, the shape bias, %." if any(column.quantity == SHAPE_BIAS for column in columns) else "."
+    return Table("overview", "Overview", f"{note} {INTERVAL}", ("target", *(column.title for column in columns)), tuple(rows))
 
 
 def _section(section: str, result: Result, tables: tuple[Table, ...], title: str) -> Section:
@@ -150,7 +173,7 @@ def _section(section: str, result: Result, tables: tuple[Table, ...], title: str
     facts = {
         "images": f"{data['n']:,} of {data.get('name', 'unknown data')}",
         "input": values["input"],
-        "responses": values["answers"],
+        "responses": _responses(values),
         "norm": values["norm"],
         "budget": None if values["budget"] is None else f"{values['budget']:,} queries per image",
         "seed": str(values["seed"]),
@@ -172,6 +195,11 @@ def _section(section: str, result: Result, tables: tuple[Table, ...], title: str
         tuple(_example(entry, values["class_names"], result.path) for entry in values["gallery"]),
         tuple(settings),
     )
+
+
+def _responses(values: Mapping[str, Any]) -> str:
+    uses_classes = values["probe"] in (Boundary.name, HopSkipJump.name) and values["answers"] != "labels"
+    return f"{values['answers']}, of which only the class is used" if uses_classes else str(values["answers"])
 
 
 def _pretty(value: Any) -> str:
@@ -228,7 +256,7 @@ def _example(values: Mapping[str, Any], class_names: Sequence[str], path: str) -
         clean_png=clean,
         adversarial_png=adversarial,
         difference_png=difference,
-        amplification=f"{entry.amplification:.3g}",
+        amplification=f"{entry.amplification:.0f}" if abs(entry.amplification) >= 10 else f"{entry.amplification:.2g}",
         facts=tuple(facts),
     )
 

@@ -7,7 +7,10 @@ import math
 from .model import Cell, Figure
 
 MISSING = "missing"
-RATES = ("accuracy", "defense_rate", "defense_rate_source_fooled", "accuracy_on_common", "attack_success", "mean_accuracy")
+RATES = (
+    *("accuracy", "defense_rate", "defense_rate_source_fooled", "accuracy_on_common", "attack_success", "mean_accuracy", "mean_error"),
+    *("shape", "texture", "neither", "shape_bias"),
+)
 _COUNTS = (
     *("skipped", "attacked", "censored", "median_queries", "sent", "counted", "verification", "sanity", "retried", "repeated"),
     *("only_a", "only_b", "images"),

@@ -40,7 +40,7 @@ class Figure:
         probe: Name of the result, such as `noise-gaussian-float32`.
         target: The target, or the network of the paper.
         role: `ensemble`, `member`, `other`, `function` or `paper`.
-        condition: The condition; `clean` without a perturbation; empty if the figure has none.
+        condition: The condition, or the folder of images; `clean` without a perturbation; empty if the figure has none.
         quantity: What was measured, such as `accuracy`.
         value: The value; None if it is missing.
         low: Lower end of its 95 % interval; None without one.
@@ -230,7 +230,7 @@ class Report:
         title: Its title.
         statements: Sentences for the top.
         checks: The sanity checks, failed ones first.
-        overview: One row per target, one column per result with conditions.
+        overview: One row per target, one column per result, of cue conflicts one per folder.
         sections: The results, in the order of the files.
         figures: Every number.
 

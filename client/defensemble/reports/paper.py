@@ -1,8 +1,8 @@
-"""The paper's figures that belong to a condition of a probe. Figures that are not known stay missing."""
+"""The paper's figures that belong to a table of a result on the paper's images. Figures that are not known stay missing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,15 @@ import msgspec
 
 from .._exceptions import InputError
 from ..probes.base import CLEAN
+from .cells import MISSING
 from .model import Figure
 
 PAPER = "arXiv 1911.08432"
 DIFFERENCES = (
-    "The networks differ: those of the paper have width 64, keep 0.1 and 350 epochs of training; those of this project's zoo have width "
-    "16, keep 0.1 to 0.7 and 8 or 12 epochs. Compare directions and ranks, not values."
+    "The paper's networks have width 64 and 350 epochs of training, and its defective ones keep 0.1. With networks that differ, compare "
+    "directions and ranks, not values."
 )
+_CIFAR10, _TINY_IMAGENET = "cifar10", "tiny-imagenet"  # as results name them
 _DEFECTIVE = "Defective CNN"
 _FIGURE_4 = "the text states only that the standard network holds to sigma 8 and the defective one to about 16"
 
@@ -27,8 +29,12 @@ class PaperTable:
 
     Attributes:
         where: Its table or figure.
-        note: What the paper states in words, and how its setting differs; empty without such.
-        rows: Values by condition, by the name of the network. None: the value is not known.
+        note: Where the rows come from, what the paper states in words, and which of its networks have no figures here.
+        rows: Values by condition, by the name of the network, at least one each. None: the value is not known.
+
+    Example:
+        >>> accuracy_in_paper(values, ["clean", "table2-fgsm"]).rows["standard"]["clean"]
+        0.9503
     """
 
     where: str
@@ -69,17 +75,25 @@ _TABLE_3: _Networks = {
     "TLA": (0.4089, 0.2998),
     _DEFECTIVE: (0.5574, 0.3232),
 }
-# The table, the architecture of its source, a note, the attacks of its columns after the clean one, and its rows.
-_TRANSFER: tuple[tuple[str, str, str, tuple[str, ...], _Networks], ...] = (
+# The table, the architecture of its source, its dataset, a note, the attacks of its columns after the clean one, and its rows.
+_TRANSFER: tuple[tuple[str, str, str, str, tuple[str, ...], _Networks], ...] = (
     (
         "Table 2",
         "resnet18",
+        _CIFAR10,
         "CIFAR-10, source a standard ResNet-18, all test images, intervals not given; the text states that the defective CNN exceeds every "
         "variant of adversarial training",
         ("table2-fgsm", "table2-pgd"),
         _TABLE_2,
     ),
-    ("Table 3", "resnet50", "Tiny-ImageNet, source a ResNet-50, all images, intervals not given", ("table3-pgd",), _TABLE_3),
+    (
+        "Table 3",
+        "resnet50",
+        _TINY_IMAGENET,
+        "Tiny-ImageNet, source a ResNet-50, all images, intervals not given",
+        ("table3-pgd",),
+        _TABLE_3,
+    ),
 )
 # S(M) of the boundary attack on 500 images. Two are from comments in the authors' code.
 _TABLE_6: Mapping[str, float | None] = {
@@ -93,41 +107,54 @@ _TABLE_6: Mapping[str, float | None] = {
 _UNKNOWN = ("table4-pgd", "fgsm8", "fgsm16", "fgsm32", "pgd16", "pgd2,16", "pgd32", "cw", "cw-resnet18", "mifgsm16", "mifgsm32")
 
 
-def accuracy_in_paper(values: Mapping[str, Any]) -> PaperTable | None:
-    """Return the paper's accuracies under the conditions of a result; None if the paper has no such experiment.
+def accuracy_in_paper(values: Mapping[str, Any], conditions: Sequence[str]) -> PaperTable | None:
+    """Return the paper's accuracies under the conditions of a table; None if the paper has no such experiment on these images.
 
     Args:
         values: The result as JSON.
+        conditions: The conditions.
     """
-    if values["probe"] == "noise" and values["settings"].get("kind", "gaussian") == "gaussian":
-        return PaperTable("Figure 4", _FIGURE_4, {"standard": {}, _DEFECTIVE: {}})
+    dataset = values["data"].get("name")
+    if values["probe"] == "noise" and values["settings"].get("kind", "gaussian") == "gaussian" and dataset == _CIFAR10:
+        return _paper_table("Figure 4", _FIGURE_4, {"standard": {}, _DEFECTIVE: {}}, conditions)
     if values["probe"] != "transfer":
         return None
     sources = _standard_sources(values)
-    for where, arch, note, attacks, networks in _TRANSFER:
+    for where, arch, images, note, attacks, networks in _TRANSFER:
         names = [name for name, archs in sources.items() if archs == {arch}]
         columns = {name: column for name in names for column, attack in enumerate(attacks, 1) if _is_of(name, attack)}
-        if columns:
+        if columns and dataset == images:
             rows = {
                 network: {CLEAN: numbers[0], **{name: numbers[column] for name, column in columns.items()}}
                 for network, numbers in networks.items()
             }
-            return PaperTable(where, note, rows)
-    if any(_is_of(name, attack) for name in sources for attack in _UNKNOWN):
-        return PaperTable("Tables 4, 5 and 14 to 18", "", {"standard": {}, _DEFECTIVE: {}})
+            return _paper_table(where, note, rows, conditions)
+    if dataset == _CIFAR10 and any(_is_of(name, attack) for name in sources for attack in _UNKNOWN):
+        return _paper_table("Tables 4, 5 and 14 to 18", "", {"standard": {}, _DEFECTIVE: {}}, conditions)
     return None
 
 
 def score_in_paper(values: Mapping[str, Any]) -> PaperTable | None:
-    """Return the paper's S(M) if a result is of the boundary attack; None for others.
+    """Return the paper's S(M) if a result is of the boundary attack on the paper's images; None for others.
 
     Args:
         values: The result as JSON.
     """
-    if values["probe"] != "boundary":
+    if values["probe"] != "boundary" or values["data"].get("name") != _CIFAR10:
         return None
     note = "CIFAR-10, 500 images, 5,000 steps; label smoothing and the defective CNN are from comments in the authors' code"
-    return PaperTable("Table 6", note, {network: {"": score} for network, score in _TABLE_6.items()})
+    return _paper_table("Table 6", note, {network: {"": score} for network, score in _TABLE_6.items()}, [""])
+
+
+def _paper_table(where: str, note: str, rows: Mapping[str, Mapping[str, float | None]], conditions: Sequence[str]) -> PaperTable:
+    """Return the rows that have a figure under the conditions. The note names the others, whose figures are missing."""
+    known = {network: row for network, row in rows.items() if any(row.get(condition) is not None for condition in conditions)}
+    source = f"{PAPER}, {where}" + (f"; {note}" if note else "")
+    if not known:
+        return PaperTable(where, f"Figures of the paper are {MISSING}: {source}.", {})
+    missing = [network for network in rows if network not in known]
+    rest = f" Its figures of {', '.join(missing)} are {MISSING}." if missing else ""
+    return PaperTable(where, f"Rows marked paper: {source}.{rest} {DIFFERENCES}", known)
 
 
 def _standard_sources(values: Mapping[str, Any]) -> dict[str, set[str]]:

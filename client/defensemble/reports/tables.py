@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..probes.base import CLEAN
 from ..probes.suite import WORST_CASE
 from ..probes.uncertainty import MEASURES
 from .cells import MISSING, RATES, cell_from_figure, number_text
-from .figures import QUERY_COUNTS, ResultFigures, condition_groups
+from .figures import MEAN_ERROR, QUERY_COUNTS, ResultFigures, condition_groups
 from .model import Cell, Figure, Row, Table
-from .paper import DIFFERENCES, PAPER, PaperTable, accuracy_in_paper, score_in_paper
+from .paper import PaperTable, accuracy_in_paper, score_in_paper
 
 INTERVAL = "Brackets: Wilson 95 % intervals."
 _TITLES = {
@@ -28,6 +28,7 @@ _REJECTED = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _QUERY_STEPS = (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 100_000)
 _LONG_TABLE = 30  # rows, above which the page folds a table
 _MOST_COLUMNS = 12  # conditions, above which they become rows
+_Columns = Mapping[str, tuple[str, str]]
 
 
 class SectionTables:
@@ -48,6 +49,10 @@ class SectionTables:
 
     def all(self) -> Iterator[Table]:
         """Yield the tables that the result has values for."""
+        if self._figures.folders:
+            yield self._folders()
+            yield self._books()
+            return
         yield from self._means()
         yield self._rates("accuracy")
         for quantity in ("defense_rate", "defense_rate_source_fooled", "accuracy_on_common"):
@@ -73,42 +78,60 @@ class SectionTables:
             conditions = [name for name in conditions if name in self._values["source"]["is_source_fooled"]]
         if any(figure.condition == WORST_CASE and figure.quantity == quantity for figure in self._figures.all):
             conditions += [] if WORST_CASE in conditions else [WORST_CASE]
-        paper = accuracy_in_paper(self._values) if quantity == "accuracy" else None
+        paper = accuracy_in_paper(self._values, conditions) if quantity == "accuracy" else None
         if paper is not None:
-            note += _paper_note(paper)
-        return self._grid(quantity, f"{title}, %", f"{note} {INTERVAL}", conditions, quantity, paper)
+            note += f" {paper.note}"
+        return self._grid(quantity, f"{title}, %", f"{note} {INTERVAL}", _columns(conditions, quantity), paper)
+
+    def _folders(self) -> Table:
+        columns = {
+            f"{name}: {one.replace('_', ' ')}": (name, one) for name, quantities in self._figures.folders.items() for one in quantities
+        }
+        note = (
+            "Share of the images of each folder. In a cue conflict, shape and texture are of different classes, and a decision is for "
+            f"either or for neither; the shape bias is the share of shape decisions among those for either. {INTERVAL}"
+        )
+        return self._grid("folders", "Texture against shape, %", note, columns)
 
     def _means(self) -> Iterator[Table]:
         groups = condition_groups(self._values)
+        if self._figures.has(MEAN_ERROR):
+            shown = dict.fromkeys(one.condition for one in self._figures.all if one.quantity == MEAN_ERROR and one.condition)
+            note = (
+                "Mean error over the severities of each corruption, and over the corruptions; not divided by the errors of another "
+                "network. Brackets: 95 % intervals of a mean over images."
+            )
+            yield self._grid("errors", "Mean corruption error, %", note, {"mean": ("", MEAN_ERROR), **_columns([*shown], MEAN_ERROR)})
         if groups:
             note = "Mean accuracy over the conditions of each group; the same images under each, so that there is no simple interval."
-            yield self._grid("means", "Mean accuracy, %", note, list(groups), "mean_accuracy")
+            yield self._grid("means", "Mean accuracy, %", note, _columns(list(groups), "mean_accuracy"))
 
-    def _grid(self, key: str, title: str, note: str, conditions: Sequence[str], quantity: str, paper: PaperTable | None = None) -> Table:
+    def _grid(self, key: str, title: str, note: str, shown: _Columns, paper: PaperTable | None = None) -> Table:
         """Return a table of targets by conditions, or of conditions by targets if there are many conditions.
 
         Args:
             key: Key of the table within the section.
             title: Its title.
             note: The note below that.
-            conditions: The conditions.
-            quantity: What it shows.
+            shown: The condition and the quantity of each column.
             paper: Rows of the paper.
         """
         # A member has no mutual information: it has no row then.
-        targets = [target for target in self._targets if quantity in RATES or self._figures.has(quantity, target["name"])]
+        targets = [
+            target for target in self._targets if any(one in RATES or self._figures.has(one, target["name"]) for _, one in shown.values())
+        ]
         heads = [_name(target) for target in targets]
-        figures = [[self._figures.get(target["name"], condition, quantity) for condition in conditions] for target in targets]
+        figures = [[self._figures.get(target["name"], *column) for column in shown.values()] for target in targets]
         counts = {figure.n for row in figures for figure in row if figure.n is not None}
         if len(counts) == 1:
             note += f" n = {next(iter(counts)):,}."
-        papers = [] if paper is None else [(network, self._paper_figures(paper, network, conditions, quantity)) for network in paper.rows]
-        if len(conditions) > _MOST_COLUMNS:
+        papers = [] if paper is None else [(network, self._paper_figures(paper, network, shown)) for network in paper.rows]
+        if len(shown) > _MOST_COLUMNS:
             columns = ["condition", *(head.text for head in heads), *(f"{network} (paper)" for network, _ in papers)]
             lines = zip(*figures, *(own for _, own in papers), strict=True)
             rows = [
                 Row((Cell(condition, key=condition), *(cell_from_figure(figure, with_n=len(counts) > 1) for figure in line)))
-                for condition, line in zip(conditions, lines, strict=True)
+                for condition, line in zip(shown, lines, strict=True)
             ]
             return self._table(key, title, note, columns, rows)
         # A column of n, if it is the same in each row.
@@ -121,10 +144,10 @@ class SectionTables:
             rows.append(Row((head, *n, *(cell_from_figure(figure, with_n=with_n) for figure in row))))
         for network, line in papers:
             rows.append(Row((_paper_name(network, paper), *([Cell("")] * has_column), *map(cell_from_figure, line)), "paper"))
-        return self._table(key, title, note, ["target", *(["n"] if has_column else []), *conditions], rows)
+        return self._table(key, title, note, ["target", *(["n"] if has_column else []), *shown], rows)
 
-    def _paper_figures(self, paper: PaperTable, network: str, conditions: Sequence[str], quantity: str) -> list[Figure]:
-        figures = [paper.figure(network, str(self._values["name"]), condition, quantity) for condition in conditions]
+    def _paper_figures(self, paper: PaperTable, network: str, shown: _Columns) -> list[Figure]:
+        figures = [paper.figure(network, str(self._values["name"]), *column) for column in shown.values()]
         self.paper_figures += figures
         return figures
 
@@ -139,7 +162,8 @@ class SectionTables:
         success = "at any distance" if limit is None else f"within a norm of {number_text(limit)}"
         note = (
             f"Success: share of the attacked images with a verified adversarial example {success}. Skipped: wrong without an attack. "
-            "S(M): median of the mean squared perturbation, images without an example count as infinite. Median queries: of the successes. "
+            "S(M): median of the mean squared perturbation; images without an example count as infinite, and ∞ means that they are half or "
+            "more. Median queries: of the successes. "
             "Censored: the budget was spent without success. Brackets: Wilson 95 % intervals; for S(M), bootstrap."
         )
         paper = score_in_paper(self._values)
@@ -149,7 +173,7 @@ class SectionTables:
                 self.paper_figures.append(figure)
                 blanks = [Cell("")] * 3
                 rows.append(Row((_paper_name(network, paper), *blanks, cell_from_figure(figure), *blanks[:2]), "paper"))
-            note += _paper_note(paper)
+            note += f" {paper.note}"
         columns = ("target", "skipped", "attacked", "success, %", "S(M)", "median queries", "censored")
         return self._table("attack", "Attack", note, columns, rows)
 
@@ -170,7 +194,7 @@ class SectionTables:
             note = (
                 f"Area under the ROC curve of {name} as a detector: clean against perturbed images; 0.5 is chance. Brackets: DeLong 95 %."
             )
-            yield self._grid(f"auroc-{measure}", f"AUROC of {name}", note, self._perturbed(), quantity)
+            yield self._grid(f"auroc-{measure}", f"AUROC of {name}", note, _columns(self._perturbed(), quantity))
         rejections = []
         for target in self._targets:
             for condition, measures in target["uncertainty"].items():
@@ -215,6 +239,10 @@ class SectionTables:
         return self._table("books", "Queries", note, ("target", *QUERY_COUNTS, "balance"), rows)
 
 
+def _columns(conditions: Sequence[str], quantity: str) -> _Columns:
+    return {condition: (condition, quantity) for condition in conditions}
+
+
 def _name(target: Any) -> Cell:
     role = target["role"] + (f" of {', '.join(target['members'])}" if target["members"] else "")
     failed = () if target["failure"] is None else ("failed: see the top",)
@@ -244,8 +272,3 @@ def _line_value(curve: Sequence[Sequence[float]], at: float) -> float | None:
         if x0 <= at <= x1:
             return y0 if x1 == x0 else y0 + (y1 - y0) * (at - x0) / (x1 - x0)
     return None
-
-
-def _paper_note(paper: PaperTable) -> str:
-    words = f"; {paper.note}" if paper.note else ""
-    return f" Rows marked paper: {PAPER}, {paper.where}{words}. {DIFFERENCES}"
