@@ -334,7 +334,7 @@ def _rejection_charts(section: Section, series: _Series) -> Iterator[Chart]:
                 if curve:
                     names.append(target["name"])
                     records += [{"target": target["name"], "x": 100 * x, "y": 100 * y} for x, y in curve]
-            if records:
+            if {record["y"] for record in records} not in ({0.0}, {100.0}, set()):  # else a line along the edge of the chart
                 title = f"Accuracy with rejection by {words}, {condition}"
                 alt = (
                     f"Lines of {_counted(names)}: accuracy of the rest when the images with the highest {words} are rejected, "

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def outcomes() -> list[ProbeOutcome]:
         report_results.adaptive(N),
         report_results.boundary(20),
         report_results.square(20),
+        report_results.folders(networks=report_results.TWO),
     ]
 
 
@@ -165,6 +167,18 @@ def test_charts_have_no_characters_that_xml_forbids(tmp_path: Path) -> None:
     text = json.dumps([chart.spec for chart in charts_of(report.sections[0], list(networks))], ensure_ascii=False)
     assert "\\\\x1b[31mred" in text
     assert not [found for found in ("\\u001b", "\\u0000", "\uffff") if found in text]
+
+
+def test_curves_along_the_edge_of_a_chart_are_left_out(tmp_path: Path) -> None:
+    pytest.importorskip("altair")
+    from defensemble.reports.charts import charts_of
+
+    outcome = report_results.noise(N, networks=report_results.TWO)
+    wrong = [replace(one, predicted={**one.predicted, "sigma 32": (outcome.labels + 1) % 10}) for one in outcome.targets]
+    for targets, expected in ((wrong, 0), ([*wrong[:1], outcome.targets[1]], 1)):
+        report = report_on(tmp_path, replace(outcome, targets=tuple(targets)))
+        charts = charts_of(report.sections[0], list(report_results.TWO))
+        assert len([chart for chart in charts if "rejection-entropy" in chart.id]) == expected
 
 
 @settings(max_examples=50)
