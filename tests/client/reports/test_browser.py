@@ -43,6 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "adaptive": report_results.adaptive(N, networks=report_results.TWO),
         "square": report_results.square(20),
         "hostile": report_results.hostile(N),
+        "folders": report_results.folders(networks=report_results.TWO),
     }
     files = [report_results.write(outcome, folder / f"{name}.json") for name, outcome in outcomes.items()]
     write_report(build_report(read_results(files)), folder / "report.html")
@@ -114,6 +115,15 @@ def test_the_page_is_as_wide_as_the_screen(kind: str, opened: dict[str, Opened])
     assert opened[kind].page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_table_that_is_scrolled_keeps_its_rules_and_shows_that_there_is_more(opened: dict[str, Opened]) -> None:
+    page = opened["phone, dark"].page
+    style = "(element) => ({ ...getComputedStyle(element) })"
+    name = page.locator("#s1-accuracy tbody tr:nth-child(2) th").evaluate(style)
+    assert (name["position"], name["borderTopWidth"]) == ("sticky", "1px")
+    assert page.locator(".scroll:has(#s1-accuracy)").evaluate(style)["backgroundAttachment"] == "local, scroll"
+    assert page.locator(".pictures img:last-child").first.evaluate(style)["borderTopWidth"] == "1px"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_axe_finds_no_serious_fault(kind: str, opened: dict[str, Opened]) -> None:
     pytest.importorskip("axe_playwright_python")
@@ -151,10 +161,17 @@ def test_tables_are_sorted_by_mouse_and_by_keyboard(opened: dict[str, Opened]) -
     page.keyboard.press("Space")
     assert heading.get_attribute("aria-sort") is None
     assert table.locator("thead th").nth(2).get_attribute("aria-sort") == "ascending"
-    assert table.evaluate("(table) => [...table.tBodies[1].rows].map((row) => row.cells[0].firstChild.textContent)") == [
-        "standard",
-        "Defective CNN",
-    ]
+
+
+def test_rows_of_the_paper_stay_below_the_others(opened: dict[str, Opened]) -> None:
+    table = opened["laptop"].page.locator("#s2-accuracy")
+    names = "(table) => [...table.tBodies].map((body) => [...body.rows].map((row) => row.cells[0].firstChild.textContent))"
+    before = table.evaluate(names)
+    for _ in range(2):
+        table.locator("thead th").nth(1).get_by_role("button").click()
+        targets, paper = table.evaluate(names)
+        assert (sorted(targets), paper) == (sorted(before[0]), before[1])
+    assert paper[0] == "standard"
 
 
 def test_missing_values_are_sorted_last(opened: dict[str, Opened]) -> None:
