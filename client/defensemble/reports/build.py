@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from .._exceptions import InputError
+from ..probes.base import CLEAN
 from ..probes.foolbox_attacks import Boundary, HopSkipJump
 from ..probes.merging import SHARD_PROVENANCE, TARGET_PROVENANCE
 from ..probes.outcome import STATUSES, Check
@@ -20,7 +21,7 @@ from ..probes.suite import WORST_CASE
 from ..results.packed import is_packed
 from .cells import MISSING, cell_from_figure
 from .figures import SHAPE_BIAS, ResultFigures
-from .model import Cell, CheckOfResult, Example, Figure, Report, Result, Row, Section, Statement, Table
+from .model import Cell, CheckOfResult, Example, Report, Result, Row, Section, Statement, Table
 from .tables import INTERVAL, SectionTables
 
 TITLE = "Robustness report"
@@ -92,13 +93,13 @@ def _titles(results: Sequence[Result]) -> list[str]:
 
 def _statements(sections: Sequence[Section], figures: Sequence[ResultFigures]) -> Iterator[Statement]:
     """Yield what a reader must know first: whether an adaptive attack broke a target, and what failed."""
-    note = "Defence rate in the worst case per image over the attacks, with its Wilson 95 % interval and n:"
+    note = "Accuracy when clean -> in the worst case per image, and the defence rate in that case, with Wilson 95 % intervals and n:"
     has_adaptive = False
     for section, own in zip(sections, figures, strict=True):
         items: dict[str, list[str]] = {}
         for target in section.result.values["targets"]:
             if summary := own.adaptive_summary(target["name"]):
-                items.setdefault(summary["verdict"], []).append(_item(target, own.get(target["name"], WORST_CASE, "defense_rate")))
+                items.setdefault(summary["verdict"], []).append(_item(target, own))
         count = sum(map(len, items.values()))
         for verdict, text in _VERDICTS.items():
             if verdict in items:
@@ -115,9 +116,14 @@ def _statements(sections: Sequence[Section], figures: Sequence[ResultFigures]) -
                 yield Statement(text, is_alarm=True)
 
 
-def _item(target: Mapping[str, Any], figure: Figure) -> str:
-    cell = cell_from_figure(figure)
-    return f"{target['name']} ({target['role']}): {cell.text} % {' '.join(cell.details)}, n = {figure.n:,}"
+def _item(target: Mapping[str, Any], own: ResultFigures) -> str:
+    def rate(condition: str, quantity: str) -> str:
+        figure = own.get(target["name"], condition, quantity)
+        cell = cell_from_figure(figure)
+        return f"{cell.text} % {' '.join(cell.details)}, n = {figure.n:,}"
+
+    change = f"{rate(CLEAN, 'accuracy')} -> {rate(WORST_CASE, 'accuracy')}"
+    return f"{target['name']} ({target['role']}): {change}; defence rate {rate(WORST_CASE, 'defense_rate')}"
 
 
 @dataclass(frozen=True)
