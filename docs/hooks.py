@@ -1,4 +1,4 @@
-"""Hooks of the site's build: the reference of the command line, an example of a prediction, and links that leave docs/."""
+"""Hooks of the site's build: references of commands and presets, an example of a prediction, and links that leave docs/."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 DOCS = Path(__file__).parent
 CLI_MARKER = "<!-- the build writes the help of each verb here -->"
 PREDICTION_MARKER = "<!-- the build writes the table of a prediction here -->"
+PRESETS_MARKER = "<!-- the build writes the tables of presets here -->"
 HELP_WIDTH = 86
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)(?:#[^)]*)?\)")
 
@@ -25,7 +26,7 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
         kwargs: What mkdocs passes and this hook does not use.
     """
     markdown = without_outer_links(markdown, DOCS / page.file.src_uri)
-    for marker, write in ((CLI_MARKER, cli_reference), (PREDICTION_MARKER, example_prediction)):
+    for marker, write in ((CLI_MARKER, cli_reference), (PREDICTION_MARKER, example_prediction), (PRESETS_MARKER, attack_presets)):
         if marker in markdown:
             markdown = markdown.replace(marker, write())
     return markdown
@@ -71,6 +72,24 @@ def example_prediction() -> str:
     }
     prediction = Prediction("ensemble", ("cat", "dog", "frog"), received, "1", "5b5d7e54-7a1-3", 0.0062, "http://localhost:8000")
     return prediction._repr_html_()
+
+
+def attack_presets() -> str:
+    """Return the presets of attacks, and those of several attacks, as tables in Markdown."""
+    from defensemble_training.attacks.presets import ATTACKS, PAPER_PRESETS
+
+    rows = ["| attack | algorithm | epsilon | steps | step size | setting of |", "|---|---|---|---|---|---|"]
+    for attack in ATTACKS.values():
+        unit, scale = ("", 1) if attack.algorithm == "cw" else ("/255", 255)
+        epsilon, step = ("-" if size is None else f"{scale * size:.3g}{unit}" for size in (attack.epsilon, attack.step_size))
+        kappa = "" if attack.confidence is None else f"; kappa {attack.confidence:g}"
+        rows.append(f"| `{attack.name}` | {attack.algorithm} | {epsilon} | {attack.steps or 1} | {step} | {attack.paper}{kappa} |")
+    rows += ["", "| preset | attacks | images in the paper |", "|---|---|---|"]
+    for preset in PAPER_PRESETS.values():
+        if preset.name != f"paper-{preset.attacks[0].name}":
+            attacks = ", ".join(f"`{attack.name}`" for attack in preset.attacks)
+            rows.append(f"| `{preset.name}` | {attacks} | {preset.n_images or 'all test images, or not stated'} |")
+    return "\n".join(rows)
 
 
 def commands(words: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from docs import hooks
+from defensemble_training.attacks.presets import PAPER_PRESETS
 from tests.support.checkout import ROOT
 from tests.support.command_line import context_of
 from tests.support.facts import assert_facts
@@ -256,6 +257,15 @@ def test_the_command_reference_has_every_verb() -> None:
 def test_the_page_on_notebooks_shows_a_prediction() -> None:
     assert hooks.PREDICTION_MARKER in (DOCS / "how-to/notebooks.md").read_text()
     assert_facts(hooks.example_prediction(), "cat | 94.0% | 1 of 2 agree")
+
+
+def test_every_preset_is_in_the_reference() -> None:
+    assert hooks.PRESETS_MARKER in (DOCS / "reference/python-training.md").read_text()
+    table = hooks.attack_presets()
+    listed = {f"paper-{name}" if f"paper-{name}" in PAPER_PRESETS else name for name in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)}
+    assert listed == {*PAPER_PRESETS, "adversarial-training", "adversarial-training-3"}
+    for row in ("| `table2-pgd` | pgd | 8/255 | 7 | 2/255 | Table 2", "| `cw` | cw | - | 1000 | 0.01 |", "| `paper-table9` | `mnist-pgd` | 5000 |"):
+        assert row in table
 
 
 def test_links_out_of_the_site_become_text() -> None:

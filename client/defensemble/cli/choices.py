@@ -29,7 +29,7 @@ ATTACKS = (
     "fgsm16",
     "fgsm32",
     "pgd16",
-    "pgd2,16",
+    "pgd2-16",
     "pgd32",
     "cw",
     "cw-resnet18",

@@ -104,7 +104,7 @@ _TABLE_6: Mapping[str, float | None] = {
     f"{_DEFECTIVE}, keep 0.1": 3.5e-5,
 }
 # Presets of Tables 5 and 14 to 18, and of MIFGSM, whose numbers are not known.
-_UNKNOWN = ("table4-pgd", "fgsm8", "fgsm16", "fgsm32", "pgd16", "pgd2,16", "pgd32", "cw", "cw-resnet18", "mifgsm16", "mifgsm32")
+_UNKNOWN = ("table4-pgd", "fgsm8", "fgsm16", "fgsm32", "pgd16", "pgd2-16", "pgd32", "cw", "cw-resnet18", "mifgsm16", "mifgsm32")
 
 
 def accuracy_in_paper(values: Mapping[str, Any], conditions: Sequence[str]) -> PaperTable | None:

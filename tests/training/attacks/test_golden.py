@@ -33,7 +33,7 @@ def test_fgsm_equals_foolbox_bit_for_bit(make: Callable[[], nn.Module], epsilon:
 
 
 @sources
-@pytest.mark.parametrize("name", ["table2-pgd", "table3-pgd", "pgd16", "pgd2,16", "pgd32", "mnist-pgd", "table12-pgd4"])
+@pytest.mark.parametrize("name", ["table2-pgd", "table3-pgd", "pgd16", "pgd2-16", "pgd32", "mnist-pgd", "table12-pgd4"])
 def test_pgd_equals_foolbox_bit_for_bit(make: Callable[[], nn.Module], name: str) -> None:
     module, (images, labels), preset = make(), batch(), ATTACKS[name]
     assert preset.epsilon is not None

@@ -168,7 +168,7 @@ def test_more_steps_raise_the_loss_more() -> None:
 def test_presets_run_by_name() -> None:
     module, (images, labels) = small_net(), batch()
     assert torch.equal(attack("fgsm16", module, images, labels), fgsm(module, images, labels, 16 / 255))
-    assert torch.equal(attack("pgd2,16", module, images, labels), pgd(module, images, labels, 16 / 255, 2 / 255, 10))
+    assert torch.equal(attack("pgd2-16", module, images, labels), pgd(module, images, labels, 16 / 255, 2 / 255, 10))
     assert torch.equal(attack("mifgsm16", module, images, labels), mifgsm(module, images, labels, 16 / 255, 1 / 255, 40, 1.0))
     short = dataclasses.replace(ATTACKS["cw"], confidence=0.5, search_steps=3, steps=20, step_size=0.05)
     assert torch.equal(attack(short, module, images, labels), carlini_wagner(module, images, labels, 0.5, 3, 20, 0.05))

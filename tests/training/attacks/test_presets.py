@@ -28,7 +28,7 @@ PGD = {  # (step, steps, epsilon), step and epsilon in 1/255
     "table3-pgd": (2, 20, 8),
     "table4-pgd": (1, 20, 16),
     "pgd16": (1, 20, 16),
-    "pgd2,16": (2, 10, 16),
+    "pgd2-16": (2, 10, 16),
     "pgd32": (1, 40, 32),
     "mnist-pgd": (2.55, 40, 76.5),
     "table12-pgd2": (1, 4, 2),
@@ -132,8 +132,8 @@ def test_every_preset_of_the_paper_has_a_name_for_probes() -> None:
         ("paper-table2", "table2-fgsm table2-pgd", None),
         ("paper-table3", "table3-pgd", None),
         ("paper-table4", "table4-pgd", 5000),
-        ("paper-table5", "fgsm8 fgsm16 fgsm32 pgd16 pgd2,16 pgd32", 5000),
-        ("paper-table18", "fgsm8 fgsm16 fgsm32 pgd16 pgd2,16 pgd32", 5000),
+        ("paper-table5", "fgsm8 fgsm16 fgsm32 pgd16 pgd2-16 pgd32", 5000),
+        ("paper-table18", "fgsm8 fgsm16 fgsm32 pgd16 pgd2-16 pgd32", 5000),
         ("paper-cw", "cw", 1000),
         ("paper-table9", "mnist-pgd", 5000),
         ("paper-table12", "table12-fgsm1 table12-fgsm2 table12-fgsm4 table12-pgd2 table12-pgd4 table12-pgd8", None),
@@ -151,8 +151,8 @@ def test_unknown_preset_of_the_paper_is_rejected() -> None:
 
 
 def test_other_epsilon_keeps_the_proportion_of_the_steps() -> None:
-    moved = at_epsilon(ATTACKS["pgd2,16"], 4 / 255)
-    assert (moved.name, moved.steps) == ("pgd2,16 at 4", 10)
+    moved = at_epsilon(ATTACKS["pgd2-16"], 4 / 255)
+    assert (moved.name, moved.steps) == ("pgd2-16 at 4", 10)
     assert moved.epsilon == pytest.approx(4 / 255)
     assert moved.step_size == pytest.approx(0.5 / 255)
     assert at_epsilon(ATTACKS["fgsm8"], 0.0).epsilon == 0

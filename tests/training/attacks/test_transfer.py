@@ -21,8 +21,8 @@ IMAGES, LABELS = (tensor.numpy() for tensor in batch(11))
 
 def test_examples_equal_the_attack_in_order() -> None:
     source, progress = small_net(), list[tuple[int, int]]()
-    examples = adversarial_examples(source, IMAGES, LABELS, "pgd2,16", batch_size=4, on_progress=lambda *done: progress.append(done))
-    expected = attack("pgd2,16", source, torch.from_numpy(IMAGES), torch.from_numpy(LABELS))
+    examples = adversarial_examples(source, IMAGES, LABELS, "pgd2-16", batch_size=4, on_progress=lambda *done: progress.append(done))
+    expected = attack("pgd2-16", source, torch.from_numpy(IMAGES), torch.from_numpy(LABELS))
     assert examples.dtype == np.float32
     assert np.abs(examples - expected.numpy()).max() < 1e-6
     assert progress == [(4, 11), (8, 11), (11, 11)]

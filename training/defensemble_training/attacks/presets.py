@@ -140,7 +140,7 @@ _PRESETS = (
     _fgsm("fgsm16", 16, _TABLE_5),
     _fgsm("fgsm32", 32, _TABLE_5),
     _pgd("pgd16", 1, 20, 16, _TABLE_5),
-    _pgd("pgd2,16", 2, 10, 16, _TABLE_5),
+    _pgd("pgd2-16", 2, 10, 16, _TABLE_5),
     _pgd("pgd32", 1, 40, 32, _TABLE_5),
     _cw("cw", 40.0, "Tables 5 and 14 to 18, sources but ResNet-18; 1,000 images"),
     _cw("cw-resnet18", 20.0, "Tables 5 and 14 to 18, source ResNet-18; 1,000 images"),
@@ -193,7 +193,7 @@ def paper_preset(name: str) -> PaperPreset:
     return PAPER_PRESETS[name]
 
 
-_GRADIENT_ATTACKS = ("fgsm8", "fgsm16", "fgsm32", "pgd16", "pgd2,16", "pgd32")
+_GRADIENT_ATTACKS = ("fgsm8", "fgsm16", "fgsm32", "pgd16", "pgd2-16", "pgd32")
 # By the tables of the paper. CW is not in that of table 5, because the paper runs it on fewer images.
 _GROUPS: Mapping[str, tuple[str, ...]] = {
     "table2": ("table2-fgsm", "table2-pgd"),
