@@ -262,7 +262,7 @@ which `keep0.5` was trained for 8 epochs and the others for 12; `adversarial` wa
 
 ## Which directions of the paper held
 
-Accuracies are compared on the same images by McNemar's exact test at the level 0.05, not adjusted for the number of claims; other values
+Accuracies are compared on the same images by McNemar's exact test at the level 0.05, not adjusted for the number of tests; other values
 by their 95 % intervals.
 
 {2}

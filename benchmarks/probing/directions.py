@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ def _shape_bias(target: Result) -> Mapping[str, Any] | None:
     return next((folder["shape_bias"] for folder in target["details"].get("folders", ()) if folder["kind"] == "cue conflict"), None)
 
 
-DIRECTIONS = (
+CLAIMS = (
     Direction("a defective network is less accurate on clean images", "transfer-standard", "standard", "keep0.5", "clean"),
     Direction("... and more accurate on FGSM examples of a standard network", "transfer-standard", "keep0.5", "standard", "table2-fgsm"),
     Direction("... and on PGD examples of it", "transfer-standard", "keep0.5", "standard", "table2-pgd"),
@@ -53,29 +53,37 @@ DIRECTIONS = (
     Direction("... and less accurate on 4 x 4 shuffled patches", "shuffle", "standard", "keep0.5", "k 4"),
     Direction("... and needs larger perturbations, S(M)", "boundary", "keep0.5", "standard", value=_score),
     Direction("... and decides more by shape, the shape bias", "cue-conflict", "keep0.5", "standard", value=_shape_bias),
-    *(
-        Direction(f"the average of one keep gains on its member {member}{on}", "transfer-standard", "average-keep0.5", member, condition)
-        for member in ("keep0.5", "keep0.5-b", "keep0.5-c")
-        for on, condition in ((", clean", "clean"), (" on PGD examples of a standard network", "table2-pgd"))
-    ),
 )
+GAINS = tuple(
+    Direction(f"the average of one keep gains on its member {member}{on}", "transfer-standard", "average-keep0.5", member, condition)
+    for member in ("keep0.5", "keep0.5-b", "keep0.5-c")
+    for on, condition in ((", clean", "clean"), (" on PGD examples of a standard network", "table2-pgd"))
+)
+"""One claim of the paper, that an ensemble is better than its members, as comparisons with each member."""
 
 
 def directions_text(results: Mapping[str, Result]) -> str:
-    """Return how many claims held, and a table in Markdown: each claim, what was measured, and whether it held.
+    """Return how many claims held, and tables in Markdown: each claim, what was measured, and whether it held.
 
     Args:
         results: The results, as JSON, by name.
     """
-    verdicts = [_verdict(direction, results.get(direction.result)) for direction in DIRECTIONS]
+    gains = "The paper also claims that an ensemble is better than each of its members."
+    return "\n".join(
+        [*_table("claims of the paper on single networks", CLAIMS, results), "", gains, *_table("comparisons with a member", GAINS, results)]
+    )
+
+
+def _table(what: str, directions: Sequence[Direction], results: Mapping[str, Result]) -> list[str]:
+    verdicts = [_verdict(direction, results.get(direction.result)) for direction in directions]
     words = [word for _, word in verdicts]
     not_measured = sum(word not in (_YES, _REVERSE, _NO_DIFFERENCE) for word in words)
     summary = (
-        f"Of {len(words)} claims, {words.count(_YES)} held for these networks, {words.count(_REVERSE)} were reversed, "
+        f"Of {len(words)} {what}, {words.count(_YES)} held for these networks, {words.count(_REVERSE)} were reversed, "
         f"{words.count(_NO_DIFFERENCE)} showed no difference, and {not_measured} were not measured."
     )
-    rows = [table_row(direction.claim, *verdict) for direction, verdict in zip(DIRECTIONS, verdicts, strict=True)]
-    return "\n".join([summary, "", "| claim of the paper | measured | held? |", "|---|---|---|", *rows])
+    rows = [table_row(direction.claim, *verdict) for direction, verdict in zip(directions, verdicts, strict=True)]
+    return [summary, "", "| claim | measured | held? |", "|---|---|---|", *rows]
 
 
 def _verdict(direction: Direction, result: Result | None) -> tuple[str, str]:
