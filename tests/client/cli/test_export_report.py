@@ -10,6 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from defensemble.cli import cli
+from defensemble.cli.actions.reports import summary
+from defensemble_export.entries.members import ExportedMember
 from tests.support import foreign_models, tiny
 from tests.support.facts import assert_facts
 
@@ -48,6 +50,12 @@ def test_models_may_be_named(repository: Path) -> None:
     unknown = run("export-report", "net", "nothing", "--repository", repository)
     assert unknown.exit_code == 1
     assert_facts(unknown.stderr, f"{repository} | nothing | alpha | beta | net")
+
+
+def test_the_summary_of_an_export_states_that_the_images_are_some_of_those_that_it_names() -> None:
+    values = {"agreement": 1.0, "n": 67, "largest_probability_difference": 1e-7, "images": "the first 1000 test images of digits"}
+    member = ExportedMember("net", b"", (1, 8, 8), 1, ("a",), None, report=json.dumps({"verification": values}).encode())
+    assert_facts(summary(member), "fp32 | 100.00 % of 67 images | 1e-07 | taken from the first 1000")
 
 
 def test_quiet_prints_results_only(repository: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def summary(member: ExportedMember) -> str:
         return ""
     agreement = f"{100 * verification['agreement']:.2f} % of {verification['n']} images keep their class"
     difference = f"probabilities within {verification['largest_probability_difference']:.1g}"
-    return f": {member.precision}, {agreement}, {difference}; on {verification['images']}"
+    return f": {member.precision}, {agreement}, {difference}; taken from {verification['images']}"
 
 
 def _name(report: VersionReport) -> str:
