@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from docs import hooks
 from defensemble_training.attacks.presets import PAPER_PRESETS
+from docs import hooks
 from tests.support.checkout import ROOT
 from tests.support.command_line import context_of
 from tests.support.facts import assert_facts
@@ -161,6 +161,17 @@ def test_every_public_name_of_the_client_is_in_the_reference(module: str) -> Non
     assert [name for name in public if f"{module}.{name}" not in documented_names()] == []
 
 
+def test_every_name_of_the_probes_that_an_example_uses_is_in_the_reference() -> None:
+    used: set[str] = set()
+    for name in importlib.import_module("defensemble.probes").__all__:
+        for line in re.findall(r"^\s*>>> (.*)$", getattr(importlib.import_module("defensemble.probes"), name).__doc__ or "", re.MULTILINE):
+            used |= set(re.findall(r"(?<![\w.])([A-Za-z]\w+)(?=[(,)])", line))
+    modules = [module for name, module in sys.modules.items() if name.startswith("defensemble.probes.")]
+    defined = {name for name in used for module in modules if getattr(vars(module).get(name), "__module__", "").startswith("defensemble.")}
+    assert {"load_probe_data", "measure"} <= defined
+    assert {f"defensemble.probes.{name}" for name in defined} - documented_names() == set()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRINTED)
 def test_the_blocks_of_a_page_run_in_order(name: str, tmp_path: Path, ports: Ports) -> None:
@@ -264,7 +275,11 @@ def test_every_preset_is_in_the_reference() -> None:
     table = hooks.attack_presets()
     listed = {f"paper-{name}" if f"paper-{name}" in PAPER_PRESETS else name for name in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)}
     assert listed == {*PAPER_PRESETS, "adversarial-training", "adversarial-training-3"}
-    for row in ("| `table2-pgd` | pgd | 8/255 | 7 | 2/255 | Table 2", "| `cw` | cw | - | 1000 | 0.01 |", "| `paper-table9` | `mnist-pgd` | 5000 |"):
+    for row in (
+        "| `table2-pgd` | pgd | 8/255 | 7 | 2/255 | Table 2",
+        "| `cw` | cw | - | 1000 | 0.01 |",
+        "| `paper-table9` | `mnist-pgd` |",
+    ):
         assert row in table
 
 

@@ -6,10 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .._image_files import ReadOptions as ReadOptions
     from .adaptive import Adaptive as Adaptive
     from .base import (
         Condition as Condition,
         LabelledImages as LabelledImages,
+        OnProgress as OnProgress,
         PerturbationProbe as PerturbationProbe,
         Probe as Probe,
         ProbeImage as ProbeImage,
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
     from .comparing import compare as compare
     from .corruptions import Corruptions as Corruptions
     from .cue_conflict import write_cue_conflict as write_cue_conflict
-    from .folders import Folders as Folders, ImageFolder as ImageFolder, load_folders as load_folders
+    from .data import ProbeData as ProbeData, load_probe_data as load_probe_data
+    from .folders import Folders as Folders, ImageFolder as ImageFolder, LoadFolder as LoadFolder, load_folders as load_folders
     from .foolbox_attacks import Boundary as Boundary, HopSkipJump as HopSkipJump
     from .measuring import measure as measure
     from .merging import merge as merge
-    from .noise import Noise as Noise
+    from .noise import PAPER_SIGMAS as PAPER_SIGMAS, Noise as Noise
     from .options import Preview as Preview, Progress as Progress, RunOptions as RunOptions
     from .outcome import (
         AttackOutcome as AttackOutcome,
@@ -46,15 +49,16 @@ if TYPE_CHECKING:
 
 _NAMES_BY_MODULE = {
     "adaptive": ("Adaptive",),
-    "base": ("Condition", "LabelledImages", "PerturbationProbe", "Probe", "ProbeImage", "QueryAttack"),
+    "base": ("Condition", "LabelledImages", "OnProgress", "PerturbationProbe", "Probe", "ProbeImage", "QueryAttack"),
     "comparing": ("compare",),
     "corruptions": ("Corruptions",),
     "cue_conflict": ("write_cue_conflict",),
-    "folders": ("Folders", "ImageFolder", "load_folders"),
+    "data": ("ProbeData", "ReadOptions", "load_probe_data"),
+    "folders": ("Folders", "ImageFolder", "LoadFolder", "load_folders"),
     "foolbox_attacks": ("Boundary", "HopSkipJump"),
     "measuring": ("measure",),
     "merging": ("merge",),
-    "noise": ("Noise",),
+    "noise": ("PAPER_SIGMAS", "Noise"),
     "options": ("Preview", "Progress", "RunOptions"),
     "outcome": ("AttackOutcome", "Check", "ProbeOutcome", "QueryCounts", "TargetOutcome"),
     "outcome_reader": ("outcome_from_json", "read_outcome"),

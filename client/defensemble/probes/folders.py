@@ -40,8 +40,8 @@ class ImageFolder:
 
     Attributes:
         path: The folder.
-        kind: `cue conflict`: class folders are those of the shape, and files are named SHAPE<n>-TEXTURE<m>, as in the public stimuli of
-            Geirhos et al., or SHAPE_<n>-TEXTURE_<m>, which is unambiguous for classes whose names end with a digit. Others only have an
+        kind: `cue conflict`: class folders are those of the shape, and files are named `SHAPE<n>-TEXTURE<m>`, as in the public stimuli of
+            Geirhos et al., or `SHAPE_<n>-TEXTURE_<m>`, which is unambiguous for classes whose names end with a digit. Others only have an
             accuracy.
 
     Example:
