@@ -69,9 +69,8 @@ def directions_text(results: Mapping[str, Result]) -> str:
         results: The results, as JSON, by name.
     """
     gains = "The paper also claims that an ensemble is better than each of its members."
-    return "\n".join(
-        [*_table("claims of the paper on single networks", CLAIMS, results), "", gains, *_table("comparisons with a member", GAINS, results)]
-    )
+    claims = _table("claims of the paper on single networks", CLAIMS, results)
+    return "\n".join([*claims, "", gains, *_table("comparisons with a member", GAINS, results)])
 
 
 def _table(what: str, directions: Sequence[Direction], results: Mapping[str, Result]) -> list[str]:
