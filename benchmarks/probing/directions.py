@@ -78,8 +78,8 @@ def _table(what: str, directions: Sequence[Direction], results: Mapping[str, Res
     words = [word for _, word in verdicts]
     not_measured = sum(word not in (_YES, _REVERSE, _NO_DIFFERENCE) for word in words)
     summary = (
-        f"Of {len(words)} {what}, {words.count(_YES)} held for these networks, {words.count(_REVERSE)} were reversed, "
-        f"{words.count(_NO_DIFFERENCE)} showed no difference, and {not_measured} were not measured."
+        f"Of {len(words)} {what}: {words.count(_YES)} held for these networks, {words.count(_REVERSE)} reversed, "
+        f"{words.count(_NO_DIFFERENCE)} without a difference that was shown, {not_measured} not measured."
     )
     rows = [table_row(direction.claim, *verdict) for direction, verdict in zip(directions, verdicts, strict=True)]
     return [summary, "", "| claim | measured | held? |", "|---|---|---|", *rows]

@@ -66,7 +66,7 @@ def test_directions_hold_are_reversed_or_are_not_shown() -> None:
     assert lines["the average of one keep gains on its member keep0.5, clean"].endswith("| not run |")
     alike = directions_text({"transfer-standard": noise(0.7, 0.7)})
     assert_facts(alike.splitlines()[0], "Of 9 claims | 0 held")
-    assert_facts(alike, "Of 6 comparisons | 6 were not measured")
+    assert_facts(alike, "Of 6 comparisons | 6 not measured")
     assert "| no difference shown |" in alike
 
 

@@ -93,7 +93,7 @@ def _titles(results: Sequence[Result]) -> list[str]:
 
 def _statements(sections: Sequence[Section], figures: Sequence[ResultFigures]) -> Iterator[Statement]:
     """Yield what a reader must know first: whether an adaptive attack broke a target, and what failed."""
-    note = "Accuracy when clean -> in the worst case per image, and the defence rate in that case, with Wilson 95 % intervals and n:"
+    note = "Accuracy when clean and when attacked, and the defence rate, in the worst case per image; with Wilson 95 % intervals and n:"
     has_adaptive = False
     for section, own in zip(sections, figures, strict=True):
         items: dict[str, list[str]] = {}
@@ -122,8 +122,8 @@ def _item(target: Mapping[str, Any], own: ResultFigures) -> str:
         cell = cell_from_figure(figure)
         return f"{cell.text} % {' '.join(cell.details)}, n = {figure.n:,}"
 
-    change = f"{rate(CLEAN, 'accuracy')} -> {rate(WORST_CASE, 'accuracy')}"
-    return f"{target['name']} ({target['role']}): {change}; defence rate {rate(WORST_CASE, 'defense_rate')}"
+    rates = f"clean {rate(CLEAN, 'accuracy')}; attacked {rate(WORST_CASE, 'accuracy')}; defence rate {rate(WORST_CASE, 'defense_rate')}"
+    return f"{target['name']} ({target['role']}): {rates}"
 
 
 @dataclass(frozen=True)

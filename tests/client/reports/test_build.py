@@ -41,7 +41,7 @@ def test_a_defence_that_fell_is_the_first_statement(tmp_path: Path) -> None:
     assert any(item.startswith("ensemble (ensemble): ") for item in first.items)
     worst = [figure for figure in report.figures if (figure.condition, figure.quantity) == ("worst case", "defense_rate")]
     assert len(worst) == 5
-    assert_facts(first.items[0], f"-> | defence rate {100 * (worst[0].value or 0):.1f} % | n = {worst[0].n}")
+    assert_facts(first.items[0], f"clean | attacked | defence rate {100 * (worst[0].value or 0):.1f} % | n = {worst[0].n}")
 
 
 def test_a_defence_that_held_is_no_alarm(tmp_path: Path) -> None:
