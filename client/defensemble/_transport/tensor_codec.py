@@ -75,7 +75,8 @@ def array_from_json(datatype: str, shape: tuple[int, ...], data: object, context
     """
     if isinstance(data, list) and min(shape, default=0) >= 0:
         with contextlib.suppress(ValueError, OverflowError):  # numpy raises these for rows of different lengths and too large numbers
-            values = np.array(data, dtype=object if datatype == "BYTES" else None)
+            # With small integers beside those from 2**63 on, numpy would make floating-point numbers of all.
+            values = np.array(data, dtype=object if datatype in ("BYTES", "UINT64") else None)
             if values.size == math.prod(shape) and (values.ndim == 1 or values.shape == shape or not values.size):
                 converted = _convert(values.reshape(shape), datatype)
                 if converted is not None:
@@ -93,6 +94,8 @@ def _convert(values: NDArray[Any], datatype: str) -> NDArray[Any] | None:
         return strings.reshape(values.shape)
     dtype = _DTYPES.get(datatype)
     kinds = {"b": "b", "f": "iuf"}.get(dtype.kind, "iu") if dtype is not None else ""
+    if datatype == "UINT64" and all(type(item) is int for item in values.flat):
+        kinds = "O"
     if dtype is None or (values.size and values.dtype.kind not in kinds):
         return None
     with np.errstate(over="ignore"):

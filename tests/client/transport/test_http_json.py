@@ -281,6 +281,15 @@ def test_numbers_survive_json(datatype: str, shape: list[int], is_flat: bool, ra
     np.testing.assert_array_equal(decoded, right)
 
 
+def test_large_and_small_integers_side_by_side_survive_json() -> None:
+    values = [[2**63, 0], [2**64 - 1, 1]]
+    for data in (values, [*values[0], *values[1]]):
+        decoded = array_from_json("UINT64", (2, 2), data, "context")
+        assert (decoded.dtype, decoded.flags.writeable) == (np.dtype(np.uint64), False)
+        assert decoded.tolist() == values
+    assert array_from_json("UINT64", (0, 2), [], "context").shape == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("datatype", "shape", "data"),
     [
@@ -299,6 +308,11 @@ def test_numbers_survive_json(datatype: str, shape: list[int], is_flat: bool, ra
         ("UINT8", (1,), [-1]),
         ("INT32", (1,), [1.5]),
         ("INT64", (1,), [10**30]),
+        ("UINT64", (1,), [2**64]),
+        ("UINT64", (2,), [2**63, -1]),
+        ("UINT64", (2,), [2**63, 0.5]),
+        ("UINT64", (1,), [True]),
+        ("UINT64", (1,), [[1, 2]]),
         ("BOOL", (1,), [1]),
         ("BYTES", (1,), [1]),
         ("BYTES", (2,), ["a"]),
