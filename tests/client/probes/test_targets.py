@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,8 @@ class Scripted(FakeTransport):
         return super().infer(model, inputs, outputs, *rest, **options)
 
 
-def served(transport: FakeTransport, *names: str, **options: Any) -> list[ServedTarget]:
-    return served_targets("fake", names, transport=transport, retry=NO_WAITS, **options)
+def served(transport: FakeTransport, *names: str, retry: RetryPolicy = NO_WAITS, **options: Any) -> list[ServedTarget]:
+    return served_targets("fake", names, transport=transport, retry=retry, **options)
 
 
 @FEWER_EXAMPLES
@@ -112,7 +113,10 @@ def test_a_probe_of_a_flaky_server_has_books_that_balance(fates: list[Fate], bat
 @pytest.mark.parametrize("fate", ["lost", "limited", "refused"])
 def test_an_attack_on_a_flaky_or_rate_limited_server_keeps_its_budget(fate: Fate) -> None:
     attack, options = Square(epsilon=0.1, queries=40), RunOptions(budget=15, workers=1, batch_size=4)
-    steady, flaky = (measure(attack, served(Scripted(fates)), FEW, options=options) for fates in ([], ["ok", "ok", fate] * 500))
+    retry = replace(NO_WAITS, max_retries=30)  # requests run in parallel: one may meet its fate several times in a row
+    steady, flaky = (
+        measure(attack, served(Scripted(fates), retry=retry), FEW, options=options) for fates in ([], ["ok", "ok", fate] * 500)
+    )
     expected, found = steady.targets[0], flaky.targets[0]
     assert flaky.failures == {}
     assert found.attack is not None
