@@ -75,7 +75,7 @@ def array_from_json(datatype: str, shape: tuple[int, ...], data: object, context
     """
     if isinstance(data, list) and min(shape, default=0) >= 0:
         with contextlib.suppress(ValueError, OverflowError):  # numpy raises these for rows of different lengths and too large numbers
-            # With small integers beside those from 2**63 on, numpy would make floating-point numbers of all.
+            # Of integers from 2**63 on together with small ones, numpy would make floating-point numbers.
             values = np.array(data, dtype=object if datatype in ("BYTES", "UINT64") else None)
             if values.size == math.prod(shape) and (values.ndim == 1 or values.shape == shape or not values.size):
                 converted = _convert(values.reshape(shape), datatype)
