@@ -142,10 +142,10 @@ class ResultFigures:
         for quantity, values in (("accuracy", "worst_case"), ("defense_rate", "defense_rate")):
             rate = summary.get(values)
             if rate is not None:
-                yield Figure(self._result.path, self._probe, target["name"], target["role"], WORST_CASE, quantity, **rate)
+                yield Figure(*self._names(target), WORST_CASE, quantity, **rate)
 
     def _folder_figures(self, target: Mapping[str, Any]) -> Iterator[Figure]:
-        names = (self._result.path, self._probe, target["name"], target["role"])
+        names = self._names(target)
         predicted = self._predicted(target["name"]).get(CLEAN)
         entries = [{}] * len(self.folders) if predicted is None else self._folder_rates(predicted)
         for (folder, quantities), entry in zip(self.folders.items(), entries, strict=True):
@@ -158,7 +158,7 @@ class ResultFigures:
         outcome, predicted = self._result.outcome, self._predicted(target["name"])
         if outcome.probe != Corruptions.name or not len(outcome.rows):
             return
-        names = (self._result.path, self._probe, target["name"], target["role"])
+        names = self._names(target)
         if any(condition.name not in predicted for condition in outcome.conditions):
             yield Figure(*names, "", MEAN_ERROR, None)
             return
@@ -166,25 +166,28 @@ class ResultFigures:
         for condition, values in {"": summary[MEAN_ERROR], **summary["mean_error_by_corruption"]}.items() if summary else ():
             yield Figure(*names, condition, MEAN_ERROR, **values)
 
+    def _names(self, target: Mapping[str, Any]) -> tuple[str, str, str, str]:
+        """Return the first four fields of a target's figures."""
+        return self._result.path, self._probe, target["name"], target["role"]
+
     def _predicted(self, target: str) -> Mapping[str, NDArray[np.int64]]:
         return next(one.predicted for one in self._result.outcome.targets if one.name == target)
 
     def _query_figures(self, target: Mapping[str, Any]) -> Iterator[Figure]:
         for quantity in QUERY_COUNTS:
-            names = (self._result.path, self._probe, target["name"], target["role"])
-            yield Figure(*names, "", quantity, target["queries"][quantity])
+            yield Figure(*self._names(target), "", quantity, target["queries"][quantity])
 
     def _mean(self, target: Mapping[str, Any], group: str, members: Sequence[str]) -> Figure:
         """Return the mean accuracy over the conditions of a group; without a value if one of them was not measured."""
         rates = [rate for condition in target["conditions"] if condition["name"] in members and (rate := condition["accuracy"]) is not None]
-        names = (self._result.path, self._probe, target["name"], target["role"], group)
+        names = (*self._names(target), group)
         if len(rates) < len(members) or not all(rate["n"] for rate in rates):
             return Figure(*names, "mean_accuracy", None)
         return Figure(*names, "mean_accuracy", sum(rate["value"] for rate in rates) / len(rates), n=rates[0]["n"])
 
     def _figures_of_target(self, target: Mapping[str, Any]) -> Iterator[Figure]:
         def figure(condition: str, quantity: str, value: float | None, **more: Any) -> Figure:
-            return Figure(self._result.path, self._probe, target["name"], target["role"], condition, quantity, value, **more)
+            return Figure(*self._names(target), condition, quantity, value, **more)
 
         def rate(condition: str, quantity: str, values: Mapping[str, Any] | None) -> Figure:
             if values is None:
