@@ -337,10 +337,12 @@ def served_targets(
         if not infos:
             served = ", ".join(client.models()) or "none at all"
             raise ModelNotFoundError(f"{client.url} serves no image classifier; its models: {served}")
+        members = {step for info in infos for step in info.steps}
+        if names and not all(info.is_ensemble or info.name in members for info in infos):  # perhaps of an ensemble that is no target
+            members |= _steps_of_all(client)
     except BaseException:
         client.close()
         raise
-    members = {step for info in infos for step in info.steps} | (_steps_of_all(client) if names else set())
     roles = {info.name: "ensemble" if info.is_ensemble else "member" if info.name in members else "other" for info in infos}
     if not names:
         infos = sorted(infos, key=lambda info: ("ensemble", "member", "other").index(roles[info.name]))
