@@ -15,6 +15,7 @@ from ..results.statistics import difference_interval
 from .base import CLEAN
 from .outcome import ProbeOutcome, TargetOutcome, plain_json, same_json
 from .rates import PairTest, pair_test
+from .setting_text import different_keys
 
 SCHEMA = "defensemble.probe-comparison/1"
 RATES = ("accuracy", "defense_rate", "defense_rate_source_fooled", "accuracy_on_common")
@@ -158,9 +159,7 @@ def _compare_targets(
                 rates.append(
                     RateDifference(condition, name, one, other, _difference(one, other), low, high, test if name == "accuracy" else None)
                 )
-    keys = {**first.identity, **second.identity}
-    identity = tuple(key for key in keys if not same_json(first.identity.get(key), second.identity.get(key)))
-    return TargetComparison(first.name, second.name, identity, tuple(rates))
+    return TargetComparison(first.name, second.name, tuple(different_keys(first.identity, second.identity)), tuple(rates))
 
 
 def _difference(a: Rate | None, b: Rate | None) -> float | None:
