@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "drain.h"
-#include "execution.h"
+#include "instance.h"
 
 // Triton finds them by name; everything else stays hidden.
 #define TRITON_ENTRY_POINT extern "C" __attribute__((visibility("default"))) TRITONSERVER_Error*
@@ -21,6 +21,7 @@ struct Backend {
 
   Runtime runtime;
   ThreadCounts threads;
+  RunQueue queue;
   std::optional<DrainOnSignal> drain;
 };
 
@@ -58,6 +59,12 @@ State* state_of(Owner* handle, TRITONSERVER_Error* (*get)(Owner*, void**)) {
   void* state = nullptr;
   check(get(handle, &state));
   return static_cast<State*>(state);
+}
+
+Backend* backend_of(TRITONBACKEND_Model* model) {
+  TRITONBACKEND_Backend* handle = nullptr;
+  check(TRITONBACKEND_ModelBackend(model, &handle));
+  return state_of<Backend>(handle, TRITONBACKEND_BackendState);
 }
 
 // Passes an object to Triton, which keeps it until a Finalize function takes it back.
@@ -107,9 +114,7 @@ TRITON_ENTRY_POINT TRITONBACKEND_GetBackendAttribute(TRITONBACKEND_Backend*, TRI
 
 TRITON_ENTRY_POINT TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* handle) {
   return entry_point([&] {
-    TRITONBACKEND_Backend* backend_handle = nullptr;
-    check(TRITONBACKEND_ModelBackend(handle, &backend_handle));
-    const auto* backend = state_of<Backend>(backend_handle, TRITONBACKEND_BackendState);
+    const Backend* backend = backend_of(handle);
     give_state(handle, TRITONBACKEND_ModelSetState, std::make_unique<Model>(handle, backend->runtime, backend->threads));
   });
 }
@@ -129,7 +134,7 @@ TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInst
       fail(TRITONSERVER_ERROR_UNSUPPORTED,
            "model '" + model->name() + "': instance_group asks for a GPU, but this backend runs only on CPUs: write kind: KIND_CPU");
     }
-    give_state(handle, TRITONBACKEND_ModelInstanceSetState, std::make_unique<Instance>(*model, handle));
+    give_state(handle, TRITONBACKEND_ModelInstanceSetState, std::make_unique<Instance>(*model, handle, backend_of(model_handle)->queue));
   });
 }
 

@@ -4,18 +4,11 @@
 #include <cstring>
 #include <new>
 
-#include "drain.h"
-
 namespace onnx_backend {
 
 namespace {
 
 constexpr std::align_val_t kScratchAlignment{64};  // what ONNX Runtime's own allocator gives
-
-uint64_t now_ns() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
-}
 
 OrtPtr<OrtValue> value_over(const Runtime& runtime, const void* data, const Shape& shape, const ElementType& type) {
   return runtime.make<OrtValue>([&](OrtValue** made) {
@@ -40,8 +33,10 @@ char* Scratch::at_least(uint64_t bytes) {
   return memory_.get();
 }
 
+namespace {
+
 // An output of one run of the graph.
-struct Instance::Output {
+struct Output {
   size_t index;            // among the model's outputs
   const TensorInfo* info;  // of that output
   void* buffer;            // Triton's, if it was requested before the run; else null
@@ -51,63 +46,41 @@ struct Instance::Output {
   const char* data;  // after the run, if the output is not bound
 };
 
-void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
-  const uint64_t start_ns = now_ns();
-  const Execution execution(model_.averages());
-  runs_.reserve(count);
-  std::vector<Request> requests;
-  requests.reserve(count);
-  std::vector<Group> groups;
-  for (uint32_t i = 0; i < count; ++i) {
-    Request& request = requests.emplace_back(handles[i], model_);
-    request.run_guarded([&] {
-      request.begin();
-      if (execution.refused()) fail(TRITONSERVER_ERROR_UNAVAILABLE, model_.name() + ": the server is stopping");
-    });
-    if (request.failed()) continue;
-    size_t group = 0;
-    while (group < groups.size() && !groups[group].accepts(request, model_.max_joined_rows())) ++group;
-    if (group == groups.size()) groups.emplace_back();
-    groups[group].requests.push_back(&request);
-    groups[group].rows += request.rows();
-  }
-  // Nothing is thrown from here on: some of the requests have their answers.
-  for (auto& request : requests) {
-    if (request.failed()) request.finish(handle_, start_ns, now_ns());
-  }
-  uint64_t group_start_ns = start_ns;
-  for (const auto& group : groups) {
-    answer_group(group, group_start_ns);
-    group_start_ns = now_ns();
-  }
-}
+// The runs of one group.
+class GroupRunner {
+ public:
+  GroupRunner(Model& model, std::vector<Scratch>& scratch) : model_(model), scratch_(scratch) {}
 
-bool Instance::Group::accepts(const Request& request, int64_t max_joined_rows) const {
-  return rows + request.rows() <= max_joined_rows && requests.front()->can_join(request);
-}
+  // Runs all requests together; if that fails, each separately, so that an error in one request never fails the others.
+  void run(Group& group);
+  // Reports the runs that succeeded.
+  void report(TRITONBACKEND_ModelInstance* instance, uint64_t start_ns, uint64_t end_ns) const noexcept;
 
-// Each group is answered as soon as it has run, not after the last group.
-void Instance::answer_group(const Group& group, uint64_t start_ns) noexcept {
-  runs_.clear();
-  if (const ErrorPtr error = to_triton_error([&] { run_group(group); })) {
-    for (Request* request : group.requests) {
-      request->run_guarded([&] { fail(TRITONSERVER_ErrorCode(error.get()), TRITONSERVER_ErrorMessage(error.get())); });
-    }
-  }
-  const uint64_t end_ns = now_ns();
-  for (const auto& run : runs_) {
-    log_error(TRITONBACKEND_ModelInstanceReportBatchStatistics(handle_, static_cast<uint64_t>(run.rows), start_ns, run.compute_start_ns,
-                                                               run.compute_end_ns, end_ns));
-  }
-  for (Request* request : group.requests) request->finish(handle_, start_ns, end_ns);
-}
+ private:
+  struct Run {
+    int64_t rows;
+    uint64_t compute_start_ns;
+    uint64_t compute_end_ns;
+  };
 
-// One run for all requests; if it fails, one run for each, so that an error in one request never fails the others.
-void Instance::run_group(const Group& group) {
+  void run(const std::vector<Request*>& requests);
+  std::vector<Output> plan_outputs(const std::vector<Request*>& requests, uint64_t wanted, int64_t rows);
+  const void* input_data(const std::vector<Request*>& requests, size_t input, uint64_t bytes);
+  void compute(const std::vector<const OrtValue*>& inputs, std::vector<Output>& outputs);
+  void read_result(Output& output, int64_t rows) const;
+  void learn_shapes(const std::vector<Output>& outputs, int64_t rows);
+  void deliver(const Output& output, Request& request, uint64_t row) const;
+
+  Model& model_;
+  std::vector<Scratch>& scratch_;
+  std::vector<Run> runs_;
+};
+
+void GroupRunner::run(Group& group) {
   std::vector<Request*> live;
-  for (Request* request : group.requests) {
-    request->run_guarded([&] { request->throw_if_cancelled(); });
-    if (!request->failed()) live.push_back(request);
+  for (Request& request : group.requests) {
+    request.run_guarded([&] { request.throw_if_cancelled(); });
+    if (!request.failed()) live.push_back(&request);
   }
   if (live.empty()) return;
   if (live.size() > 1) {
@@ -125,33 +98,39 @@ void Instance::run_group(const Group& group) {
   }
 }
 
+void GroupRunner::report(TRITONBACKEND_ModelInstance* instance, uint64_t start_ns, uint64_t end_ns) const noexcept {
+  for (const auto& run : runs_) {
+    log_error(TRITONBACKEND_ModelInstanceReportBatchStatistics(instance, static_cast<uint64_t>(run.rows), start_ns, run.compute_start_ns,
+                                                               run.compute_end_ns, end_ns));
+  }
+}
+
 // May throw before any output was added to a response; for a single request, at any time.
-void Instance::run(const std::vector<Request*>& group) {
+void GroupRunner::run(const std::vector<Request*>& requests) {
   int64_t rows = 0;
-  for (const Request* request : group) rows += request->rows();
+  for (const Request* request : requests) rows += request->rows();
 
   std::vector<OrtPtr<OrtValue>> inputs;
   std::vector<const OrtValue*> input_values;
   for (size_t i = 0; i < model_.inputs().size(); ++i) {
     const ElementType& type = *model_.inputs()[i].type;
-    Shape shape = group.front()->input_shape(i);
+    Shape shape = requests.front()->input_shape(i);
     if (model_.batches()) shape[0] = rows;
-    inputs.push_back(value_over(model_.runtime(), input_data(group, i, byte_count(shape, type)), shape, type));
+    inputs.push_back(value_over(model_.runtime(), input_data(requests, i, byte_count(shape, type)), shape, type));
     input_values.push_back(inputs.back().get());
   }
 
   uint64_t wanted = 0;
-  for (const Request* request : group) wanted |= request->wanted_outputs();
-  const std::vector<const char*>& names = output_names(wanted);
-  std::vector<Output> outputs = plan_outputs(group, wanted, rows);
+  for (const Request* request : requests) wanted |= request->wanted_outputs();
+  std::vector<Output> outputs = plan_outputs(requests, wanted, rows);
   const uint64_t start_ns = now_ns();
-  compute(input_values, outputs, names);
+  compute(input_values, outputs);
   const uint64_t end_ns = now_ns();
 
   for (auto& output : outputs) read_result(output, rows);
   learn_shapes(outputs, rows);
   uint64_t row = 0;
-  for (Request* request : group) {
+  for (Request* request : requests) {
     // A failure from here on concerns one request: outputs may have been added to the responses of the others.
     request->run_guarded([&] {
       for (const auto& output : outputs) deliver(output, *request, row);
@@ -163,30 +142,19 @@ void Instance::run(const std::vector<Request*>& group) {
 }
 
 // A single request's input is used in place if it is one aligned piece; else each byte is copied once.
-const void* Instance::input_data(const std::vector<Request*>& group, size_t input, uint64_t bytes) {
-  if (group.size() == 1) {
-    if (const void* data = group.front()->input_in_place(input)) return data;
+const void* GroupRunner::input_data(const std::vector<Request*>& requests, size_t input, uint64_t bytes) {
+  if (requests.size() == 1) {
+    if (const void* data = requests.front()->input_in_place(input)) return data;
   }
+  if (scratch_.size() <= input) scratch_.resize(input + 1);
   char* joined = scratch_[input].at_least(bytes);
   uint64_t copied = 0;
-  for (const Request* request : group) copied += request->copy_input(input, joined + copied);
+  for (const Request* request : requests) copied += request->copy_input(input, joined + copied);
   return joined;
 }
 
-const std::vector<const char*>& Instance::output_names(uint64_t wanted) {
-  if (wanted != named_outputs_) {
-    std::vector<const char*> names;
-    for (size_t i = 0; i < model_.outputs().size(); ++i) {
-      if ((wanted >> i & 1) != 0) names.push_back(model_.outputs()[i].name.c_str());
-    }
-    output_names_ = std::move(names);
-    named_outputs_ = wanted;
-  }
-  return output_names_;
-}
-
-std::vector<Instance::Output> Instance::plan_outputs(const std::vector<Request*>& group, uint64_t wanted, int64_t rows) {
-  const bool can_bind = group.size() == 1 && model_.can_bind_outputs();
+std::vector<Output> GroupRunner::plan_outputs(const std::vector<Request*>& requests, uint64_t wanted, int64_t rows) {
+  const bool can_bind = requests.size() == 1 && model_.can_bind_outputs();
   std::vector<Output> outputs;
   outputs.reserve(model_.outputs().size());
   for (size_t i = 0; i < model_.outputs().size(); ++i) {
@@ -195,7 +163,7 @@ std::vector<Instance::Output> Instance::plan_outputs(const std::vector<Request*>
     Output output{i, &info, nullptr, false, {}, model_.runtime().own<OrtValue>(nullptr), nullptr};
     if (can_bind && model_.states_shape(info)) {
       output.shape = model_.stated_shape(info, rows);
-      output.buffer = group.front()->add_output(info, output.shape);
+      output.buffer = requests.front()->add_output(info, output.shape);
       output.bound = reinterpret_cast<uintptr_t>(output.buffer) % info.type->size == 0;
       if (output.bound) output.value = value_over(model_.runtime(), output.buffer, output.shape, *info.type);
     }
@@ -204,12 +172,13 @@ std::vector<Instance::Output> Instance::plan_outputs(const std::vector<Request*>
   return outputs;
 }
 
-void Instance::compute(const std::vector<const OrtValue*>& inputs, std::vector<Output>& outputs, const std::vector<const char*>& names) {
+void GroupRunner::compute(const std::vector<const OrtValue*>& inputs, std::vector<Output>& outputs) {
   const Runtime& runtime = model_.runtime();
+  std::vector<const char*> names;
   std::vector<OrtValue*> values;
-  values.reserve(outputs.size());
   bool buffers_given = false;
   for (const auto& output : outputs) {
+    names.push_back(output.info->name.c_str());
     values.push_back(output.value.get());
     buffers_given |= output.buffer != nullptr;
   }
@@ -223,7 +192,7 @@ void Instance::compute(const std::vector<const OrtValue*>& inputs, std::vector<O
   runtime.check(status, model_.name());
 }
 
-void Instance::read_result(Output& output, int64_t rows) const {
+void GroupRunner::read_result(Output& output, int64_t rows) const {
   if (output.bound) return;
   const Runtime& runtime = model_.runtime();
   const auto info = runtime.make<OrtTensorTypeAndShapeInfo>(
@@ -249,7 +218,7 @@ void Instance::read_result(Output& output, int64_t rows) const {
   output.data = static_cast<const char*>(data);
 }
 
-void Instance::learn_shapes(const std::vector<Output>& outputs, int64_t rows) {
+void GroupRunner::learn_shapes(const std::vector<Output>& outputs, int64_t rows) {
   bool as_stated = true;
   for (const auto& output : outputs) {
     if (model_.states_shape(*output.info)) as_stated &= output.shape == model_.stated_shape(*output.info, rows);
@@ -258,7 +227,7 @@ void Instance::learn_shapes(const std::vector<Output>& outputs, int64_t rows) {
 }
 
 // `row`: the first row of the request in the joint output.
-void Instance::deliver(const Output& output, Request& request, uint64_t row) const {
+void GroupRunner::deliver(const Output& output, Request& request, uint64_t row) const {
   if (output.bound || !request.wants(output.index)) return;
   Shape shape = output.shape;
   if (model_.batches()) shape[0] = request.rows();
@@ -266,6 +235,24 @@ void Instance::deliver(const Output& output, Request& request, uint64_t row) con
   const uint64_t bytes = byte_count(shape, *output.info->type);
   const uint64_t row_bytes = request.rows() > 0 ? bytes / static_cast<uint64_t>(request.rows()) : 0;
   if (bytes > 0) std::memcpy(to, output.data + row * row_bytes, bytes);
+}
+
+}  // namespace
+
+uint64_t now_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
+
+void answer(Group group, std::vector<Scratch>& scratch) noexcept {
+  const uint64_t start_ns = now_ns();
+  GroupRunner runner(group.requests.front().model(), scratch);
+  if (const ErrorPtr error = to_triton_error([&] { runner.run(group); })) {
+    for (Request& request : group.requests) request.fail_with(error);
+  }
+  const uint64_t end_ns = now_ns();
+  runner.report(group.requests.front().instance(), start_ns, end_ns);
+  for (Request& request : group.requests) request.finish(start_ns, end_ns);
 }
 
 }  // namespace onnx_backend

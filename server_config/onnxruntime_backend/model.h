@@ -2,6 +2,8 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -20,17 +22,25 @@ class Model {
 
   const Runtime& runtime() const { return runtime_; }
   const std::string& name() const { return name_; }
-  // Shared by the model's instances: Run may be called from several threads concurrently, and the weights are in memory once.
+  // Shared by the model's instances: Run is called from several threads concurrently, and the weights are in memory once.
   OrtSession* session() const { return session_.get(); }
   // Whether it is an averaging model, the last step of an ensemble.
   bool averages() const { return averages_; }
   // Whether requests have a batch dimension, the first of every tensor.
   bool batches() const { return max_batch_size_ > 0; }
   int64_t max_joined_rows() const { return max_joined_rows_; }
+  // The number of cores that a run uses.
+  size_t threads() const { return threads_; }
   const std::vector<TensorInfo>& inputs() const { return inputs_; }
   const std::vector<TensorInfo>& outputs() const { return outputs_; }
   // The names of the inputs, as Run takes them.
   const std::vector<const char*>& input_names() const { return input_names_; }
+  // Its requests in the run queue, guarded by the queue's mutex.
+  struct Backlog {
+    int64_t rows = 0;
+    std::condition_variable has_room;
+  };
+  Backlog& backlog() { return backlog_; }
   // Failed runs are logged within this limit.
   RateLimit& failure_log() { return failure_log_; }
 
@@ -66,12 +76,14 @@ class Model {
   std::string folder_;
   int64_t max_batch_size_ = 0;
   int64_t max_joined_rows_ = 0;
+  size_t threads_ = 1;
   bool averages_ = false;
   OrtPtr<OrtSession> session_;
   std::vector<TensorInfo> inputs_;
   std::vector<TensorInfo> outputs_;
   std::vector<const char*> input_names_;  // point into `inputs_`, which does not change once it is read
   std::atomic<Shapes> shapes_{Shapes::unseen};
+  Backlog backlog_;
   RateLimit failure_log_;
 };
 

@@ -8,8 +8,9 @@ void Request::begin() {
   TRITONBACKEND_Response* response = nullptr;
   check(TRITONBACKEND_ResponseNew(&response, handle_));
   response_.reset(response);
-  inputs_.reserve(model_->inputs().size());
-  for (const auto& input : model_->inputs()) read_input(input);
+  if (execution_.refused()) fail(TRITONSERVER_ERROR_UNAVAILABLE, model_.name() + ": the server is stopping");
+  inputs_.reserve(model_.inputs().size());
+  for (const auto& input : model_.inputs()) read_input(input);
   read_wanted_outputs();
 }
 
@@ -27,7 +28,7 @@ void Request::read_input(const TensorInfo& input) {
     throw_invalid_argument(text_from_input(input) + " of shape " + text_from_shape(read.shape) + " must be " + std::to_string(expected) +
                            " bytes, got " + std::to_string(read.bytes));
   }
-  if (model_->batches()) {
+  if (model_.batches()) {
     if (rank == 0) throw_invalid_argument(text_from_input(input) + " has no batch dimension");
     if (!inputs_.empty() && read.shape[0] != rows_) {
       throw_invalid_argument(text_from_input(input) + " has a batch of " + std::to_string(read.shape[0]) +
@@ -39,10 +40,10 @@ void Request::read_input(const TensorInfo& input) {
 }
 
 // For errors: nothing of it is built for a good request.
-std::string Request::text_from_input(const TensorInfo& input) const { return model_->name() + ": input '" + input.name + "'"; }
+std::string Request::text_from_input(const TensorInfo& input) const { return model_.name() + ": input '" + input.name + "'"; }
 
 void Request::read_wanted_outputs() {
-  const auto& outputs = model_->outputs();
+  const auto& outputs = model_.outputs();
   uint32_t count = 0;
   check(TRITONBACKEND_RequestOutputCount(handle_, &count));
   for (uint32_t i = 0; i < count; ++i) {
@@ -50,7 +51,7 @@ void Request::read_wanted_outputs() {
     check(TRITONBACKEND_RequestOutputName(handle_, i, &name));
     size_t index = 0;
     while (index < outputs.size() && outputs[index].name != name) ++index;
-    if (index == outputs.size()) throw_invalid_argument(model_->name() + ": there is no output '" + name + "'");
+    if (index == outputs.size()) throw_invalid_argument(model_.name() + ": there is no output '" + name + "'");
     wanted_outputs_ |= uint64_t{1} << index;
   }
 }
@@ -59,12 +60,12 @@ void Request::throw_if_cancelled() const {
   bool cancelled = false;
   check(TRITONBACKEND_RequestIsCancelled(handle_, &cancelled));
   if (!cancelled) return;
-  log(TRITONSERVER_LOG_VERBOSE, model_->name() + ": a cancelled request is not run");
-  fail(TRITONSERVER_ERROR_CANCELLED, model_->name() + ": the request was cancelled before it was run");
+  log(TRITONSERVER_LOG_VERBOSE, model_.name() + ": a cancelled request is not run");
+  fail(TRITONSERVER_ERROR_CANCELLED, model_.name() + ": the request was cancelled before it was run");
 }
 
 bool Request::can_join(const Request& other) const {
-  if (!model_->batches()) return false;
+  if (&model_ != &other.model_ || !model_.batches()) return false;
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const Shape& mine = inputs_[i].shape;
     const Shape& theirs = other.inputs_[i].shape;
@@ -90,7 +91,7 @@ const void* Request::input_in_place(size_t input) const {
   if (source.buffers != 1) return nullptr;
   uint64_t bytes = 0;
   const void* data = buffer(source, 0, bytes);
-  const bool aligned = reinterpret_cast<uintptr_t>(data) % model_->inputs()[input].type->size == 0;
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % model_.inputs()[input].type->size == 0;
   return bytes == source.bytes && aligned ? data : nullptr;
 }
 
@@ -100,11 +101,11 @@ uint64_t Request::copy_input(size_t input, char* to) const {
   for (uint32_t i = 0; i < source.buffers; ++i) {
     uint64_t bytes = 0;
     const void* data = buffer(source, i, bytes);
-    if (bytes > source.bytes - copied) throw_invalid_argument(model_->name() + ": an input's pieces are longer than the input");
+    if (bytes > source.bytes - copied) throw_invalid_argument(model_.name() + ": an input's pieces are longer than the input");
     if (bytes > 0) std::memcpy(to + copied, data, bytes);
     copied += bytes;
   }
-  if (copied != source.bytes) throw_invalid_argument(model_->name() + ": an input's pieces are shorter than the input");
+  if (copied != source.bytes) throw_invalid_argument(model_.name() + ": an input's pieces are shorter than the input");
   return copied;
 }
 
@@ -120,10 +121,10 @@ void* Request::add_output(const TensorInfo& output, const Shape& shape) {
   return buffer;
 }
 
-void Request::finish(TRITONBACKEND_ModelInstance* instance, uint64_t start_ns, uint64_t end_ns) noexcept {
+void Request::finish(uint64_t start_ns, uint64_t end_ns) noexcept {
   // Before the response is sent, so that a caller with a response finds it counted in the statistics.
   log_error(
-      TRITONBACKEND_ModelInstanceReportStatistics(instance, handle_, !failed(), start_ns, compute_start_ns_, compute_end_ns_, end_ns));
+      TRITONBACKEND_ModelInstanceReportStatistics(instance_, handle_, !failed(), start_ns, compute_start_ns_, compute_end_ns_, end_ns));
   if (response_ != nullptr) {
     log_error(TRITONBACKEND_ResponseSend(response_.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_.get()));
   }

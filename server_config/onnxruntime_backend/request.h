@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "drain.h"
 #include "model.h"
 
 namespace onnx_backend {
@@ -12,15 +13,23 @@ namespace onnx_backend {
 class Request {
  public:
   // `handle` stays Triton's until finish(). A response or an error that was not sent is deleted with the request.
-  Request(TRITONBACKEND_Request* handle, const Model& model) : handle_(handle), model_(&model) {}
+  Request(TRITONBACKEND_Request* handle, TRITONBACKEND_ModelInstance* instance, Model& model)
+      : handle_(handle), instance_(instance), model_(model), execution_(model.averages()) {}
 
-  // Creates the response and reads the request. Throws Failure if the request does not match the model.
+  Model& model() const { return model_; }
+  // Statistics are reported for it.
+  TRITONBACKEND_ModelInstance* instance() const { return instance_; }
+
+  // Creates the response and reads the request. Throws Failure if the request does not match the model, or the server is stopping.
   void begin();
 
   // Runs work(); a failure becomes the answer of this request and of no other.
   template <class Work>
   void run_guarded(Work&& work) {
     if (error_ == nullptr) error_ = to_triton_error(work);
+  }
+  void fail_with(const ErrorPtr& error) {
+    run_guarded([&] { fail(TRITONSERVER_ErrorCode(error.get()), TRITONSERVER_ErrorMessage(error.get())); });
   }
   bool failed() const { return error_ != nullptr; }
   void throw_if_cancelled() const;
@@ -31,7 +40,7 @@ class Request {
   // One bit for each output of the model.
   uint64_t wanted_outputs() const { return wanted_outputs_; }
   bool wants(size_t output) const { return (wanted_outputs_ >> output & 1) != 0; }
-  // Whether both can be one run: their shapes differ in the rows at most.
+  // Whether both can be one run: their model is the same, and their shapes differ in the rows at most.
   bool can_join(const Request& other) const;
 
   // The data of an input where Triton holds it, if it is in one piece and aligned for its type; else null.
@@ -44,7 +53,7 @@ class Request {
   // When the run of this request began and ended to compute.
   void set_computed(uint64_t start_ns, uint64_t end_ns) { compute_start_ns_ = start_ns, compute_end_ns_ = end_ns; }
   // Reports the request to Triton's statistics, sends the response or the error, and releases the request.
-  void finish(TRITONBACKEND_ModelInstance* instance, uint64_t start_ns, uint64_t end_ns) noexcept;
+  void finish(uint64_t start_ns, uint64_t end_ns) noexcept;
 
  private:
   struct ResponseDeleter {
@@ -63,7 +72,9 @@ class Request {
   static const void* buffer(const Input& input, uint32_t index, uint64_t& bytes);
 
   TRITONBACKEND_Request* handle_;
-  const Model* model_;
+  TRITONBACKEND_ModelInstance* instance_;
+  Model& model_;
+  Execution execution_;
   std::unique_ptr<TRITONBACKEND_Response, ResponseDeleter> response_;
   ErrorPtr error_;
   std::vector<Input> inputs_;

@@ -50,6 +50,7 @@ Runtime::Runtime(const std::string& library) {
   });
   cpu_memory_ =
       make<OrtMemoryInfo>([&](OrtMemoryInfo** made) { return api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, made); });
+  check(api_->CreateAndRegisterAllocator(environment_.get(), cpu_memory_.get(), nullptr));
   check(api_->GetAllocatorWithDefaultOptions(&allocator_));
 }
 

@@ -79,6 +79,7 @@ class Triton:
         environment: Mapping[str, str] | None = None,
         *,
         verbose: bool = False,
+        cores: int | None = None,
     ) -> None:
         binary, libraries = tritonserver()
         self.repository = folder / "models"
@@ -100,6 +101,10 @@ class Triton:
             f"--log-verbose={int(verbose)}",
             *(f"--backend-config=onnxruntime,{key}={value}" for key, value in backend_config.items()),
         ]
+        if cores is not None:
+            available = sorted(os.sched_getaffinity(0))
+            assert len(available) >= cores, f"this test needs {cores} cores"
+            command = ["taskset", "--cpu-list", ",".join(map(str, available[:cores])), *command]
         inherited = {key: value for key, value in os.environ.items() if key not in ("ONNXRUNTIME_LIBRARY", "LD_PRELOAD")}
         # The supervisor does not get this environment: preloading is only for the server.
         given = {"LD_LIBRARY_PATH": str(libraries), **(environment or {})}

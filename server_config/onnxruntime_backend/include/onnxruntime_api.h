@@ -8,6 +8,7 @@
 #include <cstdint>
 
 struct OrtAllocator;
+struct OrtArenaCfg;
 struct OrtEnv;
 struct OrtMemoryInfo;
 struct OrtRunOptions;
@@ -112,11 +113,14 @@ struct OrtApi {
   void (*ReleaseSessionOptions)(OrtSessionOptions* options);               // 100
   void* gap_101[29];
   OrtStatus* (*AddSessionConfigEntry)(OrtSessionOptions* options, const char* key, const char* value);  // 130
+  void* gap_131[13];
+  OrtStatus* (*CreateAndRegisterAllocator)(OrtEnv* env, const OrtMemoryInfo* memory, const OrtArenaCfg* arena);  // 144; null: the default
 };
 static_assert(offsetof(OrtApi, CreateSession) == 7 * sizeof(void*), "a gap is wrong");
 static_assert(offsetof(OrtApi, CreateTensorWithDataAsOrtValue) == 49 * sizeof(void*), "a gap is wrong");
 static_assert(offsetof(OrtApi, ReleaseEnv) == 92 * sizeof(void*), "a gap is wrong");
 static_assert(offsetof(OrtApi, AddSessionConfigEntry) == 130 * sizeof(void*), "a gap is wrong");
+static_assert(offsetof(OrtApi, CreateAndRegisterAllocator) == 144 * sizeof(void*), "a gap is wrong");
 
 struct OrtApiBase {
   const OrtApi* (*GetApi)(uint32_t version);  // null where the library is older than that version

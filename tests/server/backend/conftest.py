@@ -64,7 +64,7 @@ def record_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorded(
     tmp_path_factory: pytest.TempPathFactory, backend_directory: Path, compiled: Callable[[str], Path], record_file: Path
 ) -> Iterator[Triton]:
-    """A server on the recording stand-in, with thread counts on its command line."""
+    """A server on the recording stand-in, with thread counts on its command line, and one core, on which one run follows another."""
     settings = {"intra_op_thread_count": "2", "inter_op_thread_count": "3"}
     environment = {
         # The library by the environment here, by the command line in the other server.
@@ -72,5 +72,5 @@ def recorded(
         "RECORD_LIBRARY": str(onnxruntime_library()),
         "RECORD_FILE": str(record_file),
     }
-    with Triton(tmp_path_factory.mktemp("recorded"), backend_directory, settings, environment, verbose=True) as server:
+    with Triton(tmp_path_factory.mktemp("recorded"), backend_directory, settings, environment, verbose=True, cores=1) as server:
         yield server

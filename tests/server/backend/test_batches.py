@@ -6,12 +6,11 @@ A recording proxy of ONNX Runtime shows what was run; the answers are those of t
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,31 +18,13 @@ import pytest
 import tritonclient.utils.shared_memory as shm
 from hypothesis import given, settings, strategies as st
 from onnx import TensorProto, helper
-from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
+from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from tests.support import backend_graphs as graphs
+from tests.support.backend_calls import ANSWER_DEADLINE_S, Answer, good, infer_together, runs, wait_until
 from tests.support.backend_triton import Triton, arrays, infer_inputs, infer_outputs, records
 from tests.support.facts import raises
-
-ANSWER_DEADLINE_S = 20.0
-Answer: TypeAlias = "dict[str, npt.NDArray[Any]] | InferenceServerException"
-
-
-def infer_together(
-    triton: Triton, name: str, requests: list[dict[str, npt.NDArray[Any]]], outputs: list[list[str]] | None = None
-) -> list[Answer]:
-    """Send all requests before any is answered; return the answers in the requests' order."""
-    done: Queue[tuple[int, Answer]] = Queue()
-
-    def callback(index: int) -> Callable[[InferResult | None, InferenceServerException | None], None]:
-        return lambda result, error: done.put((index, error if result is None else arrays(result)))
-
-    for index, inputs in enumerate(requests):
-        wanted = infer_outputs(outputs[index] if outputs else None)
-        triton.client.async_infer(name, infer_inputs(inputs), callback(index), outputs=wanted)
-    answers = dict(done.get(timeout=ANSWER_DEADLINE_S) for _ in requests)
-    return [answers[index] for index in range(len(requests))]
 
 
 def infer_in_order(triton: Triton, name: str, requests: list[dict[str, npt.NDArray[Any]]]) -> list[Answer]:
@@ -56,22 +37,6 @@ def infer_in_order(triton: Triton, name: str, requests: list[dict[str, npt.NDArr
         return [done.get(timeout=ANSWER_DEADLINE_S) for _ in requests]
     finally:
         triton.client.stop_stream()
-
-
-def good(answer: Answer) -> dict[str, npt.NDArray[Any]]:
-    assert isinstance(answer, dict), answer
-    return answer
-
-
-def wait_until(true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + ANSWER_DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.005)
-
-
-def runs(record_file: Path, name: str) -> list[dict[str, Any]]:
-    return [record for record in records(record_file) if f"/{name}/" in record.get("run", "")]
 
 
 def test_eight_requests_are_one_run(recorded: Triton, record_file: Path) -> None:

@@ -18,7 +18,16 @@ INTRA_SPIN, INTER_SPIN = "session.intra_op.allow_spinning", "session.inter_op.al
 A_COUNT = "0 | 1024"
 A_MODE = "'0' or '1'"
 # The `recorded` server's command line gives 2 and 3 threads. 99: all optimisations.
-SILENT = {"intra": 2, "inter": 3, "mode": 0, "level": 99, INTRA_SPIN: "0", INTER_SPIN: "0"}
+SILENT = {
+    "intra": 2,
+    "inter": 3,
+    "mode": 0,
+    "level": 99,
+    INTRA_SPIN: "0",
+    INTER_SPIN: "0",
+    "session.use_env_allocators": "1",
+    "session.use_device_allocator_for_initializers": "1",
+}
 
 
 def options_of(recorded: Triton, record_file: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,28 @@
+#include "instance.h"
+
+namespace onnx_backend {
+
+void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
+  const uint64_t start_ns = now_ns();
+  std::list<Request> requests;
+  for (uint32_t i = 0; i < count; ++i) requests.emplace_back(handles[i], handle_, model_);
+  // Nothing is thrown from here on: some of the requests have their answers.
+  for (auto request = requests.begin(); request != requests.end();) {
+    request->run_guarded([&] { request->begin(); });
+    if (request->failed()) request->finish(start_ns, now_ns());
+    request = request->failed() ? requests.erase(request) : std::next(request);
+  }
+  if (!model_.averages()) {
+    queue_.add(requests);
+    return;
+  }
+  // At once: it takes microseconds, and its caller waits for nothing else.
+  while (!requests.empty()) {
+    Group group;
+    group.rows = requests.front().rows();
+    group.requests.splice(group.requests.end(), requests, requests.begin());
+    answer(std::move(group), scratch_);
+  }
+}
+
+}  // namespace onnx_backend

@@ -1,0 +1,138 @@
+#include "run_queue.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+
+namespace onnx_backend {
+
+namespace {
+
+// Up to here, a joint run takes clearly less time than separate runs of its rows, even if another core is idle meanwhile.
+constexpr int64_t kWorthJoining = 4;
+
+void throw_if(int error, const char* what) {
+  if (error != 0) throw std::system_error(error, std::generic_category(), what);
+}
+
+struct CpuSet {
+  explicit CpuSet(size_t count) : size(CPU_ALLOC_SIZE(count)), set(CPU_ALLOC(count)) {
+    if (set == nullptr) throw std::bad_alloc();
+    CPU_ZERO_S(size, set);
+  }
+  ~CpuSet() { CPU_FREE(set); }
+  CpuSet(const CpuSet&) = delete;
+  CpuSet& operator=(const CpuSet&) = delete;
+
+  const size_t size;  // bytes
+  cpu_set_t* const set;
+};
+
+std::vector<int> available_cores() {
+  // The kernel refuses a set that is too small for all cores of the machine.
+  for (size_t count = 1024;; count *= 2) {
+    const CpuSet allowed(count);
+    if (sched_getaffinity(0, allowed.size, allowed.set) != 0) {
+      if (errno != EINVAL || count > 1 << 20) throw_if(errno, "sched_getaffinity");
+      continue;
+    }
+    std::vector<int> cores;
+    for (size_t core = 0; core < count; ++core) {
+      if (CPU_ISSET_S(core, allowed.size, allowed.set)) cores.push_back(static_cast<int>(core));
+    }
+    return cores;
+  }
+}
+
+// The kernel may leave two busy threads on one core and the other core idle for several milliseconds, longer than a run takes.
+void pin(std::thread& thread, int core) {
+  const CpuSet only(static_cast<size_t>(core) + 1);
+  CPU_SET_S(static_cast<size_t>(core), only.size, only.set);
+  throw_if(pthread_setaffinity_np(thread.native_handle(), only.size, only.set), "pthread_setaffinity_np");
+}
+
+}  // namespace
+
+RunQueue::RunQueue() : cores_(available_cores()) {
+  try {
+    threads_.reserve(cores_.size());
+    for (const int core : cores_) pin(threads_.emplace_back([this] { work(); }), core);
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+RunQueue::~RunQueue() { stop(); }
+
+void RunQueue::stop() noexcept {
+  {
+    const std::lock_guard<std::mutex> hold(mutex_);
+    stopping_ = true;
+  }
+  can_start_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void RunQueue::add(std::list<Request>& requests) noexcept {
+  if (requests.empty()) return;
+  const Model& model = requests.front().model();
+  Model::Backlog& backlog = requests.front().model().backlog();
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    backlog.has_room.wait(lock, [&] { return backlog.rows < model.max_joined_rows(); });
+    for (const Request& request : requests) backlog.rows += request.rows(), waiting_rows_ += request.rows();
+    waiting_.splice(waiting_.end(), requests);
+    if (!can_start()) return;
+  }
+  can_start_.notify_one();
+}
+
+bool RunQueue::can_start() const {
+  return !waiting_.empty() && (busy_cores_ == 0 || busy_cores_ + waiting_.front().model().threads() <= cores_.size());
+}
+
+// The oldest request, and those that can join it, up to its share of all that waits: with more, other cores would have nothing to run.
+Group RunQueue::take() {
+  Group group;
+  const Request& first = waiting_.front();
+  Model& model = first.model();
+  const auto runs_at_a_time = static_cast<int64_t>(std::max<size_t>(1, cores_.size() / model.threads()));
+  const int64_t share = (waiting_rows_ + runs_at_a_time - 1) / runs_at_a_time;
+  const int64_t most = std::min(std::max(share, kWorthJoining), model.max_joined_rows());
+  for (auto request = waiting_.begin(); request != waiting_.end();) {
+    const auto next = std::next(request);
+    if (group.requests.empty() || (group.rows + request->rows() <= most && first.can_join(*request))) {
+      group.rows += request->rows();
+      group.requests.splice(group.requests.end(), waiting_, request);
+    }
+    request = next;
+  }
+  waiting_rows_ -= group.rows;
+  model.backlog().rows -= group.rows;
+  model.backlog().has_room.notify_all();  // under the lock: once the group is answered, the model may be unloaded
+  return group;
+}
+
+void RunQueue::work() noexcept {
+  std::vector<Scratch> scratch;
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    can_start_.wait(lock, [this] { return stopping_ || can_start(); });
+    if (stopping_) return;
+    Group group = take();
+    const size_t threads = group.requests.front().model().threads();
+    busy_cores_ += threads;
+    const bool another = can_start();
+    lock.unlock();
+    if (another) can_start_.notify_one();
+    answer(std::move(group), scratch);
+    lock.lock();
+    busy_cores_ -= threads;
+  }
+}
+
+}  // namespace onnx_backend
