@@ -1,7 +1,8 @@
-"""Compare an ensemble behind Triton with the same networks in the caller's process.
+"""Compare an ensemble behind Triton with FastAPI, and with the same networks in the caller's process.
 
-Five defective ResNet-18s of width 16 at 3x32x32, averaged; called by 8 callers with 16 images, by 8 with one, and by one with one. Our
-client over gRPC and over HTTP, and eight forms without a server, are timed in turn, in rounds, on the same two cores.
+Five defective ResNet-18s of width 16 at 3x32x32, averaged; called by 8 callers with 16 images, by 8 with one, and by one with one; and one
+small member, called by 8 with one. Triton over gRPC and over HTTP, FastAPI, and the forms without a server are timed in turn, in rounds, on
+the same two cores.
 """
 
 from __future__ import annotations
@@ -9,19 +10,20 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
 # A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import expected_outputs
+from benchmarks.common.answers import expected_outputs, member_logits
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.figures import spread
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
@@ -29,15 +31,15 @@ from benchmarks.common.provenance import machine_info
 from benchmarks.common.servers import memory_bytes, start_server, write_ensemble_repository
 from benchmarks.common.timing import Timing, time_form
 from benchmarks.serving.figures import SETTINGS, Setting, build_result, compute_figures
-from benchmarks.serving.forms import forms_in_process, forms_served
+from benchmarks.serving.forms import FastApiError, forms_in_process, forms_of_one_member, forms_served
 from benchmarks.serving.page import page
 from defensemble import Client, DefensembleError
-from defensemble_export import ExportedMember
+from defensemble_export import ExportedMember, planned_files, write_files
 from defensemble_repository.averaging import TOLERANCE
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
-SCHEMA = "defensemble.benchmark.serving_overhead/1"
+SCHEMA = "defensemble.benchmark.serving_overhead/2"
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,15 @@ class Effort:
     starts: int
 
 
-FULL = Effort(rounds=5, seconds=2.0, warm_s=0.4, starts=5)
+_SMALL_WIDTH = 8
+
+FULL = Effort(rounds=9, seconds=1.5, warm_s=0.3, starts=5)
 QUICK = Effort(rounds=1, seconds=0.4, warm_s=0.2, starts=1)
 
 
 def measure(
     members: Sequence[ExportedMember],
+    one_member: ExportedMember,
     images: NDArray[np.float32],
     expected: NDArray[np.float64],
     effort: Effort,
@@ -64,12 +69,13 @@ def measure(
     settings: Sequence[Setting] = SETTINGS,
     on_progress: OnProgress = silent,
 ) -> dict[str, Any]:
-    """Serve members as an ensemble, time all forms in all settings, and return the result as JSON.
+    """Serve members as an ensemble, and one by itself, time all forms in all settings, and return the result as JSON.
 
     The outputs of every form are first compared with the expected ones, at each batch size.
 
     Args:
-        members: The members.
+        members: The members of the ensemble.
+        one_member: A network with another name, which is served without an ensemble.
         images: (N, C, H, W), with N at least 128, the largest number that all callers of a setting use together.
         expected: The correct probabilities (N, K) for `images`.
         effort: Rounds and durations.
@@ -79,30 +85,39 @@ def measure(
 
     Raises:
         WrongAnswerError: The outputs of a form are wrong.
-        DefensembleError, ServerError, RepositoryError: A failure before the first round; later failures are in the result.
+        FastApiError, DefensembleError, ServerError, RepositoryError: A failure before the first round; later failures are in the result.
     """
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
         repository = write_ensemble_repository(Path(folder) / "repository", members)
+        write_files(repository, planned_files(repository, [one_member], ensemble=None))
         starts = []
         for _ in range(effort.starts - 1):
             with start_server(repository) as (_, start):
                 starts.append(start)
-        with start_server(repository) as (server, start), forms_served(server) as served, forms_in_process(members) as in_process:
+        with (
+            start_server(repository) as (server, start),
+            forms_served(server, members) as served,
+            forms_in_process(members) as in_process,
+            forms_of_one_member(server, one_member) as single,
+        ):
             starts.append(start)
             on_progress(f"Triton responded after {start.triton_answers_s:.2f} s")
             idle = memory_bytes(server)
-            forms = [*served, *in_process]
+            ensemble = [*served, *in_process]
             sizes = sorted({setting.batch for setting in settings})
+            expected_logits = member_logits([one_member], images)[0]
             worst = max(
-                check_answers(form, images[start : start + size], expected[start : start + size])
+                check_answers(form, images[start : start + size], outputs[start : start + size])
+                for forms, outputs in ((ensemble, expected), (single, expected_logits))
                 for form in forms
                 for size in sizes
                 for start in (0, 16)
             )
-            on_progress(f"all {len(forms)} forms match numpy's average within {worst:.1g}; allowed: {TOLERANCE:g}")
+            on_progress(f"all {len(ensemble)} forms match numpy's average within {worst:.1g}; allowed: {TOLERANCE:g}")
+            forms = {setting.key: single if setting.one_member else ensemble for setting in settings}
             results, failures = _rounds(forms, images, settings, effort, seed, on_progress)
             with Client(server.grpc_url) as client:
-                machine = machine_info(client.server_metadata() if server.running else None)
+                machine = machine_info(client.server_metadata() if server.running else None, ("onnx", "onnxruntime", "fastapi", "uvicorn"))
             loaded = memory_bytes(server) if server.running else None
     return {
         "schema": SCHEMA,
@@ -126,41 +141,46 @@ def measure(
 
 
 def _rounds(
-    forms: Sequence[Form], images: NDArray[np.float32], settings: Sequence[Setting], effort: Effort, seed: int, on_progress: OnProgress
+    forms: Mapping[str, Sequence[Form]],
+    images: NDArray[np.float32],
+    settings: Sequence[Setting],
+    effort: Effort,
+    seed: int,
+    on_progress: OnProgress,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Time every form in every setting once per round, in a new random order, so that drift affects all forms alike."""
     generator = np.random.default_rng(seed)
-    timings: dict[str, dict[str, list[Timing]]] = {setting.key: {form.name: [] for form in forms} for setting in settings}
+    timings: dict[str, dict[str, list[Timing]]] = {key: {form.name: [] for form in own} for key, own in forms.items()}
     failures: dict[str, str] = {}
     began = time.monotonic()
     for number in range(effort.rounds):
         for setting in settings:
             size = setting.callers * setting.batch
             batches = images[:size].reshape(setting.callers, setting.batch, *images.shape[1:])
-            for index in generator.permutation(len(forms)):
-                form = forms[index]
+            own = forms[setting.key]
+            for index in generator.permutation(len(own)):
+                form = own[index]
                 if form.name in failures:
                     continue
                 try:
                     timing = time_form(form.predict, batches, warm_s=effort.warm_s, seconds=effort.seconds)
-                except DefensembleError as error:
+                except (OSError, grpc.RpcError) as error:
                     failures[form.name] = str(error)
                     on_progress(f"{form.name} failed: {error}")
                     continue
                 timings[setting.key][form.name].append(timing)
             done = number * len(settings) + settings.index(setting) + 1
             left = (time.monotonic() - began) * (effort.rounds * len(settings) / done - 1)
-            on_progress(
-                f"round {number + 1} of {effort.rounds}, {setting.title}: {_summary(forms, timings[setting.key])}; {left:.0f} s left"
-            )
-    kept = {
-        setting.key: {name: None if name in failures else rounds for name, rounds in timings[setting.key].items()} for setting in settings
-    }
-    return {setting.key: build_result(setting, forms, kept[setting.key]) for setting in settings}, failures
+            on_progress(f"round {number + 1} of {effort.rounds}, {setting.title}: {_summary(own, timings[setting.key])}; {left:.0f} s left")
+    results = {}
+    for setting in settings:
+        kept = {name: None if name in failures else rounds for name, rounds in timings[setting.key].items()}
+        results[setting.key] = build_result(setting, forms[setting.key], kept)
+    return results, failures
 
 
-def _summary(forms: Sequence[Form], timings: dict[str, list[Timing]]) -> str:
-    """Summarise the images per second of the last round: each protocol, and the best form in process."""
+def _summary(forms: Sequence[Form], timings: Mapping[str, Sequence[Timing]]) -> str:
+    """Summarise the images per second of the last round: each server, and the best form in process."""
     last = {form: timings[form.name][-1].images_per_s for form in forms if timings[form.name]}
     served = [f"{form.protocol} {rate:.0f}" for form, rate in last.items() if form.protocol]
     return f"{', '.join(served)}, in process {max(rate for form, rate in last.items() if form.protocol is None):.0f} images/s"
@@ -170,13 +190,13 @@ def _summary(forms: Sequence[Form], timings: dict[str, list[Timing]]) -> str:
 @click.option("--rounds", type=click.IntRange(1), help=f"Number of rounds.  [default: {FULL.rounds}]")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help=f"Seconds per form in a round.  [default: {FULL.seconds:g}]")
 def main(options: Options, rounds: int | None, seconds: float | None) -> NoReturn:
-    """Compare an ensemble behind Triton with the same networks in the caller's process.
+    """Compare an ensemble behind Triton with FastAPI, and with the same networks in the caller's process.
 
-    Takes about seven minutes on two cores, on an otherwise idle machine. The exit status is 1 if a figure misses its goal.
+    Takes about nine minutes on two cores, on an otherwise idle machine. The exit status is 1 if a figure misses its goal.
     """
     base = QUICK if options.quick else FULL
     effort = Effort(rounds or base.rounds, seconds or base.seconds, base.warm_s, base.starts)
-    errors = (WrongAnswerError, DefensembleError, RepositoryError, ServerError)
+    errors = (FastApiError, WrongAnswerError, DefensembleError, RepositoryError, ServerError)
     run(lambda on_progress: _measure_networks(effort, options.seed, on_progress), page, options, errors=errors)
 
 
@@ -185,10 +205,10 @@ def _measure_networks(effort: Effort, seed: int, on_progress: OnProgress) -> dic
 
     images = random_images(max(setting.callers * setting.batch for setting in SETTINGS), seed)
     networks = untrained_networks(images, seed, on_progress=on_progress)
-    result = measure(
-        networks.members, images, expected_outputs(networks.logits)["probabilities"], effort, seed=seed, on_progress=on_progress
-    )
-    return {**result, "member_spec": spec_values()}
+    (small,) = untrained_networks(images, seed, count=1, width=_SMALL_WIDTH, on_progress=on_progress).members
+    expected = expected_outputs(networks.logits)["probabilities"]
+    result = measure(networks.members, replace(small, name="small"), images, expected, effort, seed=seed, on_progress=on_progress)
+    return {**result, "member_spec": spec_values(), "one_member": spec_values(_SMALL_WIDTH)}
 
 
 if __name__ == "__main__":

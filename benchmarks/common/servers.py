@@ -50,7 +50,7 @@ def memory_bytes(server: Server) -> dict[str, int]:
 @contextmanager
 def start_server(repository: Path) -> Iterator[tuple[Server, Start]]:
     """Start a server of a repository on free ports. Yields the server and the duration of its start."""
-    port = _free_port()
+    port = free_port()
     response_times: list[float] = []
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(port, response_times, stop), name="watcher")
@@ -83,7 +83,8 @@ def _watch(port: int, response_times: list[float], stop: threading.Event) -> Non
             return
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

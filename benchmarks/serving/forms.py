@@ -1,57 +1,142 @@
-"""The compared forms: the ensemble behind Triton, and the same members in the caller's process, in four ways."""
+"""The compared forms: the ensemble behind Triton and behind FastAPI, the same members in the caller's process, and a single member."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.common.answers import session_from_onnx
-from benchmarks.common.forms import Form, predict_in_process, predict_with
+from benchmarks.common.forms import Form, predict_in_process
+from benchmarks.common.raw_calls import Sockets, bytes_request, kserve_request, predict_with_stub
+from benchmarks.common.servers import ENSEMBLE, free_port
 from benchmarks.common.timing import Predict
-from defensemble import Client
 from defensemble_export import ExportedMember, fused_onnx
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_server import Server
 
+FASTAPI = "fastapi"
 _POOL = 2
-_FUSED_THREADS = (1, 2)
+_ROOT = Path(__file__).resolve().parents[2]
+_START_S = 60.0
+_POLL_S = 0.02
+
+
+class FastApiError(Exception):
+    """The FastAPI service did not start."""
 
 
 @contextmanager
 def forms_in_process(members: Sequence[ExportedMember]) -> Iterator[list[Form]]:
-    """Create every form without a server, each with ONNX Runtime's `session.intra_op.allow_spinning` 0 and 1.
+    """Create every form of an ensemble without a server.
 
-    Sessions have one thread; their caller runs them in turn, or a pool of two runs them. Forms with one thread have no others that could
-    spin, and are timed with both values all the same.
+    Sessions have one thread; their caller runs them in turn, or a pool of two runs them. The graph of all members has one thread or two,
+    and with two also ONNX Runtime's `session.intra_op.allow_spinning`.
     """
     fused = fused_onnx([member.onnx for member in members], Ensemble("fused", tuple(Member(member.name) for member in members)))
-    with ExitStack() as stack:
-        forms = []
-        for spins in (False, True):
-            sessions = [session_from_onnx(member.onnx, spins=spins) for member in members]
-            pool = stack.enter_context(ThreadPoolExecutor(_POOL, thread_name_prefix="pool"))
-            forms.append(Form(_form_name("sessions, averaged by numpy", spins), _in_turn(sessions), spins=spins))
-            forms.append(Form(_form_name(f"sessions in a pool of {_POOL}", spins), _in_pool(sessions, pool), spins=spins))
-            for threads in _FUSED_THREADS:
-                name = _form_name(f"fused graph, {threads} thread{'s' if threads > 1 else ''}", spins)
-                forms.append(Form(name, predict_in_process(session_from_onnx(fused, threads, spins=spins)), spins=spins))
-        yield forms
+    sessions = [session_from_onnx(member.onnx) for member in members]
+    with ThreadPoolExecutor(_POOL, thread_name_prefix="pool") as pool:
+        yield [
+            Form("sessions, averaged by numpy", _in_turn(sessions)),
+            Form(f"sessions in a pool of {_POOL}", _in_pool(sessions, pool)),
+            Form("fused graph, 1 thread", predict_in_process(session_from_onnx(fused))),
+            Form("fused graph, 2 threads", predict_in_process(session_from_onnx(fused, 2))),
+            Form("fused graph, 2 threads, spins", predict_in_process(session_from_onnx(fused, 2, spins=True)), spins=True),
+        ]
 
 
 @contextmanager
-def forms_served(server: Server) -> Iterator[list[Form]]:
-    """Create the forms of our client, over gRPC and over HTTP, each shared by all callers."""
-    with Client(server.grpc_url) as over_grpc, Client(server.http_url) as over_http:
-        yield [
-            Form("Triton, gRPC", predict_with(over_grpc), protocol="grpc"),
-            Form("Triton, HTTP", predict_with(over_http), protocol="http"),
-        ]
+def forms_served(server: Server, members: Sequence[ExportedMember]) -> Iterator[list[Form]]:
+    """Create the forms with a server: the ensemble over gRPC and over HTTP, and the members behind FastAPI.
+
+    Raises:
+        FastApiError: The FastAPI service did not start.
+    """
+    with ExitStack() as stack:
+        forms = _triton_forms(server, ENSEMBLE, "probabilities", stack)
+        url = stack.enter_context(_fastapi_server(members))
+        yield [*forms, Form("FastAPI", _sockets(Sockets(url, bytes_request("/predict")), stack), FASTAPI)]
+
+
+@contextmanager
+def forms_of_one_member(server: Server, member: ExportedMember) -> Iterator[list[Form]]:
+    """Create the forms of a single member: over gRPC, over HTTP, and in the caller's process. They return logits."""
+    session = session_from_onnx(member.onnx)
+
+    def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
+        return logits
+
+    with ExitStack() as stack:
+        yield [*_triton_forms(server, member.name, "logits", stack), Form("session, run by its callers", predict)]
+
+
+def _triton_forms(server: Server, model: str, output: str, stack: ExitStack) -> list[Form]:
+    channel = stack.enter_context(grpc.insecure_channel(urlsplit(server.grpc_url).netloc))
+    sockets = Sockets(server.http_url, kserve_request(model, output))
+    return [
+        Form("Triton, gRPC", predict_with_stub(channel, model, output), "grpc"),
+        Form("Triton, HTTP", _sockets(sockets, stack), "http"),
+    ]
+
+
+def _sockets(sockets: Sockets, stack: ExitStack) -> Predict:
+    stack.callback(sockets.close)
+    return sockets.predict
+
+
+@contextmanager
+def _fastapi_server(members: Sequence[ExportedMember]) -> Iterator[str]:
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder, tempfile.TemporaryFile() as log:
+        paths = [Path(folder) / f"{member.name}.onnx" for member in members]
+        for path, member in zip(paths, members, strict=True):
+            path.write_bytes(member.onnx)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "benchmarks.serving.fastapi_app:app", f"--port={port}", "--log-level=warning"],
+            cwd=_ROOT,
+            env={**os.environ, "MEMBERS": ":".join(map(str, paths))},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_listening(url, process)
+            yield url
+        except FastApiError as error:
+            log.seek(0)
+            raise FastApiError(f"{error}:\n{log.read().decode(errors='replace')[-2000:]}") from error
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_listening(url: str, process: subprocess.Popen[bytes]) -> None:
+    import urllib3
+
+    deadline = time.monotonic() + _START_S
+    with urllib3.PoolManager() as pool:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                pool.request("GET", url, retries=False, timeout=1.0)
+            except urllib3.exceptions.HTTPError:
+                time.sleep(_POLL_S)
+            else:
+                return
+    raise FastApiError(f"uvicorn did not start within {_START_S:g} s (exit status {process.poll()})")
 
 
 def _in_turn(sessions: Sequence[onnxruntime.InferenceSession]) -> Predict:
@@ -77,7 +162,3 @@ def _average(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     stacked /= stacked.sum(axis=2, keepdims=True)
     probabilities: NDArray[np.float32] = stacked.mean(axis=0)
     return probabilities
-
-
-def _form_name(name: str, spins: bool) -> str:
-    return f"{name}, spins" if spins else name

@@ -5,28 +5,60 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.common.markdown import format_measurement, format_spread, note_paragraph, quick_warning, served_members_lines, table
+from benchmarks.common.markdown import (
+    figures_table,
+    format_measurement,
+    format_spread,
+    note_paragraph,
+    quick_warning,
+    served_members_lines,
+    table,
+)
+
+_TITLES = {
+    "http_to_in_process": "HTTP / best form in process",
+    "http_to_fastapi": "HTTP / FastAPI",
+    "http_to_fastapi_p99": "HTTP / FastAPI, 99th percentile of a call",
+    "grpc_to_http": "gRPC / HTTP",
+}
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Return the page of a result as Markdown; the same result gives the same text."""
-    return f"""# Cost of serving compared with the best form in the caller's process
+    settings = result["settings"]
+    ensemble = {key: setting for key, setting in settings.items() if not key.startswith("one_member")}
+    one_member = {key: setting for key, setting in settings.items() if key not in ensemble}
+    return f"""# Cost of serving: Triton, FastAPI and the caller's process
 {quick_warning(result)}
 {_how(result, json_name)}
+
+The ensemble is served by Triton with this project's backend; by a FastAPI application of 30 lines
+(`benchmarks/serving/fastapi_app.py`, FastAPI {result["versions"]["fastapi"]}, uvicorn {result["versions"]["uvicorn"]} with uvloop and
+httptools); or run in the callers' process.
+Requests were made before and are sent by bare sockets and stubs: what a client costs is on [another page](client.md).
+
+{figures_table(result["figures"], _figure_titles(settings))}
+
+Ratios of images per second are medians of {result["rounds"]} rounds; percentiles are those of all calls.
 
 ## Images per second
 
 Median of {result["rounds"]} rounds, in which all forms take turns, with minimum and maximum. Columns are callers x batch. The best
-form in the caller's process is bold.
+form in the caller's process is bold; for one caller, threads that spin do not count.
 
-{_rates(result["settings"])}
+{_rates(ensemble)}
 
-## Ratios
+## Duration of a call
 
-Triton's images per second divided by those of the best form in the caller's process, and by those of the best form whose threads do not
-spin. The goal for one caller refers to the latter.
+Median and 99th percentile of all calls, in ms.
 
-{_ratios(result["settings"], result["figures"])}
+{_calls(ensemble)}
+
+## One small member
+
+{result["one_member"]["arch"]} of width {result["one_member"]["width"]}, without an ensemble.
+
+{_rates(one_member)}
 
 ## The server
 
@@ -40,6 +72,10 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
     return "\n".join([how + first, *others, *note_paragraph(result)])
 
 
+def _figure_titles(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{key}_{kind}": f"{setting['title']}: {title}" for key, setting in settings.items() for kind, title in _TITLES.items()}
+
+
 def _rates(settings: Mapping[str, Any]) -> str:
     def cells(name: str) -> Iterator[str]:
         yield name
@@ -48,26 +84,21 @@ def _rates(settings: Mapping[str, Any]) -> str:
             cell = "failed" if rates is None else format_spread(rates, ".0f")
             yield f"**{cell}**" if name == setting["best_in_process"] else cell
 
-    titles = (f"{setting['callers']} x {setting['batch']}" for setting in settings.values())
-    return table(("form", *titles), map(cells, next(iter(settings.values()))["forms"]))
+    return _by_form(settings, cells)
 
 
-def _ratios(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
-    rows = []
-    for key, setting in settings.items():
-        for protocol, ratios in setting["ratios"].items():
-            figure = figures[f"{protocol}_{key}"]
-            call = next(form["call_ms"] for form in setting["forms"].values() if form["protocol"] == protocol)
-            rows.append(
-                (
-                    f"{setting['callers']} x {setting['batch']}, {protocol}",
-                    *("failed" if ratios is None else format_spread(ratios[kind]) for kind in ("to_best", "to_best_without_spinning")),
-                    "-" if call is None else f"{call['p50']:.1f} ms",
-                    figure["goal"],
-                    "holds" if figure["holds"] else "**missed**",
-                )
-            )
-    return table(("callers x batch", "to the best", "to the best without spinning", "call", "goal", ""), rows)
+def _calls(settings: Mapping[str, Any]) -> str:
+    def cells(name: str) -> Iterator[str]:
+        yield name
+        for setting in settings.values():
+            call = setting["forms"][name]["call_ms"]
+            yield "-" if call is None else f"{call['p50']:.1f}, {call['p99']:.1f}"
+
+    return _by_form(settings, cells)
+
+
+def _by_form(settings: Mapping[str, Any], cells: Any) -> str:
+    return table(("form", *(setting["title"] for setting in settings.values())), map(cells, next(iter(settings.values()))["forms"]))
 
 
 def _server(server: Mapping[str, Any]) -> str:

@@ -28,18 +28,10 @@ from defensemble_export import ExportedMember
 from tests.support import tiny
 from tests.support.checkout import ROOT
 from tests.support.facts import assert_facts, raises
+from tests.support.tiny_members import SEEDS, expected, members
 
+ONE = ExportedMember("one", tiny.linear_onnx(4), tiny.SHAPE, 3, tiny.CLASSES, "digest-of-one")
 SCRIPT = ROOT / "benchmarks" / "serving_overhead.py"
-SEEDS = {"alpha": 1, "beta": 2, "gamma": 3}
-
-
-def members() -> list[ExportedMember]:
-    return [ExportedMember(name, tiny.linear_onnx(seed), tiny.SHAPE, 3, tiny.CLASSES, f"digest-of-{name}") for name, seed in SEEDS.items()]
-
-
-def expected(images: tiny.Array) -> tiny.Array:
-    probabilities: tiny.Array = np.mean([tiny.softmax(tiny.logits(seed, images)) for seed in SEEDS.values()], axis=0)
-    return probabilities
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -98,8 +90,8 @@ def test_pss_is_at_most_the_resident_set() -> None:
 def test_every_form_in_process_matches_numpy() -> None:
     images = tiny.images(5)
     with forms_in_process(members()) as forms:
-        assert len({form.name for form in forms}) == 8
-        assert sum(form.spins for form in forms) == 4
+        assert len({form.name for form in forms}) == 5
+        assert sum(form.spins for form in forms) == 1
         for form in forms:
             assert check_answers(form, images, expected(images)) < 1e-5
 
@@ -120,18 +112,23 @@ def test_wrong_outputs_are_rejected(output: tiny.Array, facts: str) -> None:
 # Figures
 
 FORMS = [
-    Form("served", lambda images: images, protocol="grpc"),
+    Form("gRPC", lambda images: images, protocol="grpc"),
+    Form("HTTP", lambda images: images, protocol="http"),
+    Form("FastAPI", lambda images: images, protocol="fastapi"),
     Form("sleeping", lambda images: images),
     Form("spinning", lambda images: images, spins=True),
 ]
 
 
-def timings(**rates: list[float] | None) -> dict[str, list[Timing] | None]:
-    return {name: None if form_rates is None else [Timing(rate, (1.0, 2.0)) for rate in form_rates] for name, form_rates in rates.items()}
-
-
-def results(setting: Setting, **rates: list[float] | None) -> dict[str, Any]:
-    return {setting.key: build_result(setting, FORMS, timings(**rates))}
+def results(setting: Setting, rates: dict[str, list[float] | None], calls_ms: tuple[float, ...] = (1.0, 2.0)) -> dict[str, Any]:
+    """Build a result; forms without stated rates have 100 images per second in each round."""
+    rounds = max(len(form_rates) for form_rates in rates.values() if form_rates is not None)
+    all_rates = {**{form.name: [100.0] * rounds for form in FORMS}, **rates}
+    timings = {
+        name: None if form_rates is None else [Timing(rate, calls_ms if name == "HTTP" else (1.0, 2.0)) for rate in form_rates]
+        for name, form_rates in all_rates.items()
+    }
+    return {setting.key: build_result(setting, FORMS, timings)}
 
 
 def test_ratios_are_within_a_round() -> None:
@@ -139,33 +136,55 @@ def test_ratios_are_within_a_round() -> None:
 
 
 def test_the_best_form_has_the_best_median() -> None:
-    setting = Setting(8, 16, 0.9)
-    (result,) = results(setting, served=[90.0, 95.0, 50.0], sleeping=[100.0, 100.0, 50.0], spinning=[10.0, 10.0, 300.0]).values()
+    (result,) = results(
+        Setting(8, 16, 0.9), {"HTTP": [90.0, 95.0, 50.0], "sleeping": [100.0, 100.0, 50.0], "spinning": [10.0, 10.0, 300.0]}
+    ).values()
     assert result["best_in_process"] == "sleeping"
-    assert result["ratios"]["grpc"]["to_best"] == {"median": 0.95, "min": 0.9, "max": 1.0, "rounds": [0.9, 0.95, 1.0]}
-    assert result["ratios"]["grpc"]["to_best_of_round"]["rounds"][2] == pytest.approx(50 / 300, abs=1e-4)
+    assert result["ratios"]["http"]["to_best"] == {"median": 0.95, "min": 0.9, "max": 1.0, "rounds": [0.9, 0.95, 1.0]}
 
 
-@pytest.mark.parametrize(("rate", "holds"), [(93.0, True), (92.9, False)])
+@pytest.mark.parametrize(("rate", "holds"), [(97.0, True), (96.9, False)])
 def test_a_figure_may_equal_its_lower_goal(rate: float, holds: bool) -> None:
-    setting = Setting(8, 16, 0.93)
-    figures = compute_figures(results(setting, served=[rate], sleeping=[100.0], spinning=[90.0]), [setting])
-    assert figures == {"grpc_8_callers_batch_16": {"value": round(rate / 100, 4), "goal": ">= 0.93", "holds": holds}}
-    assert exit_status(figures) == (0 if holds else 1)
+    setting = Setting(8, 16, 0.97, grpc=0.9)
+    figures = compute_figures(results(setting, {"HTTP": [rate], "gRPC": [87.3], "FastAPI": [95.0]}), [setting])
+    assert figures == {
+        "8_callers_batch_16_http_to_in_process": {"value": round(rate / 100, 4), "goal": ">= 0.97", "holds": holds},
+        "8_callers_batch_16_http_to_fastapi": {"value": round(rate / 95, 4), "goal": ">= 1.02", "holds": rate / 95 >= 1.02},
+        "8_callers_batch_16_http_to_fastapi_p99": {"value": 1.0, "goal": "<= 1", "holds": True},
+        "8_callers_batch_16_grpc_to_http": {"value": round(87.3 / rate, 4), "goal": ">= 0.9", "holds": True},
+    }
+    assert exit_status(figures) == (0 if holds and rate / 95 >= 1.02 else 1)
+
+
+def test_the_99th_percentile_is_that_of_all_calls() -> None:
+    setting = Setting(8, 16, 0.97)
+    figures = compute_figures(results(setting, {"HTTP": [103.0, 103.0]}, (1.0,) * 99 + (3.0,)), [setting])
+    assert figures["8_callers_batch_16_http_to_fastapi_p99"] == {"value": 1.5, "goal": "<= 1", "holds": False}
 
 
 @pytest.mark.parametrize(("spinning", "value"), [(True, 0.5), (False, 0.8)])
 def test_spinning_forms_count_only_if_the_setting_includes_them(spinning: bool, value: float) -> None:
     setting = Setting(1, 1, 0.6, spinning=spinning)
-    figures = compute_figures(results(setting, served=[80.0], sleeping=[100.0], spinning=[160.0]), [setting])
-    assert figures["grpc_1_caller_batch_1"] == {"value": value, "goal": ">= 0.60", "holds": not spinning}
+    figures = compute_figures(results(setting, {"HTTP": [80.0], "spinning": [160.0]}), [setting])
+    assert figures["1_caller_batch_1_http_to_in_process"] == {"value": value, "goal": ">= 0.6", "holds": not spinning}
 
 
-def test_a_failed_form_has_no_value_and_misses_its_goal() -> None:
-    setting = Setting(8, 1, 0.78)
-    figures = compute_figures(results(setting, served=None, sleeping=[100.0], spinning=[100.0]), [setting])
-    assert figures["grpc_8_callers_batch_1"] == {"value": None, "goal": ">= 0.78", "holds": False}
+@pytest.mark.parametrize("failed", ["HTTP", "gRPC", "FastAPI"])
+def test_a_failed_form_has_no_value_and_misses_its_goals(failed: str) -> None:
+    setting = Setting(8, 1, 0.5, grpc=0.5)
+    figures = compute_figures(results(setting, {"sleeping": [110.0], failed: None}), [setting])
+    missed = {name for name, figure in figures.items() if figure["value"] is None and not figure["holds"]}
+    of_http = {"http_to_in_process", "http_to_fastapi", "http_to_fastapi_p99", "grpc_to_http"}
+    expected = {"HTTP": of_http, "gRPC": {"grpc_to_http"}, "FastAPI": {"http_to_fastapi", "http_to_fastapi_p99"}}
+    assert missed == {f"8_callers_batch_1_{kind}" for kind in expected[failed]}
     assert exit_status(figures) == 1
+
+
+def test_a_single_member_has_no_figure_of_fastapi() -> None:
+    setting = Setting(8, 1, 0.7, one_member=True)
+    forms = [form for form in FORMS if form.protocol != "fastapi"]
+    result = build_result(setting, forms, {form.name: [Timing(100.0, (1.0,))] for form in forms})
+    assert set(compute_figures({setting.key: result}, [setting])) == {"one_member_8_callers_batch_1_http_to_in_process"}
 
 
 def test_a_result_without_figures_is_a_failure() -> None:
@@ -177,13 +196,13 @@ def test_a_result_without_figures_is_a_failure() -> None:
 
 
 def check_result(result: dict[str, Any], rounds: int) -> None:
-    assert result["schema"] == SCHEMA == "defensemble.benchmark.serving_overhead/1"
+    assert result["schema"] == SCHEMA == "defensemble.benchmark.serving_overhead/2"
     assert {"seed", "rounds", "hardware", "versions", "git_commit", "measured_at"} <= set(result)
     assert {"onnx", "onnxruntime", "numpy", "python"} <= set(result["versions"])
     assert result["server"] == {"name": "triton", "version": "2.51.0"}
     assert set(result["settings"]) == {setting.key for setting in SETTINGS}
-    for setting in result["settings"].values():
-        assert len(setting["forms"]) == 10
+    for key, setting in result["settings"].items():
+        assert len(setting["forms"]) == (3 if key.startswith("one_member") else 8)
         for form in setting["forms"].values():
             assert len(form["images_per_s"]["rounds"]) == rounds
             assert 0 < form["images_per_s"]["min"] <= form["images_per_s"]["median"] <= form["images_per_s"]["max"]
@@ -192,11 +211,10 @@ def check_result(result: dict[str, Any], rounds: int) -> None:
         assert memory["triton_pss_bytes"] > memory["supervisor_pss_bytes"] > 1_000_000
     for duration in process["start"].values():
         assert 0 < duration["median"] < 60
-    goals = {f"{protocol}_{setting.key}": setting.goal for setting in SETTINGS for protocol in ("grpc", "http")}
-    assert set(result["figures"]) == set(goals)
-    for name, figure in result["figures"].items():
-        assert figure["goal"] == f">= {goals[name]:.2f}"
-        assert figure["holds"] is (figure["value"] >= goals[name])
+    assert len(result["figures"]) == 3 * 4 + 1
+    for figure in result["figures"].values():
+        goal = float(figure["goal"].split()[1])
+        assert figure["holds"] is (figure["value"] >= goal if ">=" in figure["goal"] else figure["value"] <= goal)
     assert result["failures"] == {}
 
 
@@ -205,7 +223,7 @@ def test_a_complete_run_on_a_real_triton() -> None:
     images = tiny.images(128)
     messages: list[str] = []
     effort = Effort(rounds=2, seconds=0.05, warm_s=0.01, starts=2)
-    result = measure(members(), images, expected(images), effort, on_progress=messages.append)
+    result = measure(members(), ONE, images, expected(images), effort, on_progress=messages.append)
     check_result(json.loads(json.dumps(result, allow_nan=False)), rounds=2)
     assert result["largest_difference"] < 1e-5
     assert sum(line.startswith("round ") for line in messages) == 2 * len(SETTINGS)
@@ -214,7 +232,7 @@ def test_a_complete_run_on_a_real_triton() -> None:
 def test_wrong_outputs_are_reported_before_timing() -> None:
     images = tiny.images(128)
     with pytest.raises(WrongAnswerError, match="Triton, gRPC"):
-        measure(members(), images, expected(images) + 0.01, Effort(rounds=1, seconds=60.0, warm_s=0.0, starts=1))
+        measure(members(), ONE, images, expected(images) + 0.01, Effort(rounds=1, seconds=60.0, warm_s=0.0, starts=1))
 
 
 def test_help_lists_the_options() -> None:
@@ -242,5 +260,6 @@ def test_a_quick_run_writes_its_result(tmp_path: Path) -> None:
     check_result(result, rounds=1)
     assert result["quick"] is True
     assert result["member_spec"] == {"arch": "resnet18", "keep": 0.3, "blocks": [0, 1, 2], "width": 16, "trained": False}
+    assert result["one_member"]["width"] == 8
     assert done.returncode == exit_status(result["figures"])
     assert out.with_suffix(".md").read_text() == page(result, out.name)

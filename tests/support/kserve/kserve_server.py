@@ -69,7 +69,7 @@ def listen_on_loopback() -> None:
         server.add_insecure_port = lambda address: add_port("127.0.0.1:" + address.rpartition(":")[2])
         return server
 
-    uvicorn.Config.__init__ = configure_on_loopback
+    uvicorn.Config.__init__ = configure_on_loopback  # type: ignore[method-assign]
     aio.server = server_on_loopback
 
 

@@ -1,0 +1,67 @@
+"""The page of the trace of a call, generated only from the result's JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.common.markdown import format_measurement, note_paragraph, quick_warning, served_members_lines, table
+from benchmarks.tracing.figures import MEMBER_PARTS, PARTS
+
+
+def page(result: Mapping[str, Any], json_name: str) -> str:
+    """Return the page of a result as Markdown; the same result gives the same text."""
+    how = f"{format_measurement(result, json_name, 'where_a_call_goes')}ONNX Runtime {result['versions']['onnxruntime']}, "
+    how = how.replace("benchmarks/where_a_call_goes.py", "benchmarks/call_trace.py")
+    first, *others = served_members_lines(result)
+    sections = "\n\n".join(
+        _section(title, [s for s in result["settings"] if s["title"] == title]) for title in ("five members", "one member")
+    )
+    return f"""# Where the time of a call goes
+{quick_warning(result)}
+{chr(10).join([how + first, *others, *note_paragraph(result)])}
+
+Times are those of Triton's own trace of every {result["trace_rate"]}th call: medians, in ms, of each part by itself, so that the parts of a
+column do not sum up exactly. Columns are callers x batch. Requests were made before and are sent by bare sockets and stubs; `caller and
+network` is the rest of the call as its caller sees it.
+
+{sections}
+
+## What was tried
+
+{result["tried"]["about"]}
+
+{_tried(result["tried"]["ideas"])}
+"""
+
+
+def _section(title: str, settings: Sequence[Mapping[str, Any]]) -> str:
+    names = [f"{setting['protocol']}, {setting['callers']} x {setting['batch']}" for setting in settings]
+    parts = [part for part in PARTS if any(part in setting["parts"] for setting in settings)]
+    rows = [(PARTS[part], *(_ms(setting["parts"].get(part)) for setting in settings)) for part in parts]
+    rows.append(("**call**", *(f"**{setting['call_ms']:.2f}**" for setting in settings)))
+    rows.append(("traced calls", *(f"{setting['traced']:,}" for setting in settings)))
+    members = [(MEMBER_PARTS[part], *(_ms(setting["member"].get(part)) for setting in settings)) for part in MEMBER_PARTS]
+    return f"""## {title.capitalize()}
+
+{table(("part of a call", *names), rows)}
+
+{table(("a member's request", *names), members)}"""
+
+
+def _tried(ideas: Sequence[Mapping[str, Any]]) -> str:
+    return table(
+        ("idea", "8 x 16", "8 x 1", "1 x 1", "kept", "remark"),
+        (
+            (idea["idea"], *(_ratio(idea["ratios"].get(setting)) for setting in ("8x16", "8x1", "1x1")), idea["kept"], idea["remark"])
+            for idea in ideas
+        ),
+    )
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,112 @@
+"""A Triton that writes its own trace, and the calls of a trace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import urllib3
+
+from benchmarks.common.servers import start_server
+
+_START_S, _STOP_S = 60.0, 20.0
+_POLL_S = 0.05
+
+
+class TraceError(Exception):
+    """Triton did not start, or wrote no trace."""
+
+
+@dataclass(frozen=True)
+class TracedServer:
+    """The URLs of a running Triton."""
+
+    http_url: str
+    grpc_url: str
+
+
+@dataclass
+class Call:
+    """A traced request: the times of its events in ns of `time.monotonic_ns`, and the requests that an ensemble made of it."""
+
+    model: str = ""
+    parent: int = 0
+    times: dict[str, int] = field(default_factory=dict)
+    steps: list[Call] = field(default_factory=list)
+
+
+@contextmanager
+def traced_server(repository: Path, trace: Path, rate: int) -> Iterator[TracedServer]:
+    """Run Triton on a repository as `serve` does, with the trace of every `rate`-th request, which it writes to `trace` when it ends.
+
+    Callers must close their connections before: with open ones, Triton ends without a trace.
+
+    Raises:
+        TraceError: Triton did not start, or did not end properly.
+        ServerError, RepositoryError: The repository cannot be served.
+    """
+    with start_server(repository) as (server, _):
+        process_files = Path(f"/proc/{server.triton_pid}")
+        command = (process_files / "cmdline").read_text().split("\0")[:-1]
+        environment = dict(line.split("=", 1) for line in (process_files / "environ").read_text().split("\0") if line)
+    settings = ("mode=triton", f"triton,file={trace}", f"rate={rate}", "level=TIMESTAMPS")
+    command += [f"--trace-config={setting}" for setting in settings]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_until_ready(f"{server.http_url}/v2/health/ready", process)
+        yield TracedServer(server.http_url, server.grpc_url)
+        process.terminate()
+        if process.wait(_STOP_S) != 0:
+            raise TraceError(f"Triton ended with exit status {process.returncode}, so that its trace is incomplete")
+    except subprocess.TimeoutExpired as error:
+        raise TraceError(f"Triton did not end within {_STOP_S:g} s, so that its trace is incomplete") from error
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START_S
+    with urllib3.PoolManager() as pool:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if pool.request("GET", url, retries=False, timeout=1.0).status == 200:
+                    return
+            except urllib3.exceptions.HTTPError:
+                pass  # it does not listen yet
+            time.sleep(_POLL_S)
+    raise TraceError(f"Triton was not ready within {_START_S:g} s (exit status {process.poll()})")
+
+
+def read_calls(trace: Path) -> list[Call]:
+    """Return the traced calls of clients, with their steps.
+
+    Raises:
+        TraceError: The file is missing or not a trace.
+    """
+    try:
+        entries = json.loads(trace.read_bytes())
+    except (OSError, ValueError) as error:
+        raise TraceError(f"Triton wrote no trace to {trace}: {error}") from error
+    return calls_from_entries(entries)
+
+
+def calls_from_entries(entries: Sequence[Mapping[str, Any]]) -> list[Call]:
+    """Return the traced calls of clients from the entries of a trace file, of which several belong to each request."""
+    calls: defaultdict[int, Call] = defaultdict(Call)
+    for entry in entries:
+        call = calls[entry["id"]]
+        call.model = entry.get("model_name", call.model)
+        call.parent = entry.get("parent_id", call.parent)
+        call.times |= {event["name"]: event["ns"] for event in entry.get("timestamps", [])}
+    for call in list(calls.values()):
+        if call.parent:
+            calls[call.parent].steps.append(call)
+    return [call for call in calls.values() if not call.parent]
