@@ -78,6 +78,7 @@ class GroupRunner {
 
 void GroupRunner::run(Group& group) {
   std::vector<Request*> live;
+  runs_.reserve(group.requests.size());  // so that nothing is thrown once outputs were added to responses
   for (Request& request : group.requests) {
     request.run_guarded([&] { request.throw_if_cancelled(); });
     if (!request.failed()) live.push_back(&request);

@@ -14,10 +14,6 @@ namespace {
 // Up to here, a joint run takes clearly less time than separate runs of its rows, even if another core is idle meanwhile.
 constexpr int64_t kWorthJoining = 4;
 
-void throw_if(int error, const char* what) {
-  if (error != 0) throw std::system_error(error, std::generic_category(), what);
-}
-
 struct CpuSet {
   explicit CpuSet(size_t count) : size(CPU_ALLOC_SIZE(count)), set(CPU_ALLOC(count)) {
     if (set == nullptr) throw std::bad_alloc();
@@ -36,7 +32,7 @@ std::vector<int> available_cores() {
   for (size_t count = 1024;; count *= 2) {
     const CpuSet allowed(count);
     if (sched_getaffinity(0, allowed.size, allowed.set) != 0) {
-      if (errno != EINVAL || count > 1 << 20) throw_if(errno, "sched_getaffinity");
+      if (errno != EINVAL || count > 1 << 20) throw std::system_error(errno, std::generic_category(), "sched_getaffinity");
       continue;
     }
     std::vector<int> cores;
@@ -51,7 +47,11 @@ std::vector<int> available_cores() {
 void pin(std::thread& thread, int core) {
   const CpuSet only(static_cast<size_t>(core) + 1);
   CPU_SET_S(static_cast<size_t>(core), only.size, only.set);
-  throw_if(pthread_setaffinity_np(thread.native_handle(), only.size, only.set), "pthread_setaffinity_np");
+  const int error = pthread_setaffinity_np(thread.native_handle(), only.size, only.set);
+  if (error != 0) {
+    log(TRITONSERVER_LOG_WARN, "a thread cannot be bound to core " + std::to_string(core) +
+                                   ", so that runs may take longer: " + std::generic_category().message(error));
+  }
 }
 
 }  // namespace
