@@ -86,7 +86,7 @@ def _served_files(target_edit: TargetEdit) -> dict[str, bytes]:
         if (loaded := target_edit.loaded_config(server)) is None:
             continue
         files = {f"{target_edit.name}/config.pbtxt": pbtxt_from_config(config_from_server(loaded))}
-        for model, _ in server.steps(target_edit.name):
+        for model, _ in target_edit.served_steps(server):
             config = server.config(model) if is_averaging(model) else None
             if config is not None:
                 files[f"{model}/config.pbtxt"] = pbtxt_from_config(config_from_server(config))

@@ -92,7 +92,7 @@ class EditRunner:
         with self.locked_and_recovered(writes=not dry_run):
             with timings.of("checks"), _nothing_changed_errors():
                 checked = repeat_after_restart(self.servers, partial(self._plan_and_check, request, check))
-                is_needed = checked.changes_ensemble or request.reloads or repeat_after_restart(self.servers, checked.has_outdated_server)
+                is_needed = checked.changes_ensemble or request.reloads or checked.has_outdated_server()
             target_edits, baselines, remarks = checked.target_edits, checked.baselines, checked.remarks
             if message is not None and not checked.changes_ensemble:
                 remarks = (*remarks, "the ensemble does not change, so the history records no edit and the message is not saved")

@@ -9,15 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.filesystem.signals import defer_sigint, sigint_raises
 from defensemble_repository.transaction import remove_files, write_files
 
 from .._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from .errors import EditFailedError, EditOvertakenError
-from .server_models import ModelServer, is_averaging, repeat_after_restart, unused_models
+from .server_models import InferCall, ModelServer, is_averaging, repeat_after_restart, unused_models
 from .targets import TargetEdit
-from .verification import AveragingSpec, check_averaging, check_ensemble_outputs, fixed_image, tolerance_for
+from .verification import Array, AveragingSpec, check_averaging, check_ensemble_outputs, fixed_image, tolerance_for
 
 if TYPE_CHECKING:
     from defensemble_export.editing import Edit, EditJournal
@@ -215,7 +218,7 @@ class EditExecution:
         if target_edit.plan.after is None:
             return None
         with self._timings.of("inferences"):
-            return self._check_averaging(target_edit, server)
+            return self._check_new_models(target_edit, server)
 
     def _load_from(self, target_edit: TargetEdit, server: ModelServer, model: str) -> None:
         ignored = (
@@ -243,34 +246,46 @@ class EditExecution:
             text = f"'{model}' was changed on disk since it was loaded ({path}, or a new version); correct that, or restore the old files"
             raise type(error)(f"{error} {text}. The loaded model keeps serving, but a server that restarts will refuse it") from error
 
-    def _check_averaging(self, target_edit: TargetEdit, server: ModelServer) -> Callable[[], None]:
-        """Compare the averaging model with numpy; return the same check of the ensemble, to run once it is loaded."""
+    def _check_new_models(self, target_edit: TargetEdit, server: ModelServer) -> Callable[[], None]:
+        """Run what callers do not use yet: new members, and the averaging model; return the check to run once the ensemble is loaded.
+
+        Members that the old ensemble serves run together with the new ensemble: behind the callers' requests, each wait takes as long as a
+        call. After a restart of the server, all members count as new.
+        """
         ensemble = target_edit.plan.after
         assert ensemble is not None
-        files = target_edit.plan.outcome()
-        config = files.config(target_edit.name)
+        url, name = server.url, target_edit.name
+        config = target_edit.plan.outcome().config(name)
         members = [(member.model, member.version) for member in ensemble.members]
         averaging = AveragingSpec(ensemble.average, ensemble.weights)
         image = fixed_image(next(tuple(tensor.dims) for tensor in config.input))
-        self._start_step(f"run the members of '{target_edit.name}' on {server.url}")
-        restarts = len(self._restarts[server.url])
-        old_members = [(model, version) for model, version in server.steps(target_edit.name) if not is_averaging(model)]
-        answers = server.infer_all(members, {"images": image}, "logits")
-        logits = [answers[member] for member in members]
         outputs = [tensor.name for tensor in config.output]
+        num_classes = next(tensor.dims[0] for tensor in config.output if tensor.name == "probabilities")
+        restarts = len(self._restarts[url])
+        served = server.steps(name) if restarts else target_edit.served_steps(server)
+        old_members = [step for step in served if not is_averaging(step[0])]
+        loaded = {*target_edit.loads[url], *target_edit.reload_candidates[url]}
+        new = [step for step in members if restarts or step not in old_members or step[0] in loaded]
+        logits: dict[tuple[str, int], Array] = {}
+        if new:
+            self._start_step(f"run {', '.join(f'{model}@{version}' for model, version in new)} on {url}")
+            logits |= _member_logits(server, new, image)
         average = config.ensemble_scheduling.step[-1].model_name
-        self._start_step(f"compare {average} on {server.url} with numpy")
-        check_averaging(server, average, outputs, logits, averaging)
-        tolerance = tolerance_for([server.config(model) or {} for model, _ in members], [version for _, version in members])
+        self._start_step(f"compare {average} on {url} with numpy")
+        check_averaging(server, average, outputs, num_classes, averaging)
+        configs = [server.config(step[0]) if step in new else target_edit.configs[url].get(step[0]) for step in members]
+        tolerance = tolerance_for([config or {} for config in configs], [version for _, version in members])
 
         def check() -> None:
-            self._start_step(f"compare '{target_edit.name}' on {server.url} with numpy")
-            check_ensemble_outputs(server, target_edit.name, image, outputs, logits, averaging, tolerance)
+            self._start_step(f"compare '{name}' on {url} with numpy")
             # Once the removed members have answered, all earlier requests have too. After a restart there are no earlier requests, and a
             # removed member whose files were deleted cannot answer.
-            has_restarted = len(self._restarts[server.url]) != restarts
-            removed = [] if has_restarted else [member for member in old_members if member not in members]
-            server.infer_all(removed, {"images": image}, "logits")
+            has_restarted = len(self._restarts[url]) != restarts
+            removed = [] if has_restarted else [step for step in old_members if step not in members]
+            others = [*(step for step in members if step not in logits), *removed]
+            actual, *answers = server.infer_all([InferCall(name, {"images": image}, outputs), *_member_calls(others, image)])
+            known = {**logits, **dict(zip(others, (answer["logits"] for answer in answers), strict=True))}
+            check_ensemble_outputs(server, name, actual, [known[step] for step in members], averaging, tolerance)
 
         return check
 
@@ -394,3 +409,12 @@ class EditExecution:
     def _start_step(self, step: str) -> None:
         self._step = step
         self._on_progress(step)
+
+
+def _member_calls(members: Sequence[tuple[str, int]], image: NDArray[np.float32]) -> list[InferCall]:
+    return [InferCall(model, {"images": image}, ["logits"], version) for model, version in members]
+
+
+def _member_logits(server: ModelServer, members: Sequence[tuple[str, int]], image: NDArray[np.float32]) -> dict[tuple[str, int], Array]:
+    """Return the logits of each member for an image."""
+    return {step: answer["logits"] for step, answer in zip(members, server.infer_all(_member_calls(members, image)), strict=True)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.errors import ConfigError, ManifestError
@@ -26,9 +28,9 @@ def plan_findings(target_edit: TargetEdit, server: ModelServer) -> list[Finding]
     from defensemble_server import Machine, problem_of_version
 
     files, repository = target_edit.plan.outcome(), target_edit.repository
-    loads = set(target_edit.loads[server.url])
+    loads, configs = set(target_edit.loads[server.url]), target_edit.configs[server.url]
     members = [(model, version) for model, version in target_edit.plan.steps() if not is_averaging(model)]
-    serving = [(model, version) for model, version in members if model not in loads and _is_plan(server, model)]
+    serving = [(model, version) for model, version in members if model not in loads and _is_plan(configs.get(model, {}))]
     new_plans = [(model, version) for model, version in members if model in loads and _will_be_plan(files, model, by_profile=bool(serving))]
     machine = None
     for model, version in serving if new_plans else ():
@@ -68,6 +70,5 @@ def _will_be_plan(files: RepositoryView, model: str, *, by_profile: bool) -> boo
     return False
 
 
-def _is_plan(server: ModelServer, model: str) -> bool:
-    config = server.config(model) or {}
+def _is_plan(config: Mapping[str, Any]) -> bool:
     return PLAN_BACKEND in (config.get("backend"), BACKEND_OF_PLATFORM.get(config.get("platform", "")))

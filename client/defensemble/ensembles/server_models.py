@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,16 @@ _IDLE_S = 0.05
 _NETWORK_IDLE_S = 1.0
 _NETWORK_POLL_S = 0.1
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class InferCall:
+    """The arguments of `ModelServer.infer`."""
+
+    model: str
+    inputs: Mapping[str, NDArray[np.float32]]
+    outputs: Sequence[str]
+    version: int | None = None
 
 
 class ModelServer:
@@ -118,9 +129,7 @@ class ModelServer:
 
     def steps(self, model: str) -> list[tuple[str, int]]:
         """Return the models that a loaded ensemble runs, with their versions; empty if it is not loaded or not an ensemble."""
-        config = self.config(model) or {}
-        steps = config.get("ensemble_scheduling", {}).get("step", [])
-        return [(str(step["model_name"]), int(step.get("model_version", -1))) for step in steps]
+        return steps_of(self.config(model) or {})
 
     def models_used_by(self, loaded: Iterable[str]) -> set[str]:
         """Return the models that the ensembles among `loaded` run."""
@@ -210,15 +219,12 @@ class ModelServer:
             raise service_error(ServerFailedError, context, f"{', '.join(not_finite)} has values that are not finite")
         return {name: response[name].astype(np.float64) for name in outputs}
 
-    def infer_all(
-        self, models: Sequence[tuple[str, int]], inputs: Mapping[str, NDArray[np.float32]], output: str
-    ) -> dict[tuple[str, int], NDArray[np.float64]]:
-        """Return one output of several models at their versions; they run concurrently, to wait behind other clients only once."""
-        if not models:
-            return {}
-        with ThreadPoolExecutor(len(models), thread_name_prefix="defensemble-edit") as pool:
-            outputs = pool.map(lambda key: self.infer(key[0], inputs, [output], key[1])[output], models)
-            return dict(zip(models, outputs, strict=True))
+    def infer_all(self, calls: Sequence[InferCall]) -> list[dict[str, NDArray[np.float64]]]:
+        """Run several models concurrently, to wait behind other clients only once; return the outputs of each as `infer` does."""
+        if not calls:
+            return []
+        with ThreadPoolExecutor(len(calls), thread_name_prefix="defensemble-edit") as pool:
+            return list(pool.map(lambda call: self.infer(call.model, call.inputs, call.outputs, call.version), calls))
 
     def wait_until_idle(self, models: Sequence[str], deadline_s: float) -> list[str]:
         """Wait until models have had no requests for a while; return those that are still busy at the deadline.
@@ -236,10 +242,12 @@ class ModelServer:
             for model, count in counts.items():
                 if model not in last_changes or last_changes[model][0] != count:
                     last_changes[model] = count, now
-            busy = [model for model in models if now - last_changes[model][1] < (_IDLE_S if is_averaging(model) else _NETWORK_IDLE_S)]
+            remaining_s = {model: last_changes[model][1] + (_IDLE_S if is_averaging(model) else _NETWORK_IDLE_S) - now for model in models}
+            busy = [model for model, seconds in remaining_s.items() if seconds > 0]
             if not busy or now >= deadline:
                 return busy
-            time.sleep(_POLL_S if any(map(is_averaging, busy)) else _NETWORK_POLL_S)
+            # A network is looked at more often than it must be idle, to notice when it was called last.
+            time.sleep(min(_NETWORK_POLL_S, max(remaining_s.values())))
 
 
 def repeat_after_restart(servers: Sequence[ModelServer], act: Callable[[], _T], on_restart: Callable[[], None] = lambda: None) -> _T:
@@ -260,6 +268,12 @@ def repeat_after_restart(servers: Sequence[ModelServer], act: Callable[[], _T], 
             raise
     on_restart()
     return act()
+
+
+def steps_of(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the models that an ensemble runs, with their versions, from its configuration on a server; empty for other models."""
+    steps = config.get("ensemble_scheduling", {}).get("step", [])
+    return [(str(step["model_name"]), int(step.get("model_version", -1))) for step in steps]
 
 
 def is_averaging(model: str) -> bool:

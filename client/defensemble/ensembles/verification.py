@@ -31,29 +31,34 @@ def fixed_image(shape: Sequence[int]) -> NDArray[np.float32]:
     return np.random.default_rng(0).random((1, *(max(1, size) for size in shape)), np.float32)
 
 
-def check_averaging(server: ModelServer, model: str, outputs: Sequence[str], logits: Sequence[Array], averaging: AveragingSpec) -> None:
-    """Compare an averaging model with numpy on the same logits.
+def fixed_logits(members: int, num_classes: int) -> list[Array]:
+    """Return different logits for each member, (1, K) each, always the same."""
+    return [*np.random.default_rng(0).normal(0, 3, (members, 1, num_classes)).astype(np.float32).astype(np.float64)]
+
+
+def check_averaging(server: ModelServer, model: str, outputs: Sequence[str], num_classes: int, averaging: AveragingSpec) -> None:
+    """Compare an averaging model with numpy on fixed logits.
 
     Args:
         server: The server.
         model: The averaging model.
         outputs: The names of its outputs.
-        logits: The logits of each member, (1, K).
+        num_classes: The number of classes.
         averaging: The average.
 
     Raises:
         ServerFailedError: The outputs differ.
     """
+    logits = fixed_logits(len(averaging.weights), num_classes)
     inputs = {f"logits_{index}": values.astype(np.float32) for index, values in enumerate(logits)}
-    expected = reference_outputs([*inputs.values()], averaging.average, averaging.weights)
+    expected = reference_outputs(logits, averaging.average, averaging.weights)
     _compare(server, model, server.infer(model, inputs, outputs, 1), expected, TOLERANCE, "numpy's average of the same logits")
 
 
 def check_ensemble_outputs(
     server: ModelServer,
     ensemble: str,
-    image: NDArray[np.float32],
-    outputs: Sequence[str],
+    actual: Mapping[str, Array],
     logits: Sequence[Array],
     averaging: AveragingSpec,
     tolerance: float,
@@ -63,8 +68,7 @@ def check_ensemble_outputs(
     Args:
         server: The server.
         ensemble: The ensemble.
-        image: The image, (1, C, H, W).
-        outputs: The names of its outputs.
+        actual: The ensemble's outputs.
         logits: The logits of each member, (1, K).
         averaging: The average.
         tolerance: The largest difference allowed, from `tolerance_for`.
@@ -72,7 +76,6 @@ def check_ensemble_outputs(
     Raises:
         ServerFailedError: The outputs differ.
     """
-    actual = server.infer(ensemble, {"images": image}, outputs)
     expected = reference_outputs(logits, averaging.average, averaging.weights)
     _compare(server, ensemble, actual, expected, tolerance, "numpy's average of its members' outputs")
 

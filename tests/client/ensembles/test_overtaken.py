@@ -49,7 +49,7 @@ def test_a_file_changed_during_the_edit_is_not_overwritten(world: World) -> None
     by_ann = b"# Ann was here\n" + path.read_bytes()
 
     def on_progress(step: str) -> None:
-        if step.startswith("run the members"):
+        if step.startswith("compare average"):
             path.write_bytes(by_ann)
 
     with world.client() as client, pytest.raises(EditFailedError, match="changed") as caught:

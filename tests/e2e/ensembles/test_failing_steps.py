@@ -105,7 +105,7 @@ def test_flush_fails_at_any_step_of_any_edit(edit_process: EditProcess, tmp_path
 
 
 def test_connection_is_lost_briefly_at_some_steps(edit_process: EditProcess, tmp_path: Path) -> None:
-    results = walk(REWEIGH, edit_process, tmp_path, LOST, every=7)
+    results = walk(REWEIGH, edit_process, tmp_path, LOST, every=4)
     assert {result.error for result in results} == {None}
     messages = [result.remarks[0] for result in results if result.remarks]
     assert len(messages) > len(results) / 2  # restarts before the execution are only reported as progress
@@ -113,7 +113,7 @@ def test_connection_is_lost_briefly_at_some_steps(edit_process: EditProcess, tmp
 
 
 def test_call_fails_at_some_steps(edit_process: EditProcess, tmp_path: Path) -> None:
-    results = walk(REWEIGH, edit_process, tmp_path, FAILED, every=7)
+    results = walk(REWEIGH, edit_process, tmp_path, FAILED, every=4)
     for result in check_failures(results):
         assert "injected fault" in result.why
         assert [line for line in result.put_back if "serves" in line]
