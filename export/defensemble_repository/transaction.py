@@ -74,7 +74,7 @@ def write_files(repository: Path, files: Mapping[str, bytes]) -> None:
                 if any(Path(path).name == CONFIG_FILE for path in files if path == unit or path.startswith(f"{unit}/")):
                     changed.sync()
                 with os_errors_about(repository / unit):
-                    _move(staging / unit, repository / unit, staging, undo)
+                    _move(staging / unit, repository / unit, undo)
                 changed.add((repository / unit).parent)
         unmake.pop_all()
 
@@ -261,9 +261,9 @@ def _rename_units(repository: Path, files: Mapping[str, bytes]) -> list[str]:
     return list(units)
 
 
-def _move(source: Path, target: Path, staging: Path, undo: ExitStack) -> None:
+def _move(source: Path, target: Path, undo: ExitStack) -> None:
     if target.exists():
-        backup = Path(tempfile.mkdtemp(dir=staging)) / "backup"
+        backup = source.with_name(f".{source.name}.replaced")
         try:
             os.link(target, backup)
         except PermissionError:  # The file has another owner (fs.protected_hardlinks), or the file system has no links.

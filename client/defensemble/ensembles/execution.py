@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -128,8 +129,7 @@ class EditExecution:
     def _run_steps(self) -> None:
         """Run the steps in an order in which every intermediate state can be served; the ensembles' own configurations change last."""
         with self._timings.of("writes"):
-            self._write_journals()
-            self._write_averaging_models()
+            self._write_journals_and_averaging_models()
         checks = self._load_members()
         with self._timings.of("writes"):
             self._write_ensembles()
@@ -140,17 +140,15 @@ class EditExecution:
         with self._timings.of("writes"):
             self._write_history()
 
-    def _write_journals(self) -> None:
+    def _write_journals_and_averaging_models(self) -> None:
         for target_edit in self._target_edits:
-            if target_edit.journal is not None:
+            journal, averaging = target_edit.journal, target_edit.plan.averaging
+            if averaging:  # the journal in the same transaction, before them: their files are flushed together
+                self._start_step(f"write the journal and {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
+                write_files(target_edit.repository, {**({} if journal is None else journal.files), **averaging})
+            elif journal is not None:
                 self._start_step(f"write the journal of {target_edit.repository}")
-                target_edit.journal.write()
-
-    def _write_averaging_models(self) -> None:
-        for target_edit in self._target_edits:
-            if target_edit.plan.averaging:
-                self._start_step(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
-                write_files(target_edit.repository, target_edit.plan.averaging)
+                journal.write()
 
     def _load_members(self) -> list[tuple[ModelServer, Callable[[], None]]]:
         """Load the models that the servers need for the new ensemble; return checks to run once the ensemble is loaded."""
@@ -185,7 +183,7 @@ class EditExecution:
                 else:
                     # Repeated after a restart, which may have read the old configuration.
                     self._start_step(f"load '{target_edit.name}' on {server.url}")
-                    self._run_on(server, partial(self._load_from, target_edit, server, target_edit.name))
+                    self._run_on(server, partial(self._load_from, target_edit, server, target_edit.name, verify=False))
 
     def _write_history(self) -> None:
         from defensemble_export.editing import append_edit
@@ -220,13 +218,13 @@ class EditExecution:
         with self._timings.of("inferences"):
             return self._check_new_models(target_edit, server)
 
-    def _load_from(self, target_edit: TargetEdit, server: ModelServer, model: str) -> None:
+    def _load_from(self, target_edit: TargetEdit, server: ModelServer, model: str, *, verify: bool = True) -> None:
         ignored = (
             f" {server.url} still serves the old '{model}', not the files in {target_edit.repository}. It may consider these files older "
             "than those that it has loaded: set the clocks right, or restart the server, which then reads the files."
         )
         try:
-            if not server.load_from_folder(target_edit.repository, model):
+            if not server.load_from_folder(target_edit.repository, model, verify=verify):
                 self._ignored.append(ignored)
         except (RequestRefusedError, ServerFailedError):
             # If all models that the loaded ensemble runs are still on disk, the server read the new files and refused them.
@@ -236,7 +234,9 @@ class EditExecution:
 
     def _load(self, target_edit: TargetEdit, server: ModelServer, model: str) -> None:
         try:
-            self._load_from(target_edit, server, model)
+            # Triton reads the files of a model that is not loaded, and the comparison with numpy follows.
+            is_new_average = is_averaging(model) and model not in target_edit.ready[server.url]
+            self._load_from(target_edit, server, model, verify=not is_new_average)
         except ConnectionFailedError:
             raise
         except ServiceError as error:
@@ -283,7 +283,13 @@ class EditExecution:
             has_restarted = len(self._restarts[url]) != restarts
             removed = [] if has_restarted else [step for step in old_members if step not in members]
             others = [*(step for step in members if step not in logits), *removed]
-            actual, *answers = server.infer_all([InferCall(name, {"images": image}, outputs), *_member_calls(others, image)])
+            calls = [InferCall(name, {"images": image}, outputs), *_member_calls(others, image)]
+            with ThreadPoolExecutor(1, thread_name_prefix="defensemble-edit") as pool:
+                waiting = pool.submit(server.infer_all, calls)
+                if server.is_outdated(target_edit.repository, name):
+                    self._load_from(target_edit, server, name)
+                    waiting = pool.submit(server.infer_all, calls)
+                actual, *answers = waiting.result()
             known = {**logits, **dict(zip(others, (answer["logits"] for answer in answers), strict=True))}
             check_ensemble_outputs(server, name, actual, [known[step] for step in members], averaging, tolerance)
 

@@ -139,11 +139,16 @@ class ModelServer:
         """Load a model from the server's folder, or reload it if its files have changed; the old one serves until then."""
         self._transport.load_model(model, self._load_timeout_s)
 
-    def load_from_folder(self, folder: Path, model: str) -> bool:
+    def load_from_folder(self, folder: Path, model: str, *, verify: bool = True) -> bool:
         """Load a model from `folder`.
 
+        Args:
+            folder: The repository.
+            model: The model.
+            verify: Whether to compare configurations after a load that succeeded.
+
         Returns:
-            Whether the server then has the configuration in `folder`.
+            Whether the server then has the configuration in `folder`; True if that is not verified.
 
         Raises:
             ServiceError: The server does not load the model, or reads another folder.
@@ -157,7 +162,7 @@ class ModelServer:
             if not self.is_outdated(folder, model):
                 raise
         else:
-            if not self.is_outdated(folder, model):
+            if not verify or not self.is_outdated(folder, model):
                 return True
         # Triton (observed with core 2.51) considers a loaded model unchanged if its files, by the later of mtime and ctime, are not newer
         # than those that it has loaded, as with a backup that was moved into place. Writing the configuration again makes it newer.
