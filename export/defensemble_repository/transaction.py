@@ -15,14 +15,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import RepositoryError
-from .filesystem.atomic_write import ChangedFolders, can_write, fill, folder_write_error, os_errors_about, shared_mode, sync
+from .filesystem.atomic_write import ChangedFolders, can_write, fill, folder_write_error, make_newer, os_errors_about, shared_mode, sync
 from .filesystem.locks import folder_lock
 from .filesystem.signals import DeferredSigint, defer_sigint
 from .lock import existing_parent
 from .names import AVERAGING_NAME, CONFIG_FILE
-
-# The least difference between the modification times of a new file and of the one that it replaces.
-_TICK_NS = 1_000_000
 
 
 def write_files(repository: Path, files: Mapping[str, bytes]) -> None:
@@ -278,14 +275,10 @@ def _move(source: Path, target: Path, undo: ExitStack) -> None:
 def _set_mode_and_mtime(source: Path, target: Path) -> None:
     """Give new files the permissions of those that they replace, or of their folder, and a later modification time.
 
-    The server must be able to read files of every user. Triton reloads a model if a file is newer than before, even if the clock was set
-    back.
+    The server must be able to read files of every user.
     """
     mode = shared_mode(target)
-    if target.exists():
-        replaced_ns = target.stat().st_mtime_ns
-        if source.stat().st_mtime_ns <= replaced_ns:
-            os.utime(source, ns=(replaced_ns + _TICK_NS,) * 2)
+    make_newer(source, target)
     folder_mode = stat.S_IMODE(target.parent.stat().st_mode) | stat.S_IRWXU
     for path in (source, *source.rglob("*")):
         os.chmod(path, folder_mode if path.is_dir() else mode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defensemble_repository.errors import RepositoryError
+from defensemble_repository.filesystem.atomic_write import shared_mode, write_atomic
 from defensemble_repository.filesystem.signals import defer_sigint, sigint_raises
 from defensemble_repository.transaction import remove_files, write_files
 
@@ -115,7 +116,8 @@ class EditExecution:
             for target_edit in self._target_edits:
                 if target_edit.journal is not None:
                     self._start_step(f"remove the journal of {target_edit.repository}")
-                    self._clear(target_edit.journal)
+                    with self._timings.of("writes"):
+                        self._clear(target_edit.journal)
         except BaseException:
             self._on_warning(f"interrupted at the step '{self._step}': the edit is applied, and the next command finishes the cleanup")
             raise
@@ -129,7 +131,8 @@ class EditExecution:
     def _run_steps(self) -> None:
         """Run the steps in an order in which every intermediate state can be served; the ensembles' own configurations change last."""
         with self._timings.of("writes"):
-            self._write_journals_and_averaging_models()
+            self._write_journals()
+            self._write_averaging_models()
         checks = self._load_members()
         with self._timings.of("writes"):
             self._write_ensembles()
@@ -140,15 +143,17 @@ class EditExecution:
         with self._timings.of("writes"):
             self._write_history()
 
-    def _write_journals_and_averaging_models(self) -> None:
+    def _write_journals(self) -> None:
         for target_edit in self._target_edits:
-            journal, averaging = target_edit.journal, target_edit.plan.averaging
-            if averaging:  # the journal in the same transaction, before them: their files are flushed together
-                self._start_step(f"write the journal and {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
-                write_files(target_edit.repository, {**({} if journal is None else journal.files), **averaging})
-            elif journal is not None:
+            if target_edit.journal is not None:
                 self._start_step(f"write the journal of {target_edit.repository}")
-                journal.write()
+                target_edit.journal.write()
+
+    def _write_averaging_models(self) -> None:
+        for target_edit in self._target_edits:
+            if target_edit.plan.averaging:
+                self._start_step(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
+                write_files(target_edit.repository, target_edit.plan.averaging)
 
     def _load_members(self) -> list[tuple[ModelServer, Callable[[], None]]]:
         """Load the models that the servers need for the new ensemble; return checks to run once the ensemble is loaded."""
@@ -169,7 +174,7 @@ class EditExecution:
                 remove_files(target_edit.repository, [target_edit.name])
             elif target_edit.plan.files:
                 self._start_step(f"write '{target_edit.name}' into {target_edit.repository}")
-                write_files(target_edit.repository, target_edit.plan.files)
+                _write_ensemble(target_edit.repository, target_edit.plan.files)
             elif target_edit.journal is not None:  # the history records an operator's hand edit, which may be only in memory
                 target_edit.journal.sync_files()
 
@@ -415,6 +420,15 @@ class EditExecution:
     def _start_step(self, step: str) -> None:
         self._step = step
         self._on_progress(step)
+
+
+def _write_ensemble(repository: Path, files: Mapping[str, bytes]) -> None:
+    """Write an ensemble's files durably. Usually that is its configuration, which needs no transaction: the journal can restore it."""
+    paths = [repository / path for path in files]
+    if len(paths) == 1 and paths[0].exists():
+        write_atomic(paths[0], *files.values(), mode=shared_mode(paths[0]), is_newer=True)
+    else:
+        write_files(repository, files)
 
 
 def _member_calls(members: Sequence[tuple[str, int]], image: NDArray[np.float32]) -> list[InferCall]:

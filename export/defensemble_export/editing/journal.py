@@ -118,17 +118,11 @@ class EditJournal:
         """Whether all changes are on disk; the ensemble's configuration changes last."""
         return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
-    @property
-    def files(self) -> dict[str, bytes]:
-        """The journal's file by its path relative to the repository."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "repository"}
-        values = {"schema": _SCHEMA, **values, "edit": line_from_edit(self.edit).decode()}
-        return {PENDING_FILE: json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n"}
-
     def write(self) -> None:
         """Write the journal durably, before anything else changes."""
-        for path, content in self.files.items():
-            _write(self.repository / path, content)
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "repository"}
+        values = {"schema": _SCHEMA, **values, "edit": line_from_edit(self.edit).decode()}
+        _write(self.repository / PENDING_FILE, json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n")
 
     def clear(self) -> None:
         """Delete the journal durably; one that reappeared after a power cut would undo later changes."""

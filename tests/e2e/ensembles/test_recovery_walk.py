@@ -67,7 +67,8 @@ def test_recovery_is_killed_at_every_step(edit_process: EditProcess, tmp_path: P
 
 @pytest.mark.slow
 def test_recovery_of_two_replicas_is_killed_at_every_step(edit_process: EditProcess, tmp_path: Path) -> None:
-    walk(REWEIGH, edit_process, tmp_path, {**POINTS, "finished": "os.rename", "undone": "os.link"}, replicas=2)
+    switch = f"os.rename {tmp_path / 'stage/1/repository/ensemble'}"  # of the second repository; the first has the new state
+    walk(REWEIGH, edit_process, tmp_path, {**POINTS, "finished": "os.rename", "undone": switch}, replicas=2)
 
 
 @pytest.mark.slow
