@@ -10,9 +10,10 @@ import numpy as np
 
 from benchmarks.common.figures import at_most_figure, percentiles, zero_figure
 from benchmarks.editing.answers import Call, Verdict
+from benchmarks.editing.trace import trace_json
 from benchmarks.editing.under_load import PROTOCOLS, AppliedChange, Run, protocol_of
 
-P99_GOAL, WORK_GOAL_S, EDIT_GOAL, MEMORY_GOAL = 1.5, 0.1, 6.0, 0.05
+P99_GOAL, WORK_GOAL_S, EDIT_GOAL, MEMORY_GOAL = 1.5, 0.045, 3.0, 0.05
 KINDS = ("checks", "writes", "loads", "inferences", "drain")
 GENERATED = ("average_", "uncertainty_")
 _SAMPLES = 500
@@ -116,11 +117,13 @@ def build_result(run: Run, verdict: Verdict, timed: int, memory_after: tuple[int
     """Return the run as JSON, without the machine."""
     last = run.made[timed].begin if timed < len(run.made) else run.ended
     edits = [edit_json(made, memory) for made, memory in zip(run.made, run.memory[1:], strict=True)]
+    without_loads = [(made.begin, made.end) for made, edit in zip(run.made, edits, strict=True) if not edit["members_loaded"]]
     early, late = (statistics.median(run.memory[number]) for number in memory_after)
     result = {
         "answers": verdict_json(verdict),
         "calls": latencies(run.calls, run.made[:timed], run.began, last),
         "edits": edits,
+        "trace": trace_json(run.events, without_loads),
         "memory": {
             "after_edits": list(memory_after),
             "pss_bytes_before": int(statistics.median(run.memory[0])),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.common.markdown import figures_table, format_measurement, note_paragraph, quick_warning, short_commit
+from benchmarks.common.markdown import figures_table, format_measurement, note_paragraph, quick_warning, short_commit, table
 from benchmarks.editing.figures import KINDS, edits_without_member_loads
 from benchmarks.editing.plan import ACTIONS
 
@@ -50,7 +50,7 @@ is waiting for responses behind the callers' requests.
 {_edits(result["edits"])}
 
 Time of an edit that loads no member, by part, ms, median: {_kinds(result["edits"])}.
-
+{_trace(result.get("trace", ()))}
 ## Memory
 
 {_memory(result)}
@@ -131,6 +131,21 @@ def _kinds(edits: Sequence[Mapping[str, Any]]) -> str:
     if not selected:
         return "there was none"
     return ", ".join(f"{kind} {1000 * statistics.median(edit['seconds'][kind] for edit in selected):.0f}" for kind in KINDS)
+
+
+def _trace(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of flushes and requests; empty without a trace, which the oldest results do not have."""
+    if not rows:
+        return ""
+    titles = {"flush": "flush of", "request": "request"}
+    cells = [(f"{titles[row['kind']]} {row['name']}", f"{row['per_edit']:.2f}", f"{row['median_ms']:.1f}") for row in rows]
+    return f"""
+Where the time of such an edit goes: each flush to disk (fsync) and each kind of request to the server, with its number per edit and its
+median duration in ms under load. The inferences of the ensemble, its members and a removed member run concurrently; so do the flushes of
+the files and folders of a new averaging model.
+
+{table(("", "per edit", "ms"), cells)}
+"""
 
 
 def _memory(result: Mapping[str, Any]) -> str:

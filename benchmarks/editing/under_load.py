@@ -20,6 +20,7 @@ from benchmarks.common.servers import ENSEMBLE, start_server, write_ensemble_rep
 from benchmarks.editing.answers import Call
 from benchmarks.editing.asking import LoopingCallers
 from benchmarks.editing.plan import Change, State, WeightedMember, apply_change
+from benchmarks.editing.trace import Event, TracedTransport, traced_flushes
 from defensemble import Client
 from defensemble.ensembles import Applied, Ensembles
 from defensemble_export import ExportedMember, planned_files, write_files
@@ -65,7 +66,10 @@ class AppliedChange:
 
 @dataclass(frozen=True)
 class Run:
-    """The record of a run between `began` and `ended`. `memory` is the server's memory in bytes before each edit and after the last."""
+    """The record of a run between `began` and `ended`.
+
+    `memory` is the server's memory in bytes before each edit and after the last. `events` are the flushes and requests of all edits.
+    """
 
     calls: list[Call]
     made: list[AppliedChange]
@@ -73,6 +77,7 @@ class Run:
     began: float
     ended: float
     machine_info: dict[str, Any]
+    events: Sequence[Event] = ()
 
 
 def protocol_of(caller: int) -> str:
@@ -124,7 +129,9 @@ def run_under_load(
     with start_server(repository) as (server, _), Client(server.http_url, admin_key=server.state.admin_key) as client:
         # Exported after the start, so that the server has not loaded them yet.
         write_files(repository, planned_files(repository, later, ensemble=None, replace=True))
-        ensembles = Ensembles(repository, client)
+        events: list[Event] = []
+        traced = Client(server.http_url, transport=TracedTransport(client.transport, ENSEMBLE, events.append))
+        ensembles = Ensembles(repository, traced)
         urls = {"grpc": server.grpc_url, "http": server.http_url}
         by_protocol: Mapping[str, list[int]] = {protocol: [] for protocol in PROTOCOLS}
         for caller in range(effort.callers):
@@ -134,7 +141,7 @@ def run_under_load(
             for protocol, callers in by_protocol.items()
             if callers
         ]
-        with running_callers(jobs) as running:
+        with running_callers(jobs) as running, traced_flushes(repository, events.append):
             on_progress(f"{effort.callers} callers are running")
             time.sleep(effort.warm_s)
             began = time.monotonic()
@@ -150,7 +157,7 @@ def run_under_load(
                 memory.append(_measure_memory(server.triton_pid, max(quiet_s, made[-1].end - begin), running))
             ended = time.monotonic()
             calls = running.stop()
-        return Run(calls, made, memory, began, ended, machine_info(client.server_metadata()))
+        return Run(calls, made, memory, began, ended, machine_info(client.server_metadata()), events)
 
 
 def _measure_memory(pid: int, seconds: float, callers: Callers[Call]) -> list[int]:

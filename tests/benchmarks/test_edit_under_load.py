@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,10 @@ from benchmarks.editing.asking import LoopingCallers
 from benchmarks.editing.figures import build_result, compute_figures, edit_json, latencies, verdict_json
 from benchmarks.editing.page import page
 from benchmarks.editing.plan import ACTIONS, Change, State, WeightedMember, draw_changes
+from benchmarks.editing.trace import Event, flush_name, request_name, trace_json, traced_flushes
 from benchmarks.editing.under_load import AppliedChange, Effort, Run, version_logits
 from defensemble.ensembles import Applied
+from defensemble_repository.filesystem.atomic_write import write_atomic
 from defensemble_server import Server
 from tests.support import tiny
 from tests.support.checkout import ROOT
@@ -170,7 +174,7 @@ def test_edits_are_drawn_from_the_seed_and_change_the_outputs(seed: int) -> None
 
 
 def applied_change(
-    begin: float, end: float, *, writes: float = 0.02, loads: float = 0.03, loaded: Sequence[str] = ("average_1",)
+    begin: float, end: float, *, writes: float = 0.02, loads: float = 0.02, loaded: Sequence[str] = ("average_1",)
 ) -> AppliedChange:
     seconds = {"checks": 0.1, "writes": writes, "loads": loads, "inferences": 0.2, "drain": 0.1, "total": end - begin}
     applied = Applied("ensemble", None, ("weight",), loaded={"grpc://x": tuple(loaded)}, seconds=seconds)
@@ -205,10 +209,66 @@ def test_calls_are_split_by_whether_they_overlap_an_edit() -> None:
     assert none["p99_interval"] is None
 
 
+EVENTS = [
+    Event("request", "infer: the ensemble", 10.5, 11.0),
+    Event("flush", "the journal", 10.1, 10.102),
+    Event("flush", "the journal", 20.1, 20.104),
+    Event("flush", "the journal", 30.1, 30.106),
+    Event("flush", "the journal", 12.5, 12.6),  # between edits
+    Event("flush", "the history", 11.9, 12.1),
+]
+
+
+def test_the_trace_counts_what_is_within_an_edit() -> None:
+    assert trace_json(EVENTS, EDITS) == [
+        {"kind": "flush", "name": "the journal", "per_edit": 1.0, "median_ms": 4.0},
+        {"kind": "request", "name": "infer: the ensemble", "per_edit": 0.33, "median_ms": 500.0},
+    ]
+    assert trace_json(EVENTS, []) == trace_json([], EDITS) == []
+    loading = result_with(loaded=["member1", "average_2"])
+    assert loading["trace"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("repository", "the repository's folder"),
+        ("repository/.pending-edit.json.123", "the journal"),
+        ("repository/.history.jsonl.7", "the history"),
+        ("repository/ensemble", "ensemble"),
+        (".repository.staging-ab12_xyz/pending-edit.json", "the journal"),
+        (".repository.staging-ab12_xyz/ensemble/config.pbtxt", "ensemble/config.pbtxt"),
+        (".repository.staging-ab12_xyz/average_0123456789abcdef/1/model.onnx", "average/1/model.onnx"),
+    ],
+)
+def test_a_flush_is_named_after_the_place_that_the_file_gets(path: str, name: str) -> None:
+    assert flush_name(Path("/data") / path, Path("/data/repository")) == name
+
+
+def test_requests_are_named_after_the_role_of_the_model() -> None:
+    models = ("ensemble", "average_0123456789abcdef", "keep0.3", "")
+    names = [request_name("infer", model, "ensemble") for model in models]
+    assert len(set(names)) == 4
+    assert_each(names, "ensemble", "averaging", "member", "infer")
+
+
+def test_flushes_are_recorded_with_their_duration(tmp_path: Path) -> None:
+    events: list[Event] = []
+    flush = os.fsync
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    with traced_flushes(repository, events.append):
+        write_atomic(repository / "history.jsonl", b"x")
+        write_atomic(tmp_path.parent / "another", b"x")
+    assert os.fsync is flush
+    assert [(event.kind, event.name) for event in events] == [("flush", "the history"), ("flush", "the repository's folder")]
+    assert all(event.begin <= event.end for event in events)
+
+
 def result_with(calls: Sequence[Call] = GOOD, **values: Any) -> dict[str, Any]:
     """Return the result of three edits of 2 s and calls of a second."""
     edits = [applied_change(*times, **values) for times in EDITS]
-    run = Run(list(calls), edits, [[100, 100], [104, 90], [100, 101], [100, 103]], 0.5, 40.0, {})
+    run = Run(list(calls), edits, [[100, 100], [104, 90], [100, 101], [100, 103]], 0.5, 40.0, {}, EVENTS)
     return build_result(run, verify_calls(calls, EXPECTED, EDITS, seed=SEED, batch=BATCH), 3, (1, 3))
 
 
@@ -252,7 +312,7 @@ def test_memory_has_two_limits_and_missing_values_miss_their_goal() -> None:
 
 def test_own_work_is_writes_and_loads() -> None:
     output = edit_json(applied_change(10, 11, loaded=["average_1", "member1"]), [3, 1, 2])
-    assert (output["own_work_s"], output["members_loaded"], output["pss_bytes_after"]) == (0.05, ["member1"], 2)
+    assert (output["own_work_s"], output["members_loaded"], output["pss_bytes_after"]) == (0.04, ["member1"], 2)
 
 
 def complete(result: dict[str, Any], **values: Any) -> dict[str, Any]:
@@ -286,6 +346,8 @@ def test_the_page_shows_the_result() -> None:
     assert "**missed**" not in text
     assert "8 calls, 8 responses" in text
     assert page(complete(result_with()), "result.json") == text
+    assert "| flush of the journal | 1.00 | 4.0 |" in text
+    assert "fsync" not in page(complete({**result_with(), "trace": []}), "result.json")
     bad = page(complete(result_with([*GOOD, call(8, 35, 2)]), quick=True, note="Others worked."), "result.json")
     assert "A quick run" in bad
     assert "Others worked." in bad
@@ -375,6 +437,8 @@ def test_no_request_fails_or_is_wrong_while_an_ensemble_is_edited() -> None:
     assert sum(answers["by_state"].values()) == answers["calls"] > 200
     assert len(answers["by_state"]) > 10
     assert answers["while_two_states_were_in_force"] > 20
+    traced = {row["name"]: row["per_edit"] for row in result["trace"]}
+    assert traced["the history"] == traced["infer: the ensemble"] == traced["load_model: the ensemble"] == 1
     assert result["least_apart"] > MIN_DIFFERENCE > 10 * result["tolerance"]
     text = page(complete(result), "result.json")
     assert f"{answers['calls']:,} calls, {answers['calls']:,} responses" in text
