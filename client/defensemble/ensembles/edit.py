@@ -15,7 +15,8 @@ from defensemble_repository.transaction import check_writable, remove_stale_stag
 from .._exceptions import ConnectionFailedError, DeadlineExceededError, InputError
 from .baseline import Baseline, baseline_before_reload
 from .checks import check_target_edits, plan_target_edit
-from .execution import EditExecution, Timings
+from .execution import EditExecution
+from .parts import Timings
 from .records import edit_changes, prepare_journals
 from .recovery import group_of, recover
 from .results import Applied

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from defensemble_repository.errors import RepositoryError
-from defensemble_repository.filesystem.atomic_write import shared_mode, write_atomic
 from defensemble_repository.filesystem.signals import defer_sigint, sigint_raises
 from defensemble_repository.transaction import remove_files, write_files
 
 from .._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from .errors import EditFailedError, EditOvertakenError
+from .parts import Timings, member_calls, member_logits, write_ensemble
 from .server_models import InferCall, ModelServer, is_averaging, repeat_after_restart, unused_models
 from .targets import TargetEdit
 from .verification import Array, AveragingSpec, check_averaging, check_ensemble_outputs, fixed_image, tolerance_for
@@ -28,22 +23,6 @@ if TYPE_CHECKING:
     from defensemble_export.editing import Edit, EditJournal
 
 _T = TypeVar("_T")
-
-
-class Timings:
-    """Seconds by kind of work: checks, writes, loads (load and unload calls), inferences, and drain."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def of(self, kind: str) -> Iterator[None]:
-        """Add the duration of the block to a kind of work."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
 
 
 class EditExecution:
@@ -174,7 +153,7 @@ class EditExecution:
                 remove_files(target_edit.repository, [target_edit.name])
             elif target_edit.plan.files:
                 self._start_step(f"write '{target_edit.name}' into {target_edit.repository}")
-                _write_ensemble(target_edit.repository, target_edit.plan.files)
+                write_ensemble(target_edit.repository, target_edit.plan.files)
             elif target_edit.journal is not None:  # the history records an operator's hand edit, which may be only in memory
                 target_edit.journal.sync_files()
 
@@ -274,7 +253,7 @@ class EditExecution:
         logits: dict[tuple[str, int], Array] = {}
         if new:
             self._start_step(f"run {', '.join(f'{model}@{version}' for model, version in new)} on {url}")
-            logits |= _member_logits(server, new, image)
+            logits |= member_logits(server, new, image)
         average = config.ensemble_scheduling.step[-1].model_name
         self._start_step(f"compare {average} on {url} with numpy")
         check_averaging(server, average, outputs, num_classes, averaging)
@@ -288,7 +267,7 @@ class EditExecution:
             has_restarted = len(self._restarts[url]) != restarts
             removed = [] if has_restarted else [step for step in old_members if step not in members]
             others = [*(step for step in members if step not in logits), *removed]
-            calls = [InferCall(name, {"images": image}, outputs), *_member_calls(others, image)]
+            calls = [InferCall(name, {"images": image}, outputs), *member_calls(others, image)]
             with ThreadPoolExecutor(1, thread_name_prefix="defensemble-edit") as pool:
                 waiting = pool.submit(server.infer_all, calls)
                 if server.is_outdated(target_edit.repository, name):
@@ -420,21 +399,3 @@ class EditExecution:
     def _start_step(self, step: str) -> None:
         self._step = step
         self._on_progress(step)
-
-
-def _write_ensemble(repository: Path, files: Mapping[str, bytes]) -> None:
-    """Write an ensemble's files durably. Usually that is its configuration, which needs no transaction: the journal can restore it."""
-    paths = [repository / path for path in files]
-    if len(paths) == 1 and paths[0].exists():
-        write_atomic(paths[0], *files.values(), mode=shared_mode(paths[0]), is_newer=True)
-    else:
-        write_files(repository, files)
-
-
-def _member_calls(members: Sequence[tuple[str, int]], image: NDArray[np.float32]) -> list[InferCall]:
-    return [InferCall(model, {"images": image}, ["logits"], version) for model, version in members]
-
-
-def _member_logits(server: ModelServer, members: Sequence[tuple[str, int]], image: NDArray[np.float32]) -> dict[tuple[str, int], Array]:
-    """Return the logits of each member for an image."""
-    return {step: answer["logits"] for step, answer in zip(members, server.infer_all(_member_calls(members, image)), strict=True)}
