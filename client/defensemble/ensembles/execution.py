@@ -392,9 +392,7 @@ class EditExecution:
                 server.unload(model)
 
     def _servers(self) -> Iterator[tuple[TargetEdit, ModelServer]]:
-        for target_edit in self._target_edits:
-            for server in target_edit.servers:
-                yield target_edit, server
+        yield from ((target_edit, server) for target_edit in self._target_edits for server in target_edit.servers)
 
     def _start_step(self, step: str) -> None:
         self._step = step
