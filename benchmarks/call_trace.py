@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 # A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common.answers import expected_outputs
+from benchmarks.common.answers import expected_outputs, member_logits
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
 from benchmarks.common.provenance import machine_info
@@ -41,21 +41,21 @@ from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.where_a_call_goes/1"
-RATE = 5
 SETTINGS = ((8, 16), (8, 1), (1, 1))
 _IDEAS = Path(__file__).resolve().parent / "tracing" / "ideas.json"
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Seconds per setting, and seconds before them in which calls are not counted."""
+    """Seconds per setting, seconds before them in which calls are not counted, and the distance of traced calls."""
 
     seconds: float
     warm_s: float
+    rate: int
 
 
-FULL = Effort(seconds=6.0, warm_s=0.5)
-QUICK = Effort(seconds=1.0, warm_s=0.2)
+FULL = Effort(seconds=8.0, warm_s=0.5, rate=5)
+QUICK = Effort(seconds=2.0, warm_s=0.2, rate=1)
 
 
 def measure(
@@ -80,22 +80,25 @@ def measure(
     """
     settings: list[dict[str, Any]] = []
     windows: list[tuple[int, int]] = []
+    worst: list[float] = []
     with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
         trace = Path(folder) / "trace.json"
         repository = write_ensemble_repository(Path(folder) / "repository", members)
-        with traced_server(repository, trace, RATE) as server, ExitStack() as stack:
-            for title, model, output in (("five members", ENSEMBLE, "probabilities"), ("one member", members[0].name, "logits")):
+        with traced_server(repository, trace, effort.rate) as server, ExitStack() as stack:
+            for title, model, output, outputs in (
+                ("five members", ENSEMBLE, "probabilities", expected),
+                ("one member", members[0].name, "logits", member_logits(members[:1], images[:16])[0]),
+            ):
                 for form in _forms(server, model, output, stack):
-                    if model == ENSEMBLE:
-                        worst = check_answers(form, images[:16], expected[:16])
+                    worst.append(check_answers(form, images[:16], outputs[:16]))
                     for callers, batch in SETTINGS:
                         own = images[: callers * batch].reshape(callers, batch, *images.shape[1:])
                         begin = time.monotonic_ns() + int(1e9 * effort.warm_s)
                         timing = time_form(form.predict, own, warm_s=effort.warm_s, seconds=effort.seconds)
                         windows.append((begin, time.monotonic_ns()))
                         settings.append({"title": title, "protocol": form.protocol, "callers": callers, "batch": batch})
-                        settings[-1]["call_ms"] = statistics.median(timing.calls_ms) if timing.calls_ms else 1000 * effort.seconds
-                        on_progress(f"{title}, {form.name}, {callers} x {batch}: {settings[-1]['call_ms']:.2f} ms a call")
+                        settings[-1]["call_ms"] = statistics.median(timing.calls_ms) if timing.calls_ms else None
+                        on_progress(f"{title}, {form.name}, {callers} x {batch}: {timing.images_per_s:.0f} images/s")
             with Client(server.grpc_url) as client:
                 machine = machine_info(client.server_metadata())
         calls = [call for call in read_calls(trace) if "REQUEST_START" in call.times]
@@ -105,9 +108,9 @@ def measure(
         "schema": SCHEMA,
         "members": [member.name for member in members],
         "image_shape": list(images.shape[1:]),
-        "largest_difference": worst,
+        "largest_difference": max(worst),
         "seconds": effort.seconds,
-        "trace_rate": RATE,
+        "trace_rate": effort.rate,
         "settings": settings,
         "tried": json.loads(_IDEAS.read_text()),
         **machine,
@@ -122,7 +125,7 @@ def _forms(server: TracedServer, model: str, output: str, stack: ExitStack) -> l
     return [Form("HTTP", sockets.predict, "HTTP"), Form("gRPC", predict_with_stub(channel, model, output), "gRPC")]
 
 
-@benchmark_command("call_trace", result="where_a_call_goes", quick="a second per setting", seed="weights, masks and images")
+@benchmark_command("call_trace", result="where_a_call_goes", quick="two seconds per setting", seed="weights, masks and images")
 def main(options: Options) -> NoReturn:
     """Trace where the time of a call goes: front end, scheduler, members, average, and back.
 

@@ -40,6 +40,7 @@ from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.serving_overhead/2"
+_SMALL_WIDTH = 8
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,6 @@ class Effort:
     warm_s: float
     starts: int
 
-
-_SMALL_WIDTH = 8
 
 FULL = Effort(rounds=9, seconds=1.5, warm_s=0.3, starts=5)
 QUICK = Effort(rounds=1, seconds=0.4, warm_s=0.2, starts=1)

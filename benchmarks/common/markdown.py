@@ -17,11 +17,14 @@ def short_commit(result: Mapping[str, Any]) -> str:
     return f"{commit[:12]}{'-dirty' * commit.endswith('-dirty')}"
 
 
-def format_measurement(result: Mapping[str, Any], json_name: str, script: str) -> str:
-    """Return how to repeat a measurement, and its date and machine. The caller continues the last line."""
+def format_measurement(result: Mapping[str, Any], json_name: str, script: str, page: str | None = None) -> str:
+    """Return how to repeat a measurement, and its date and machine. The caller continues the last line.
+
+    `page` is the name of the page if it is not that of the script.
+    """
     hardware = result["hardware"]
     return (
-        f"Repeat it with `python benchmarks/{script}.py --json docs/results/{script}.json`, which also writes this page.\n"
+        f"Repeat it with `python benchmarks/{script}.py --json docs/results/{page or script}.json`, which also writes this page.\n"
         f"The numbers are from [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s "
         f"on {hardware['cores']} cores of {hardware['cpu']}\n"
         f"(no GPU), Python {result['versions']['python']}, "

@@ -103,15 +103,15 @@ class Sockets:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._all.append(connection)
         connection.sendall(self._requests.of(images))
-        received = connection.recv(_RECEIVE_BYTES)
-        while (end := received.find(b"\r\n\r\n")) < 0 and received:
-            received += connection.recv(_RECEIVE_BYTES)
+        received = _receive(connection)
+        while (end := received.find(b"\r\n\r\n")) < 0:
+            received += _receive(connection)
         head = received[:end].lower()
         if not head.startswith(b"http/1.1 200"):
             raise OSError(f"expected HTTP 200, got {received[:200]!r}")
         body_end = end + 4 + _header(head, b"content-length")
         while len(received) < body_end:
-            received += connection.recv(_RECEIVE_BYTES)
+            received += _receive(connection)
         start = end + 4 + _header(head, b"inference-header-content-length")
         return np.frombuffer(received[start:], "<f4").reshape(len(images), -1)
 
@@ -119,6 +119,13 @@ class Sockets:
         """Close all connections."""
         for connection in self._all:
             connection.close()
+
+
+def _receive(connection: socket.socket) -> bytes:
+    received = connection.recv(_RECEIVE_BYTES)
+    if not received:
+        raise OSError("the server closed the connection before the end of a response")
+    return received
 
 
 def _header(head: bytes, name: bytes) -> int:

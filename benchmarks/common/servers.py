@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from defensemble_server import ServeOptions, Server, serve
 
 ENSEMBLE = "ensemble"
 _POLL_S = 0.003
+_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def wait_for_response(url: str, process: subprocess.Popen[bytes], ok: Callable[[int], bool]) -> bool:
+    """Wait until a server responds to GET with an accepted HTTP status; return False if it ended, or after a minute."""
+    deadline = time.monotonic() + _START_S
+    with urllib3.PoolManager() as pool:
+        while process.poll() is None and time.monotonic() < deadline:
+            try:
+                if ok(pool.request("GET", url, retries=False, timeout=1.0).status):
+                    return True
+            except urllib3.exceptions.HTTPError:
+                pass  # it does not listen yet
+            time.sleep(_POLL_S)
+    return False

@@ -80,6 +80,7 @@ def build_result(setting: Setting, forms: Sequence[Form], timings: Timings) -> d
             ratios[protocol]["to_fastapi"] = ratio(names[protocol], names["fastapi"])
     return {
         "title": setting.title,
+        "one_member": setting.one_member,
         "callers": setting.callers,
         "batch": setting.batch,
         "best_in_process": best,

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.common.answers import session_from_onnx
 from benchmarks.common.forms import Form, predict_in_process
 from benchmarks.common.raw_calls import Sockets, bytes_request, kserve_request, predict_with_stub
-from benchmarks.common.servers import ENSEMBLE, free_port
+from benchmarks.common.servers import ENSEMBLE, free_port, wait_for_response
 from benchmarks.common.timing import Predict
 from defensemble_export import ExportedMember, fused_onnx
 from defensemble_repository.ensemble import Ensemble, Member
@@ -31,8 +30,6 @@ from defensemble_server import Server
 FASTAPI = "fastapi"
 _POOL = 2
 _ROOT = Path(__file__).resolve().parents[2]
-_START_S = 60.0
-_POLL_S = 0.02
 
 
 class FastApiError(Exception):
@@ -114,29 +111,13 @@ def _fastapi_server(members: Sequence[ExportedMember]) -> Iterator[str]:
         )
         try:
             url = f"http://127.0.0.1:{port}"
-            _wait_until_listening(url, process)
+            if not wait_for_response(url, process, ok=lambda status: True):
+                log.seek(0)
+                raise FastApiError(f"uvicorn did not start:\n{log.read().decode(errors='replace')[-2000:]}")
             yield url
-        except FastApiError as error:
-            log.seek(0)
-            raise FastApiError(f"{error}:\n{log.read().decode(errors='replace')[-2000:]}") from error
         finally:
             process.kill()
             process.wait()
-
-
-def _wait_until_listening(url: str, process: subprocess.Popen[bytes]) -> None:
-    import urllib3
-
-    deadline = time.monotonic() + _START_S
-    with urllib3.PoolManager() as pool:
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                pool.request("GET", url, retries=False, timeout=1.0)
-            except urllib3.exceptions.HTTPError:
-                time.sleep(_POLL_S)
-            else:
-                return
-    raise FastApiError(f"uvicorn did not start within {_START_S:g} s (exit status {process.poll()})")
 
 
 def _in_turn(sessions: Sequence[onnxruntime.InferenceSession]) -> Predict:

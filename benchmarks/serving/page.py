@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.common.markdown import (
@@ -26,13 +26,13 @@ _TITLES = {
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Return the page of a result as Markdown; the same result gives the same text."""
     settings = result["settings"]
-    ensemble = {key: setting for key, setting in settings.items() if not key.startswith("one_member")}
-    one_member = {key: setting for key, setting in settings.items() if key not in ensemble}
+    ensemble = {key: setting for key, setting in settings.items() if not setting["one_member"]}
+    one_member = {key: setting for key, setting in settings.items() if setting["one_member"]}
     return f"""# Cost of serving: Triton, FastAPI and the caller's process
 {quick_warning(result)}
 {_how(result, json_name)}
 
-The ensemble is served by Triton with this project's backend; by a FastAPI application of 30 lines
+The ensemble is served by Triton with this project's backend; by a short FastAPI application
 (`benchmarks/serving/fastapi_app.py`, FastAPI {result["versions"]["fastapi"]}, uvicorn {result["versions"]["uvicorn"]} with uvloop and
 httptools); or run in the callers' process.
 Requests were made before and are sent by bare sockets and stubs: what a client costs is on [another page](client.md).
@@ -97,7 +97,7 @@ def _calls(settings: Mapping[str, Any]) -> str:
     return _by_form(settings, cells)
 
 
-def _by_form(settings: Mapping[str, Any], cells: Any) -> str:
+def _by_form(settings: Mapping[str, Any], cells: Callable[[str], Iterator[str]]) -> str:
     return table(("form", *(setting["title"] for setting in settings.values())), map(cells, next(iter(settings.values()))["forms"]))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from benchmarks.common.figures import Figure, at_least_figure
 from benchmarks.tracing.server import Call
+from defensemble_repository.names import AVERAGING_NAME
 
 LEAST_CALLS = 20
 PARTS = {
@@ -32,8 +34,8 @@ def split_call(call: Call) -> dict[str, float] | None:
     times = call.times
     received = times.get("HTTP_RECV_START", times.get("GRPC_WAITREAD_END"))
     sent = times.get("HTTP_SEND_END", times.get("GRPC_SEND_END"))
-    members = [step.times for step in call.steps if not step.model.startswith("average_")] if call.steps else [times]
-    averages = [step.times for step in call.steps if step.model.startswith("average_")]
+    members = [step.times for step in call.steps if not AVERAGING_NAME.fullmatch(step.model)] if call.steps else [times]
+    averages = [step.times for step in call.steps if AVERAGING_NAME.fullmatch(step.model)]
     if received is None or sent is None or len(averages) != bool(call.steps) or not all("COMPUTE_END" in own for own in members + averages):
         return None
     started = min(own["COMPUTE_START"] for own in members)
@@ -50,31 +52,31 @@ def split_call(call: Call) -> dict[str, float] | None:
 
 def split_members(call: Call) -> list[dict[str, float]]:
     """Return the duration of each part of each member's request, in ms."""
-    members = [step.times for step in call.steps if not step.model.startswith("average_")] if call.steps else [call.times]
+    members = [step.times for step in call.steps if not AVERAGING_NAME.fullmatch(step.model)] if call.steps else [call.times]
     events = ("QUEUE_START", "COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END")
     return [
         {part: (own[end] - own[start]) / 1e6 for part, start, end in zip(MEMBER_PARTS, events, events[1:], strict=False)} for own in members
     ]
 
 
-def summarise(calls: Sequence[Call], call_ms: float) -> dict[str, Any]:
+def summarise(calls: Sequence[Call], call_ms: float | None) -> dict[str, Any]:
     """Return medians over the traced calls of one setting, in ms, as JSON.
 
     Args:
         calls: The traced calls.
-        call_ms: Median duration of a call, as the caller sees it.
+        call_ms: Median duration of a call, as the caller sees it; None if no call ended.
     """
-    split = [(call, parts) for call in calls if (parts := split_call(call)) is not None]
-    if not split:
-        return {"traced": 0, "call_ms": round(call_ms, 3), "parts": {}, "member": {}}
-    medians = {name: _median([parts[name] for _, parts in split]) for name in split[0][1]}
-    members = [parts for call, _ in split for parts in split_members(call)]
-    medians["outside"] = round(call_ms - medians.pop("total"), 3)
+    split = [(call, own) for call in calls if (own := split_call(call)) is not None]
+    if not split or call_ms is None:
+        return {"traced": 0, "call_ms": call_ms, "parts": {}, "member": {}}
+    parts = {name: _quartiles([own[name] for _, own in split]) for name in split[0][1]}
+    total = parts.pop("total")["median"]
+    members = [own for call, _ in split for own in split_members(call)]
     return {
         "traced": len(split),
         "call_ms": round(call_ms, 3),
-        "parts": medians,
-        "member": {part: _median([parts[part] for parts in members]) for part in MEMBER_PARTS},
+        "parts": {**parts, "outside": {"median": round(call_ms - total, 4)}},
+        "member": {part: _quartiles([own[part] for own in members]) for part in MEMBER_PARTS},
     }
 
 
@@ -83,5 +85,6 @@ def compute_figures(settings: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     return {"least_traced_calls": at_least_figure(min(setting["traced"] for setting in settings), LEAST_CALLS)}
 
 
-def _median(values: Sequence[float]) -> float:
-    return round(statistics.median(values), 4)
+def _quartiles(values: Sequence[float]) -> dict[str, float]:
+    lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75))
+    return {"median": round(float(median), 4), "lower": round(float(lower), 4), "upper": round(float(upper), 4)}

@@ -11,8 +11,8 @@ from benchmarks.tracing.figures import MEMBER_PARTS, PARTS
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Return the page of a result as Markdown; the same result gives the same text."""
-    how = f"{format_measurement(result, json_name, 'where_a_call_goes')}ONNX Runtime {result['versions']['onnxruntime']}, "
-    how = how.replace("benchmarks/where_a_call_goes.py", "benchmarks/call_trace.py")
+    how = format_measurement(result, json_name, "call_trace", "where_a_call_goes")
+    how += f"ONNX Runtime {result['versions']['onnxruntime']}, "
     first, *others = served_members_lines(result)
     sections = "\n\n".join(
         _section(title, [s for s in result["settings"] if s["title"] == title]) for title in ("five members", "one member")
@@ -21,9 +21,9 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
 {quick_warning(result)}
 {chr(10).join([how + first, *others, *note_paragraph(result)])}
 
-Times are those of Triton's own trace of every {result["trace_rate"]}th call: medians, in ms, of each part by itself, so that the parts of a
-column do not sum up exactly. Columns are callers x batch. Requests were made before and are sent by bare sockets and stubs; `caller and
-network` is the rest of the call as its caller sees it.
+Times are those of Triton's own trace of every {result["trace_rate"]}th call: medians (and quartiles), in ms, of each part by
+itself, so that the parts of a column do not sum up exactly. Columns are callers x batch. Requests were made before and are
+sent by bare sockets and stubs; `caller and network` is the rest of the call as its caller sees it.
 
 {sections}
 
@@ -39,7 +39,7 @@ def _section(title: str, settings: Sequence[Mapping[str, Any]]) -> str:
     names = [f"{setting['protocol']}, {setting['callers']} x {setting['batch']}" for setting in settings]
     parts = [part for part in PARTS if any(part in setting["parts"] for setting in settings)]
     rows = [(PARTS[part], *(_ms(setting["parts"].get(part)) for setting in settings)) for part in parts]
-    rows.append(("**call**", *(f"**{setting['call_ms']:.2f}**" for setting in settings)))
+    rows.append(("**call**", *("-" if setting["call_ms"] is None else f"**{setting['call_ms']:.2f}**" for setting in settings)))
     rows.append(("traced calls", *(f"{setting['traced']:,}" for setting in settings)))
     members = [(MEMBER_PARTS[part], *(_ms(setting["member"].get(part)) for setting in settings)) for part in MEMBER_PARTS]
     return f"""## {title.capitalize()}
@@ -63,5 +63,8 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _ms(part: Mapping[str, float] | None) -> str:
+    if part is None:
+        return ""
+    spread = f" ({part['lower']:.3f} to {part['upper']:.3f})" if "lower" in part else ""
+    return f"{part['median']:.3f}{spread}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import urllib3
+from benchmarks.common.servers import start_server, wait_for_response
 
-from benchmarks.common.servers import start_server
-
-_START_S, _STOP_S = 60.0, 20.0
-_POLL_S = 0.05
+_STOP_S = 20.0
 
 
 class TraceError(Exception):
@@ -60,7 +56,8 @@ def traced_server(repository: Path, trace: Path, rate: int) -> Iterator[TracedSe
     command += [f"--trace-config={setting}" for setting in settings]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_until_ready(f"{server.http_url}/v2/health/ready", process)
+        if not wait_for_response(f"{server.http_url}/v2/health/ready", process, ok=lambda status: status == 200):
+            raise TraceError(f"Triton did not get ready (exit status {process.poll()})")
         yield TracedServer(server.http_url, server.grpc_url)
         process.terminate()
         if process.wait(_STOP_S) != 0:
@@ -70,19 +67,6 @@ def traced_server(repository: Path, trace: Path, rate: int) -> Iterator[TracedSe
     finally:
         process.kill()
         process.wait()
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _START_S
-    with urllib3.PoolManager() as pool:
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                if pool.request("GET", url, retries=False, timeout=1.0).status == 200:
-                    return
-            except urllib3.exceptions.HTTPError:
-                pass  # it does not listen yet
-            time.sleep(_POLL_S)
-    raise TraceError(f"Triton was not ready within {_START_S:g} s (exit status {process.poll()})")
 
 
 def read_calls(trace: Path) -> list[Call]:

@@ -1,4 +1,5 @@
-// The functions that Triton looks up in a backend: each calls the Runtime, Model or Instance behind it, and catches every exception.
+// The functions that Triton looks up in a backend: each calls the Runtime, RunQueue, Model or Instance behind it, and catches every
+// exception.
 #include <cstdlib>
 #include <memory>
 #include <optional>

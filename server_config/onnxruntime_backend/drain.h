@@ -10,7 +10,7 @@
 
 namespace onnx_backend {
 
-// A batch of requests that is being executed, as the drain counts it.
+// A request from its arrival to its answer, as the drain counts it.
 class Execution {
  public:
   // `last_step`: whether its model is the last step of an ensemble, whose other steps have already run.

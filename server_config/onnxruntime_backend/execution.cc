@@ -4,6 +4,8 @@
 #include <cstring>
 #include <new>
 
+#include "instance.h"
+
 namespace onnx_backend {
 
 namespace {
@@ -252,7 +254,7 @@ void answer(Group group, std::vector<Scratch>& scratch) noexcept {
     for (Request& request : group.requests) request.fail_with(error);
   }
   const uint64_t end_ns = now_ns();
-  runner.report(group.requests.front().instance(), start_ns, end_ns);
+  runner.report(group.requests.front().instance().handle(), start_ns, end_ns);
   for (Request& request : group.requests) request.finish(start_ns, end_ns);
 }
 

@@ -34,6 +34,7 @@ struct Group {
 // `scratch`: memory of this thread, one entry for each input; it grows.
 void answer(Group group, std::vector<Scratch>& scratch) noexcept;
 
+// The clock of Triton's statistics.
 uint64_t now_ns();
 
 }  // namespace onnx_backend

@@ -1,7 +1,5 @@
 #include "model.h"
 
-#include <thread>
-
 namespace onnx_backend {
 
 namespace {
@@ -59,7 +57,7 @@ Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCo
                 config["input"].items().front()["name"].text() != "images";
     const ModelSettings settings = settings_from_config(config, defaults);
     max_joined_rows_ = settings.max_joined_rows;
-    threads_ = settings.threads.intra > 0 ? static_cast<size_t>(settings.threads.intra) : std::thread::hardware_concurrency();
+    threads_ = settings.threads_of_a_run();
     const std::string& file = config["default_model_filename"].text();
     open_session(folder_ + "/" + std::to_string(version_) + "/" + (file.empty() ? "model.onnx" : file), settings);
     describe_graph();
@@ -92,7 +90,7 @@ void Model::open_session(const std::string& path, const ModelSettings& settings)
   runtime_.check(api.SetIntraOpNumThreads(options.get(), settings.threads.intra));
   runtime_.check(api.SetInterOpNumThreads(options.get(), settings.threads.inter));
   const auto add = [&](const char* key, bool on) { runtime_.check(api.AddSessionConfigEntry(options.get(), key, on ? "1" : "0")); };
-  // Memory for activations comes from one pool of all models: it is that of the runs at any time, not that of the models. Weights are
+  // Memory for activations comes from one pool of all models, which is as large as runs at the same time ever needed it. Weights are
   // allocated separately, so that they are freed when the model is unloaded.
   add("session.use_env_allocators", true);
   add("session.use_device_allocator_for_initializers", true);

@@ -2,7 +2,12 @@
 
 #include <cstring>
 
+#include "instance.h"
+
 namespace onnx_backend {
+
+Request::Request(TRITONBACKEND_Request* handle, Instance& instance)
+    : handle_(handle), instance_(instance), model_(instance.model()), execution_(instance.model().averages()) {}
 
 void Request::begin() {
   TRITONBACKEND_Response* response = nullptr;
@@ -123,8 +128,9 @@ void* Request::add_output(const TensorInfo& output, const Shape& shape) {
 
 void Request::finish(uint64_t start_ns, uint64_t end_ns) noexcept {
   // Before the response is sent, so that a caller with a response finds it counted in the statistics.
-  log_error(
-      TRITONBACKEND_ModelInstanceReportStatistics(instance_, handle_, !failed(), start_ns, compute_start_ns_, compute_end_ns_, end_ns));
+  log_error(TRITONBACKEND_ModelInstanceReportStatistics(instance_.handle(), handle_, !failed(), start_ns, compute_start_ns_,
+                                                        compute_end_ns_, end_ns));
+  instance_.release_request();
   if (response_ != nullptr) {
     log_error(TRITONBACKEND_ResponseSend(response_.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL, error_.get()));
   }

@@ -10,15 +10,16 @@
 
 namespace onnx_backend {
 
+class Instance;
+
 class Request {
  public:
   // `handle` stays Triton's until finish(). A response or an error that was not sent is deleted with the request.
-  Request(TRITONBACKEND_Request* handle, TRITONBACKEND_ModelInstance* instance, Model& model)
-      : handle_(handle), instance_(instance), model_(model), execution_(model.averages()) {}
+  Request(TRITONBACKEND_Request* handle, Instance& instance);
 
   Model& model() const { return model_; }
-  // Statistics are reported for it.
-  TRITONBACKEND_ModelInstance* instance() const { return instance_; }
+  // Statistics are reported for it. It exists until finish().
+  Instance& instance() const { return instance_; }
 
   // Creates the response and reads the request. Throws Failure if the request does not match the model, or the server is stopping.
   void begin();
@@ -72,7 +73,7 @@ class Request {
   static const void* buffer(const Input& input, uint32_t index, uint64_t& bytes);
 
   TRITONBACKEND_Request* handle_;
-  TRITONBACKEND_ModelInstance* instance_;
+  Instance& instance_;
   Model& model_;
   Execution execution_;
   std::unique_ptr<TRITONBACKEND_Response, ResponseDeleter> response_;

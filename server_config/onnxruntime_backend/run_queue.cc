@@ -11,7 +11,8 @@ namespace onnx_backend {
 
 namespace {
 
-// Up to here, a joint run takes clearly less time than separate runs of its rows, even if another core is idle meanwhile.
+// Smaller joint runs are not worth another core: a ResNet-18 of width 16 takes 1.31, 1.30, 1.23, 1.15 and 1.10 ms a row in runs of 1, 2, 4,
+// 8 and 16 rows. Without a least number, eight waiting rows would become runs of 4, 2, 1 and 1.
 constexpr int64_t kWorthJoining = 4;
 
 struct CpuSet {
@@ -95,7 +96,8 @@ bool RunQueue::can_start() const {
   return !waiting_.empty() && (busy_cores_ == 0 || busy_cores_ + waiting_.front().model().threads() <= cores_.size());
 }
 
-// The oldest request, and those that can join it, up to its share of all that waits: with more, other cores would have nothing to run.
+// The oldest request, and those that can join it, up to the share of one core in all that waits (but see kWorthJoining): with more, other
+// cores would have nothing to run.
 Group RunQueue::take() {
   Group group;
   const Request& first = waiting_.front();

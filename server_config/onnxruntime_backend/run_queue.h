@@ -1,4 +1,4 @@
-// Which requests of all models run next, and on which core.
+// Which requests of all models run next.
 //
 // Triton gives each model a thread of its own: five members run as five threads, which compete for two cores and their caches, while one
 // busy model runs on one core only. Here, a thread on each core takes the next run, whichever model it is of.

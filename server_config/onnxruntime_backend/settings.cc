@@ -1,5 +1,8 @@
 #include "settings.h"
 
+#include <algorithm>
+#include <thread>
+
 #include "failure.h"
 
 namespace onnx_backend {
@@ -123,6 +126,11 @@ ModelSettings settings_from_config(const Json& config, const ThreadCounts& defau
     settings.max_joined_rows = count_from_text(text, what, 1, "requests are not joined", kMostJoinedRows);
   });
   return settings;
+}
+
+size_t ModelSettings::threads_of_a_run() const {
+  const auto number = [](int count) { return count > 0 ? static_cast<size_t>(count) : std::max(1U, std::thread::hardware_concurrency()); };
+  return mode == ORT_PARALLEL ? std::max(number(threads.intra), number(threads.inter)) : number(threads.intra);
 }
 
 std::string text_from_settings(const ModelSettings& settings) {

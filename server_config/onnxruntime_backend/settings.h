@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <optional>
 #include <string>
 
@@ -26,6 +27,9 @@ struct ModelSettings {
   // Larger joins cost more time per image and much more memory. ResNet-18 of width 16 at 3x32x32, five members, 8 callers with batch 16,
   // two cores: 4.55 ms of processor time per image and 121 MB with 16 rows, 4.84 ms and 240 MB with up to 64 rows.
   int64_t max_joined_rows = 16;
+
+  // The number of threads that a run keeps busy at most.
+  size_t threads_of_a_run() const;
 };
 
 // `command_line` holds the values of --backend-config=onnxruntime,key=value. Throws Failure on a bad value.

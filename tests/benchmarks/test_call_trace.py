@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.call_trace import RATE, SCHEMA, SETTINGS, Effort, measure
+from benchmarks.call_trace import SCHEMA, SETTINGS, Effort, measure
 from benchmarks.common.figures import exit_status
 from benchmarks.tracing.figures import compute_figures, split_call, split_members, summarise
 from benchmarks.tracing.page import page
@@ -39,7 +39,7 @@ def step(number: int, model: str, queued: float, started: float, run: float) -> 
 
 
 ENSEMBLE = entries(1, "ensemble", HTTP_RECV_START=10.0, HTTP_RECV_END=10.1, REQUEST_START=10.2, HTTP_SEND_START=17.5, HTTP_SEND_END=17.6)
-STEPS = [step(2, "member0", 11.0, 12.0, 2.0), step(3, "member1", 11.0, 12.5, 4.0), step(4, "average_7655ea77", 17.0, 17.1, 0.2)]
+STEPS = [step(2, "member0", 11.0, 12.0, 2.0), step(3, "member1", 11.0, 12.5, 4.0), step(4, "average_7655ea77c56188ff", 17.0, 17.1, 0.2)]
 TRACE = [entry for part in (*STEPS, ENSEMBLE) for entry in part]  # steps end before their ensemble
 
 
@@ -84,8 +84,12 @@ def test_a_call_whose_average_is_missing_does_not_count() -> None:
 def test_the_rest_of_a_call_is_outside_the_server() -> None:
     summary = summarise(calls_from_entries(TRACE), 8.0)
     assert summary["traced"] == 1
-    assert summary["parts"]["outside"] == pytest.approx(0.4)
-    assert summary["member"]["run"] == pytest.approx(3.0)
+    assert summary["parts"]["outside"] == {"median": pytest.approx(0.4)}
+    assert summary["member"]["run"] == pytest.approx({"median": 3.0, "lower": 2.5, "upper": 3.5})
+
+
+def test_without_a_complete_call_there_are_no_parts() -> None:
+    assert summarise(calls_from_entries(TRACE), None) == {"traced": 0, "call_ms": None, "parts": {}, "member": {}}
 
 
 def test_too_few_traced_calls_miss_the_goal() -> None:
@@ -115,15 +119,15 @@ def test_the_tried_ideas_have_a_figure_or_a_reason() -> None:
 @pytest.mark.slow
 def test_a_short_trace_of_a_real_triton() -> None:
     images = tiny.images(128)
-    result = measure(members(), images, expected(images), Effort(seconds=0.5, warm_s=0.1))
+    result = measure(members(), images, expected(images), Effort(seconds=0.5, warm_s=0.1, rate=2))
     assert result["schema"] == SCHEMA
     assert len(result["settings"]) == 2 * 2 * len(SETTINGS)
     for setting in result["settings"]:
         assert setting["traced"] > 0
-        assert min(value for part, value in setting["parts"].items() if part != "outside") > 0
+        assert min(part["lower"] for name, part in setting["parts"].items() if name != "outside") > 0
         assert ("average" in setting["parts"]) is (setting["title"] == "five members")
     assert exit_status(result["figures"]) in (0, 1)
-    full = {**result, "quick": True, "note": "idle", "duration_s": 1.0, "seed": 0, "trace_rate": RATE}
+    full = {**result, "quick": True, "note": "idle", "duration_s": 1.0, "seed": 0}
     text = page({**full, "member_spec": {"arch": "linear", "width": 1, "keep": 1.0}}, "trace.json")
     assert "HTTP, 8 x 16" in text
     assert "idle" in text

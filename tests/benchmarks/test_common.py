@@ -33,6 +33,7 @@ PAGES = {
     "restart_time": "restart_time",
     "serving_overhead": "serving.page",
     "training_overhead": "training_overhead",
+    "where_a_call_goes": "tracing.page",
     "zoo_cifar10": "zoo.page",
 }
 

@@ -16,12 +16,12 @@ from .._exceptions import ConnectionFailedError, DeadlineExceededError, InputErr
 from .baseline import Baseline, baseline_before_reload
 from .checks import check_target_edits, plan_target_edit
 from .execution import EditExecution
-from .parts import Timings
 from .records import edit_changes, prepare_journals
 from .recovery import group_of, recover
 from .results import Applied
 from .server_models import ModelServer, repeat_after_restart
 from .targets import EditTarget, TargetEdit
+from .timings import Timings
 
 if TYPE_CHECKING:
     from defensemble_export.editing import EditRequest

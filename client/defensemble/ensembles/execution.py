@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, TypeVar
 
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.filesystem.signals import defer_sigint, sigint_raises
-from defensemble_repository.transaction import remove_files, write_files
+from defensemble_repository.transaction import remove_files, write_files, write_journaled
 
 from .._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from .errors import EditFailedError, EditOvertakenError
-from .parts import Timings, member_calls, member_logits, write_ensemble
 from .server_models import InferCall, ModelServer, is_averaging, repeat_after_restart, unused_models
 from .targets import TargetEdit
-from .verification import Array, AveragingSpec, check_averaging, check_ensemble_outputs, fixed_image, tolerance_for
+from .timings import Timings
+from .verification import (
+    Array,
+    AveragingSpec,
+    check_averaging,
+    check_ensemble_outputs,
+    fixed_image,
+    member_calls,
+    member_logits,
+    tolerance_for,
+)
 
 if TYPE_CHECKING:
     from defensemble_export.editing import Edit, EditJournal
@@ -153,7 +162,7 @@ class EditExecution:
                 remove_files(target_edit.repository, [target_edit.name])
             elif target_edit.plan.files:
                 self._start_step(f"write '{target_edit.name}' into {target_edit.repository}")
-                write_ensemble(target_edit.repository, target_edit.plan.files)
+                write_journaled(target_edit.repository, target_edit.plan.files)
             elif target_edit.journal is not None:  # the history records an operator's hand edit, which may be only in memory
                 target_edit.journal.sync_files()
 
@@ -245,11 +254,9 @@ class EditExecution:
         image = fixed_image(next(tuple(tensor.dims) for tensor in config.input))
         outputs = [tensor.name for tensor in config.output]
         num_classes = next(tensor.dims[0] for tensor in config.output if tensor.name == "probabilities")
-        restarts = len(self._restarts[url])
-        served = server.steps(name) if restarts else target_edit.served_steps(server)
-        old_members = [step for step in served if not is_averaging(step[0])]
+        served = target_edit.served_steps(server)
         loaded = {*target_edit.loads[url], *target_edit.reload_candidates[url]}
-        new = [step for step in members if restarts or step not in old_members or step[0] in loaded]
+        new = [step for step in members if self._restarts[url] or step not in served or step[0] in loaded]
         logits: dict[tuple[str, int], Array] = {}
         if new:
             self._start_step(f"run {', '.join(f'{model}@{version}' for model, version in new)} on {url}")
@@ -262,11 +269,7 @@ class EditExecution:
 
         def check() -> None:
             self._start_step(f"compare '{name}' on {url} with numpy")
-            # Once the removed members have answered, all earlier requests have too. After a restart there are no earlier requests, and a
-            # removed member whose files were deleted cannot answer.
-            has_restarted = len(self._restarts[url]) != restarts
-            removed = [] if has_restarted else [step for step in old_members if step not in members]
-            others = [*(step for step in members if step not in logits), *removed]
+            others = [step for step in members if step not in logits]
             calls = [InferCall(name, {"images": image}, outputs), *member_calls(others, image)]
             with ThreadPoolExecutor(1, thread_name_prefix="defensemble-edit") as pool:
                 waiting = pool.submit(server.infer_all, calls)

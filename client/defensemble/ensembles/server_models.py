@@ -251,8 +251,8 @@ class ModelServer:
             busy = [model for model, seconds in remaining_s.items() if seconds > 0]
             if not busy or now >= deadline:
                 return busy
-            # A network is looked at more often than it must be idle, to notice when it was called last.
-            time.sleep(min(_NETWORK_POLL_S, max(remaining_s.values())))
+            # A network is polled more often than it must be idle, to know when its last call was.
+            time.sleep(min(_NETWORK_POLL_S, max(remaining_s.values()), deadline - now))
 
 
 def repeat_after_restart(servers: Sequence[ModelServer], act: Callable[[], _T], on_restart: Callable[[], None] = lambda: None) -> _T:

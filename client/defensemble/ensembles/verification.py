@@ -13,7 +13,7 @@ from defensemble_repository.averaging import ROUNDED_TOLERANCE, TOLERANCE, diffe
 
 from .._exceptions import ServerFailedError
 from .._transport.error_mapping import call_context, service_error
-from .server_models import ModelServer
+from .server_models import InferCall, ModelServer
 
 Array = NDArray[np.float64]
 
@@ -34,6 +34,16 @@ def fixed_image(shape: Sequence[int]) -> NDArray[np.float32]:
 def fixed_logits(members: int, num_classes: int) -> list[Array]:
     """Return different logits for each member, (1, K) each, always the same."""
     return [*np.random.default_rng(0).normal(0, 3, (members, 1, num_classes)).astype(np.float32).astype(np.float64)]
+
+
+def member_calls(members: Sequence[tuple[str, int]], image: NDArray[np.float32]) -> list[InferCall]:
+    """Return the calls that run members on an image."""
+    return [InferCall(model, {"images": image}, ["logits"], version) for model, version in members]
+
+
+def member_logits(server: ModelServer, members: Sequence[tuple[str, int]], image: NDArray[np.float32]) -> dict[tuple[str, int], Array]:
+    """Return the logits of each member for an image."""
+    return {step: answer["logits"] for step, answer in zip(members, server.infer_all(member_calls(members, image)), strict=True)}
 
 
 def check_averaging(server: ModelServer, model: str, outputs: Sequence[str], num_classes: int, averaging: AveragingSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -166,6 +167,19 @@ def load(running: Triton, name: str, requests: int, during: Callable[[], None] =
 
 
 SEVERAL_INSTANCES = {**graphs.AFFINE_CONFIG, "instance_group": [{"count": 3, "kind": "KIND_CPU"}]}
+
+
+def test_models_and_instances_that_go_while_their_requests_run(sanitized: Triton) -> None:
+    for _ in range(5):
+        name = sanitized.load(SEVERAL_INSTANCES, graphs.affine())
+        for error in load(sanitized, name, 100, during=functools.partial(sanitized.client.unload_model, name)):
+            assert error.status() in ("StatusCode.NOT_FOUND", "StatusCode.UNAVAILABLE"), error
+    config = sanitized.repository / (name := sanitized.load(graphs.AFFINE_CONFIG, graphs.affine())) / "config.pbtxt"
+    text = config.read_text()
+    for count in (3, 1, 2, 1):
+        config.write_text(f"{text}\ninstance_group {{ count: {count} kind: KIND_CPU }}\n")
+        assert load(sanitized, name, 200, during=functools.partial(sanitized.client.load_model, name)) == []
+    assert_clean(sanitized)
 
 
 def test_draining(tmp_path: Path, built: Callable[[Sanitizer], Path], compiler: Compiler) -> None:
