@@ -18,7 +18,6 @@ from .server_models import InferCall, ModelServer, is_averaging, repeat_after_re
 from .targets import TargetEdit
 from .timings import Timings
 from .verification import (
-    Array,
     AveragingSpec,
     check_averaging,
     check_ensemble_outputs,
@@ -257,10 +256,9 @@ class EditExecution:
         served = target_edit.served_steps(server)
         loaded = {*target_edit.loads[url], *target_edit.reload_candidates[url]}
         new = [step for step in members if self._restarts[url] or step not in served or step[0] in loaded]
-        logits: dict[tuple[str, int], Array] = {}
         if new:
             self._start_step(f"run {', '.join(f'{model}@{version}' for model, version in new)} on {url}")
-            logits |= member_logits(server, new, image)
+        logits = member_logits(server, new, image)
         average = config.ensemble_scheduling.step[-1].model_name
         self._start_step(f"compare {average} on {url} with numpy")
         check_averaging(server, average, outputs, num_classes, averaging)
