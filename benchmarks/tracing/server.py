@@ -53,17 +53,18 @@ def traced_server(repository: Path, trace: Path, rate: int) -> Iterator[TracedSe
         command = (process_files / "cmdline").read_text().split("\0")[:-1]
         environment = dict(line.split("=", 1) for line in (process_files / "environ").read_text().split("\0") if line)
     settings = ("mode=triton", f"triton,file={trace}", f"rate={rate}", "level=TIMESTAMPS")
-    command += [f"--trace-config={setting}" for setting in settings]
+    command = [part for part in command if not part.startswith("--exit-timeout-secs=")]  # too short to unload the models on a busy machine
+    command += [f"--exit-timeout-secs={_STOP_S:g}", *(f"--trace-config={setting}" for setting in settings)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         if not wait_for_response(f"{server.http_url}/v2/health/ready", process, ok=lambda status: status == 200):
             raise TraceError(f"Triton did not get ready (exit status {process.poll()})")
         yield TracedServer(server.http_url, server.grpc_url)
         process.terminate()
-        if process.wait(_STOP_S) != 0:
+        if process.wait(2 * _STOP_S) != 0:
             raise TraceError(f"Triton ended with exit status {process.returncode}, so that its trace is incomplete")
     except subprocess.TimeoutExpired as error:
-        raise TraceError(f"Triton did not end within {_STOP_S:g} s, so that its trace is incomplete") from error
+        raise TraceError(f"Triton did not end within {2 * _STOP_S:g} s, so that its trace is incomplete") from error
     finally:
         process.kill()
         process.wait()
