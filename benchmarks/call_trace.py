@@ -16,9 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
-import grpc  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,14 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.answers import expected_outputs, member_logits
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
-from benchmarks.common.forms import Form, WrongAnswerError, check_answers
+from benchmarks.common.forms import WrongAnswerError, check_answers
 from benchmarks.common.provenance import machine_info
-from benchmarks.common.raw_calls import Sockets, kserve_request, predict_with_stub
+from benchmarks.common.raw_calls import triton_forms
 from benchmarks.common.servers import ENSEMBLE, write_ensemble_repository
 from benchmarks.common.timing import time_form
 from benchmarks.tracing.figures import compute_figures, summarise
 from benchmarks.tracing.page import page
-from benchmarks.tracing.server import TracedServer, TraceError, read_calls, traced_server
+from benchmarks.tracing.server import TraceError, read_calls, traced_server
 from defensemble import Client, DefensembleError
 from defensemble_export import ExportedMember
 from defensemble_repository.errors import RepositoryError
@@ -75,7 +73,7 @@ def measure(
         on_progress: Called with the current step.
 
     Raises:
-        WrongAnswerError: The outputs of the ensemble are wrong.
+        WrongAnswerError: The outputs of the ensemble or of the member are wrong.
         TraceError, DefensembleError, ServerError, RepositoryError: The server could not be started or traced.
     """
     settings: list[dict[str, Any]] = []
@@ -89,14 +87,16 @@ def measure(
                 ("five members", ENSEMBLE, "probabilities", expected),
                 ("one member", members[0].name, "logits", member_logits(members[:1], images[:16])[0]),
             ):
-                for form in _forms(server, model, output, stack):
+                for form in triton_forms(server.http_url, server.grpc_url, model, output, stack):
                     worst.append(check_answers(form, images[:16], outputs[:16]))
                     for callers, batch in SETTINGS:
                         own = images[: callers * batch].reshape(callers, batch, *images.shape[1:])
                         begin = time.monotonic_ns() + int(1e9 * effort.warm_s)
                         timing = time_form(form.predict, own, warm_s=effort.warm_s, seconds=effort.seconds)
                         windows.append((begin, time.monotonic_ns()))
-                        settings.append({"title": title, "protocol": form.protocol, "callers": callers, "batch": batch})
+                        settings.append(
+                            {"title": title, "protocol": form.name.removeprefix("Triton, "), "callers": callers, "batch": batch}
+                        )
                         settings[-1]["call_ms"] = statistics.median(timing.calls_ms) if timing.calls_ms else None
                         on_progress(f"{title}, {form.name}, {callers} x {batch}: {timing.images_per_s:.0f} images/s")
             with Client(server.grpc_url) as client:
@@ -116,13 +116,6 @@ def measure(
         **machine,
         "figures": compute_figures(settings),
     }
-
-
-def _forms(server: TracedServer, model: str, output: str, stack: ExitStack) -> list[Form]:
-    sockets = Sockets(server.http_url, kserve_request(model, output))
-    stack.callback(sockets.close)
-    channel = stack.enter_context(grpc.insecure_channel(urlsplit(server.grpc_url).netloc))
-    return [Form("HTTP", sockets.predict, "HTTP"), Form("gRPC", predict_with_stub(channel, model, output), "gRPC")]
 
 
 @benchmark_command("call_trace", result="where_a_call_goes", quick="two seconds per setting", seed="weights, masks and images")

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from benchmarks.common.forms import Form
 from benchmarks.common.servers import ENSEMBLE
 from benchmarks.common.timing import Predict
 
@@ -119,6 +121,17 @@ class Sockets:
         """Close all connections."""
         for connection in self._all:
             connection.close()
+
+
+def triton_forms(http_url: str, grpc_url: str, model: str, output: str, stack: ExitStack) -> list[Form]:
+    """Return the forms that call a model of a Triton over gRPC and over HTTP; `stack` closes their connections."""
+    channel = stack.enter_context(grpc.insecure_channel(urlsplit(grpc_url).netloc))
+    sockets = Sockets(http_url, kserve_request(model, output))
+    stack.callback(sockets.close)
+    return [
+        Form("Triton, gRPC", predict_with_stub(channel, model, output), "grpc"),
+        Form("Triton, HTTP", sockets.predict, "http"),
+    ]
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -141,7 +141,7 @@ def _trace(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [(f"{titles[row['kind']]} {row['name']}", f"{row['per_edit']:.2f}", f"{row['median_ms']:.1f}") for row in rows]
     return f"""
 Where the time of such an edit goes: each flush to disk (fsync) and each kind of request to the server, with its number per edit and its
-median duration in ms under load. The inferences of the ensemble, its members and a removed member run concurrently; so do the flushes of
+median duration in ms under load. The inferences of the ensemble and its members run concurrently; so do the flushes of
 the files and folders of a new averaging model.
 
 {table(("", "per edit", "ms"), cells)}

@@ -11,16 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import grpc  # type: ignore[import-untyped]
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from benchmarks.common.answers import session_from_onnx
 from benchmarks.common.forms import Form, predict_in_process
-from benchmarks.common.raw_calls import Sockets, bytes_request, kserve_request, predict_with_stub
+from benchmarks.common.raw_calls import Sockets, bytes_request, triton_forms
 from benchmarks.common.servers import ENSEMBLE, free_port, wait_for_response
 from benchmarks.common.timing import Predict
 from defensemble_export import ExportedMember, fused_onnx
@@ -63,9 +61,10 @@ def forms_served(server: Server, members: Sequence[ExportedMember]) -> Iterator[
         FastApiError: The FastAPI service did not start.
     """
     with ExitStack() as stack:
-        forms = _triton_forms(server, ENSEMBLE, "probabilities", stack)
-        url = stack.enter_context(_fastapi_server(members))
-        yield [*forms, Form("FastAPI", _sockets(Sockets(url, bytes_request("/predict")), stack), FASTAPI)]
+        forms = triton_forms(server.http_url, server.grpc_url, ENSEMBLE, "probabilities", stack)
+        sockets = Sockets(stack.enter_context(_fastapi_server(members)), bytes_request("/predict"))
+        stack.callback(sockets.close)
+        yield [*forms, Form("FastAPI", sockets.predict, FASTAPI)]
 
 
 @contextmanager
@@ -78,21 +77,8 @@ def forms_of_one_member(server: Server, member: ExportedMember) -> Iterator[list
         return logits
 
     with ExitStack() as stack:
-        yield [*_triton_forms(server, member.name, "logits", stack), Form("session, run by its callers", predict)]
-
-
-def _triton_forms(server: Server, model: str, output: str, stack: ExitStack) -> list[Form]:
-    channel = stack.enter_context(grpc.insecure_channel(urlsplit(server.grpc_url).netloc))
-    sockets = Sockets(server.http_url, kserve_request(model, output))
-    return [
-        Form("Triton, gRPC", predict_with_stub(channel, model, output), "grpc"),
-        Form("Triton, HTTP", _sockets(sockets, stack), "http"),
-    ]
-
-
-def _sockets(sockets: Sockets, stack: ExitStack) -> Predict:
-    stack.callback(sockets.close)
-    return sockets.predict
+        forms = triton_forms(server.http_url, server.grpc_url, member.name, "logits", stack)
+        yield [*forms, Form("session, run by its callers", predict)]
 
 
 @contextmanager

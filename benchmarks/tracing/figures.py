@@ -9,7 +9,6 @@ import numpy as np
 
 from benchmarks.common.figures import Figure, at_least_figure
 from benchmarks.tracing.server import Call
-from defensemble_repository.names import AVERAGING_NAME
 
 LEAST_CALLS = 20
 PARTS = {
@@ -34,8 +33,7 @@ def split_call(call: Call) -> dict[str, float] | None:
     times = call.times
     received = times.get("HTTP_RECV_START", times.get("GRPC_WAITREAD_END"))
     sent = times.get("HTTP_SEND_END", times.get("GRPC_SEND_END"))
-    members = [step.times for step in call.steps if not AVERAGING_NAME.fullmatch(step.model)] if call.steps else [times]
-    averages = [step.times for step in call.steps if AVERAGING_NAME.fullmatch(step.model)]
+    members, averages = [step.times for step in call.members], [step.times for step in call.averages]
     if received is None or sent is None or len(averages) != bool(call.steps) or not all("COMPUTE_END" in own for own in members + averages):
         return None
     started = min(own["COMPUTE_START"] for own in members)
@@ -52,10 +50,10 @@ def split_call(call: Call) -> dict[str, float] | None:
 
 def split_members(call: Call) -> list[dict[str, float]]:
     """Return the duration of each part of each member's request, in ms."""
-    members = [step.times for step in call.steps if not AVERAGING_NAME.fullmatch(step.model)] if call.steps else [call.times]
     events = ("QUEUE_START", "COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END")
     return [
-        {part: (own[end] - own[start]) / 1e6 for part, start, end in zip(MEMBER_PARTS, events, events[1:], strict=False)} for own in members
+        {part: (step.times[end] - step.times[start]) / 1e6 for part, start, end in zip(MEMBER_PARTS, events, events[1:], strict=False)}
+        for step in call.members
     ]
 
 

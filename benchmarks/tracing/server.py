@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.servers import start_server, wait_for_response
+from defensemble_repository.names import AVERAGING_NAME
 
 _STOP_S = 20.0
 
@@ -36,6 +37,16 @@ class Call:
     parent: int = 0
     times: dict[str, int] = field(default_factory=dict)
     steps: list[Call] = field(default_factory=list)
+
+    @property
+    def members(self) -> list[Call]:
+        """The requests of members: the call itself, if it is not one of an ensemble."""
+        return [step for step in self.steps if not AVERAGING_NAME.fullmatch(step.model)] if self.steps else [self]
+
+    @property
+    def averages(self) -> list[Call]:
+        """The requests of averaging models."""
+        return [step for step in self.steps if AVERAGING_NAME.fullmatch(step.model)]
 
 
 @contextmanager

@@ -80,8 +80,8 @@ class GroupRunner {
 
 void GroupRunner::run(Group& group) {
   std::vector<Request*> live;
-  runs_.reserve(group.requests.size());  // so that nothing is thrown once outputs were added to responses
-  for (Request& request : group.requests) {
+  runs_.reserve(group.size());  // so that nothing is thrown once outputs were added to responses
+  for (Request& request : group) {
     request.run_guarded([&] { request.throw_if_cancelled(); });
     if (!request.failed()) live.push_back(&request);
   }
@@ -249,13 +249,13 @@ uint64_t now_ns() {
 
 void answer(Group group, std::vector<Scratch>& scratch) noexcept {
   const uint64_t start_ns = now_ns();
-  GroupRunner runner(group.requests.front().model(), scratch);
+  GroupRunner runner(group.front().model(), scratch);
   if (const ErrorPtr error = to_triton_error([&] { runner.run(group); })) {
-    for (Request& request : group.requests) request.fail_with(error);
+    for (Request& request : group) request.fail_with(error);
   }
   const uint64_t end_ns = now_ns();
-  runner.report(group.requests.front().instance().handle(), start_ns, end_ns);
-  for (Request& request : group.requests) request.finish(start_ns, end_ns);
+  runner.report(group.front().instance().handle(), start_ns, end_ns);
+  for (Request& request : group) request.finish(start_ns, end_ns);
 }
 
 }  // namespace onnx_backend

@@ -24,10 +24,7 @@ class Scratch {
 };
 
 // Requests of one model that can be one run.
-struct Group {
-  std::list<Request> requests;
-  int64_t rows = 0;
-};
+using Group = std::list<Request>;
 
 // Runs a group on this thread, answers every request, and reports the statistics. The model may be unloaded before it returns.
 //

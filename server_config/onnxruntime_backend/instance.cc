@@ -33,8 +33,7 @@ void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
   // At once: it takes microseconds, and its caller waits for nothing else.
   while (!requests.empty()) {
     Group group;
-    group.rows = requests.front().rows();
-    group.requests.splice(group.requests.end(), requests, requests.begin());
+    group.splice(group.end(), requests, requests.begin());
     answer(std::move(group), scratch_);
   }
 }

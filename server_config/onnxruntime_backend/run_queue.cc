@@ -105,16 +105,17 @@ Group RunQueue::take() {
   const auto runs_at_a_time = static_cast<int64_t>(std::max<size_t>(1, cores_.size() / model.threads()));
   const int64_t share = (waiting_rows_ + runs_at_a_time - 1) / runs_at_a_time;
   const int64_t most = std::min(std::max(share, kWorthJoining), model.max_joined_rows());
+  int64_t rows = 0;
   for (auto request = waiting_.begin(); request != waiting_.end();) {
     const auto next = std::next(request);
-    if (group.requests.empty() || (group.rows + request->rows() <= most && first.can_join(*request))) {
-      group.rows += request->rows();
-      group.requests.splice(group.requests.end(), waiting_, request);
+    if (group.empty() || (rows + request->rows() <= most && first.can_join(*request))) {
+      rows += request->rows();
+      group.splice(group.end(), waiting_, request);
     }
     request = next;
   }
-  waiting_rows_ -= group.rows;
-  model.backlog().rows -= group.rows;
+  waiting_rows_ -= rows;
+  model.backlog().rows -= rows;
   model.backlog().has_room.notify_all();  // under the lock: once the group is answered, the model may be unloaded
   return group;
 }
@@ -126,7 +127,7 @@ void RunQueue::work() noexcept {
     can_start_.wait(lock, [this] { return stopping_ || can_start(); });
     if (stopping_) return;
     Group group = take();
-    const size_t threads = group.requests.front().model().threads();
+    const size_t threads = group.front().model().threads();
     busy_cores_ += threads;
     const bool another = can_start();
     lock.unlock();

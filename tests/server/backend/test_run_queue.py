@@ -58,6 +58,12 @@ class Calls:
         prepared = rf"prepared: .* model: {name},"
         wait_until(lambda: len(re.findall(prepared, self._triton.log())) == count, f"{count} requests of {name} are in the queue")
 
+    def cancel_in_queue(self, name: str) -> None:
+        """Send the first request of a model, and cancel it while it waits."""
+        call = self.send(name, QUICK)
+        self.wait_until_queued(name, 1)
+        call.cancel()
+
     def answers(self, count: int) -> list[InferenceServerException | None]:
         return [self.answered.get(timeout=ANSWER_DEADLINE_S) for _ in range(count)]
 
@@ -95,9 +101,7 @@ def test_a_run_with_a_thread_per_core_waits_until_both_are_free(two_cores: Trito
     name = two_cores.load({**graphs.LOOP_CONFIG, **graphs.parameters(intra_op_thread_count=threads)}, graphs.loop())
     calls = Calls(two_cores, two_records)
     calls.start_slow(slow)
-    waiting = calls.send(name, QUICK)
-    calls.wait_until_queued(name, 1)
-    waiting.cancel()
+    calls.cancel_in_queue(name)
     calls.answers(2)
     assert runs(two_records, name) == []
     calls.send(name, QUICK)
@@ -108,9 +112,7 @@ def test_models_take_turns_on_one_core(recorded: Triton, record_file: Path) -> N
     slow, other = (recorded.load(graphs.LOOP_CONFIG, graphs.loop()) for _ in range(2))
     calls = Calls(recorded, record_file)
     calls.start_slow(slow)
-    waiting = calls.send(other, QUICK)
-    calls.wait_until_queued(other, 1)
-    waiting.cancel()
+    calls.cancel_in_queue(other)
     calls.answers(2)
     assert runs(record_file, other) == [], "it was cancelled before its turn"
 
