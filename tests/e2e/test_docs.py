@@ -68,8 +68,8 @@ PRINTED = {
     "zoo/README.md": "0.1 | 10000 | images.npy[63] | stopped the server",
     "docs/tutorials/first-ensemble.md": "['1', '3', '3', '8' | (8, 10) | \"name\":\"probabilities\" | Gaussian noise: accuracy",
     "docs/tutorials/python-client.md": (
-        "(1, 16, 16) 64 | ['1', '3', '3', '8'] | (359, 10) | ['1'] | of 359 | mean entropy | (N, 1, 16, 16) | keep0.3, keep0.5 | 0.0001 s"
-        " | 4 attempts | stopped the server"
+        "(1, 16, 16) 64 | ['1', '3', '3', '8'] | (359, 10) | ['1'] | of 359 | mean entropy | (N, 1, 16, 16) | keep0.3, keep0.5 | 1e-06 s"
+        " | 6 attempts | stopped the server"
     ),
     "docs/tutorials/own-pytorch.md": "359 test images | entry.1.defect.mask | of 64 images correct | stopped the server",
     "docs/tutorials/own-onnx.md": "resnet-b | animals | stopped the server",
