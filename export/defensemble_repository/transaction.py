@@ -29,7 +29,7 @@ from .filesystem.atomic_write import (
 from .filesystem.locks import folder_lock
 from .filesystem.signals import DeferredSigint, defer_sigint
 from .lock import existing_parent
-from .names import AVERAGING_NAME, CONFIG_FILE
+from .names import AVERAGING_NAME, CONFIG_FILE, PENDING_FILE
 
 
 def write_files(repository: Path, files: Mapping[str, bytes]) -> None:
@@ -37,8 +37,8 @@ def write_files(repository: Path, files: Mapping[str, bytes]) -> None:
 
     The files are first written to a staging folder (see `_staging_parent`) and flushed to disk. Then they are renamed into the repository
     in the given order: a new model or a new version as one folder, other files one by one. Before a `config.pbtxt` is renamed, everything
-    renamed so far is flushed; on return, everything is. The caller must hold `locked`. An interrupt (SIGINT) between two files undoes the
-    transaction; after the last file it has no effect.
+    renamed so far is flushed, and so is an edit's journal before anything else; on return, everything is. The caller must hold `locked`. An
+    interrupt (SIGINT) between two files undoes the transaction; after the last file it has no effect.
 
     Args:
         repository: The folder of the repository. It is created if it does not exist.
@@ -83,6 +83,8 @@ def write_files(repository: Path, files: Mapping[str, bytes]) -> None:
                 with os_errors_about(repository / unit):
                     _move(staging / unit, repository / unit, undo)
                 changed.add((repository / unit).parent)
+                if unit == PENDING_FILE:
+                    changed.sync()
         unmake.pop_all()
 
 
@@ -254,11 +256,11 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def write_journaled(repository: Path, files: Mapping[str, bytes]) -> None:
-    """Write files that a journal can restore. A single file that exists is replaced without a transaction, which takes a third of the time.
+    """Write a journal, or files that it can restore. A single file is written without a transaction, which takes a third of the time.
 
     The arguments and errors are those of `write_files`.
     """
-    if len(files) == 1 and (target := repository / next(iter(files))).exists():
+    if len(files) == 1 and (target := repository / next(iter(files))).parent.exists():
         write_atomic(target, next(iter(files.values())), mode=shared_mode(target), is_newer=True)
     else:
         write_files(repository, files)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from defensemble_repository.errors import RepositoryError
 from defensemble_repository.filesystem.signals import defer_sigint, sigint_raises
-from defensemble_repository.transaction import remove_files, write_files, write_journaled
+from defensemble_repository.transaction import remove_files, write_journaled
 
 from .._exceptions import ConnectionFailedError, RequestRefusedError, ServerFailedError, ServiceError
 from .errors import EditFailedError, EditOvertakenError
@@ -111,7 +111,7 @@ class EditExecution:
 
     def _clear(self, journal: EditJournal) -> None:
         try:
-            journal.clear()
+            journal.clear(is_recorded=True)
         except OSError as error:
             self.cleanup_warnings.append(f"the edit is applied, but its journal could not be removed ({error}); the next command does so")
 
@@ -119,7 +119,6 @@ class EditExecution:
         """Run the steps in an order in which every intermediate state can be served; the ensembles' own configurations change last."""
         with self._timings.of("writes"):
             self._write_journals()
-            self._write_averaging_models()
         checks = self._load_members()
         with self._timings.of("writes"):
             self._write_ensembles()
@@ -131,16 +130,11 @@ class EditExecution:
             self._write_history()
 
     def _write_journals(self) -> None:
+        """Write each journal, and behind it the new averaging model, which nothing uses yet."""
         for target_edit in self._target_edits:
             if target_edit.journal is not None:
-                self._start_step(f"write the journal of {target_edit.repository}")
-                target_edit.journal.write()
-
-    def _write_averaging_models(self) -> None:
-        for target_edit in self._target_edits:
-            if target_edit.plan.averaging:
-                self._start_step(f"write {', '.join(target_edit.plan.new_models)} into {target_edit.repository}")
-                write_files(target_edit.repository, target_edit.plan.averaging)
+                self._start_step(f"write {', '.join(['the journal', *target_edit.plan.new_models])} into {target_edit.repository}")
+                target_edit.journal.write(target_edit.plan.averaging)
 
     def _load_members(self) -> list[tuple[ModelServer, Callable[[], None]]]:
         """Load the models that the servers need for the new ensemble; return checks to run once the ensemble is loaded."""

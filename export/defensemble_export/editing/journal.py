@@ -13,7 +13,7 @@ from defensemble_repository.filesystem.atomic_write import remove_temporaries, s
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import CONFIG_FILE, HISTORY_FILE, PENDING_FILE
 from defensemble_repository.records import checked_schema, parse_json, record_from_values
-from defensemble_repository.transaction import remove_files, write_files
+from defensemble_repository.transaction import remove_files, write_files, write_journaled
 from defensemble_repository.view import RepositoryView
 
 from ..entries.ensemble import PLACEHOLDER, PLACEHOLDER_TEXT
@@ -118,16 +118,22 @@ class EditJournal:
         """Whether all changes are on disk; the ensemble's configuration changes last."""
         return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
-    def write(self) -> None:
-        """Write the journal durably, before anything else changes."""
+    def write(self, averaging: Mapping[str, bytes] | None = None) -> None:
+        """Write the journal durably, before anything else changes; then `averaging`, the files of averaging models by their paths."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "repository"}
         values = {"schema": _SCHEMA, **values, "edit": line_from_edit(self.edit).decode()}
-        _write(self.repository / PENDING_FILE, json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n")
+        journal = json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n"
+        write_journaled(self.repository, {PENDING_FILE: journal, **(averaging or {})})
 
-    def clear(self) -> None:
-        """Delete the journal durably; one that reappeared after a power cut would undo later changes."""
+    def clear(self, *, is_recorded: bool = False) -> None:
+        """Delete the journal durably; one that reappeared after a power cut would undo later changes.
+
+        Args:
+            is_recorded: The history has the edit, so that a journal that reappears only finishes the edit again. Nothing is flushed then.
+        """
         (self.repository / PENDING_FILE).unlink(missing_ok=True)
-        sync([self.repository])
+        if not is_recorded:
+            sync([self.repository])
 
     def sync_files(self) -> None:
         """Flush the files of the edit and their folders; files of another process or an operator may be only in memory."""
