@@ -25,7 +25,7 @@ from benchmarks.aborting.page import page
 from benchmarks.aborting.under_aborts import Effort, run_under_aborts
 from benchmarks.common.answers import member_logits
 from benchmarks.common.callers import CallersDiedError
-from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, refuse_nan, run, silent
 from defensemble import DefensembleError
 from defensemble_export import ExportedMember
 from defensemble_repository.averaging import TOLERANCE
@@ -81,7 +81,14 @@ def measure(
 @benchmark_command(
     "aborted_calls", quick=f"{QUICK_SCALE:.0%} of the aborts", seed="weights, masks, images, moments and batches", example="--scale 0.1"
 )
-@click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Fraction of the aborts to make.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    callback=refuse_nan,
+    default=1.0,
+    show_default=True,
+    help="Fraction of the aborts to make.",
+)
 def main(options: Options, scale: float) -> NoReturn:
     """Abort calls in every way while patient callers compare every response with numpy's.
 

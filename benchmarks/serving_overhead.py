@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common.answers import expected_outputs, member_logits
-from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
+from benchmarks.common.command_line import OnProgress, Options, benchmark_command, refuse_nan, run, silent
 from benchmarks.common.figures import spread
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
 from benchmarks.common.provenance import machine_info
@@ -53,7 +53,7 @@ class Effort:
     starts: int
 
 
-FULL = Effort(rounds=9, seconds=1.5, warm_s=0.3, starts=5)
+FULL = Effort(rounds=6, seconds=3.0, warm_s=0.3, starts=5)
 QUICK = Effort(rounds=1, seconds=0.4, warm_s=0.2, starts=1)
 
 
@@ -187,7 +187,12 @@ def _summary(forms: Sequence[Form], timings: Mapping[str, Sequence[Timing]]) -> 
 
 @benchmark_command("serving_overhead", quick="one short round", seed="weights, masks, images and the order in a round")
 @click.option("--rounds", type=click.IntRange(1), help=f"Number of rounds.  [default: {FULL.rounds}]")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help=f"Seconds per form in a round.  [default: {FULL.seconds:g}]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600, min_open=True),
+    callback=refuse_nan,
+    help=f"Seconds per form in a round.  [default: {FULL.seconds:g}]",
+)
 def main(options: Options, rounds: int | None, seconds: float | None) -> NoReturn:
     """Compare an ensemble behind Triton with FastAPI, and with the same networks in the caller's process.
 

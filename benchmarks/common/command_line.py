@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from defensemble.results import check_writable, write_result
 from defensemble_repository.filesystem.atomic_write import write_atomic
 
 CORES = 2
+_LARGEST_SEED = 2**32 - 1
 
 OnProgress = Callable[[str], None]
 
@@ -69,7 +73,7 @@ def benchmark_command(
         ),
         click.option("--quick", is_flag=True, help=f"Make a short run for a first impression: {quick}."),
         click.option("--note", metavar="TEXT", help="Add a sentence to the page, such as what else the machine was running."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help=f"Seed of {seed}."),
+        click.option("--seed", type=click.IntRange(0, _LARGEST_SEED), default=0, show_default=True, help=f"Seed of {seed}."),
     ]
 
     def decorate(function: Callable[..., NoReturn]) -> click.Command:
@@ -82,6 +86,13 @@ def benchmark_command(
         return click.command(epilog=epilog)(command)
 
     return decorate
+
+
+def refuse_nan(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """Refuse NaN, which `click.FloatRange` accepts. A callback of an option."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter(f"expected a number, got {value}")
+    return value
 
 
 def run(
@@ -112,6 +123,7 @@ def run(
         console.print(f"[dim]{seconds:5.0f} s[/dim]  ", end="", highlight=False)
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that servers and temporary folders do not stay
     if cores is not None:
         pin_to_cores(cores)
     try:

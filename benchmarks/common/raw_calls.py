@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from benchmarks.common.servers import ENSEMBLE
 from benchmarks.common.timing import Predict
 
 _RECEIVE_BYTES = 1 << 16
+_RECEIVE_TIMEOUT = struct.pack("ll", 30, 0)  # a `timeval`: a server that hangs ends a run by an error
 
 _Images = NDArray[np.float32]
 _Request = TypeVar("_Request")
@@ -103,6 +105,7 @@ class Sockets:
         if connection is None:
             connection = self._own.connection = socket.create_connection(self._address)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)  # unlike `settimeout`, without a poll per call
             self._all.append(connection)
         connection.sendall(self._requests.of(images))
         received = _receive(connection)

@@ -99,7 +99,8 @@ def wait_for_response(url: str, process: subprocess.Popen[bytes], ok: Callable[[
     with urllib3.PoolManager() as pool:
         while process.poll() is None and time.monotonic() < deadline:
             try:
-                if ok(pool.request("GET", url, retries=False, timeout=1.0).status):
+                # The errors before keep the pool and its connection alive, and Triton does not end properly with an open one.
+                if ok(pool.request("GET", url, headers={"Connection": "close"}, retries=False, timeout=1.0).status):
                     return True
             except urllib3.exceptions.HTTPError:
                 pass  # it does not listen yet

@@ -21,9 +21,9 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
 {quick_warning(result)}
 {chr(10).join([how + first, *others, *note_paragraph(result)])}
 
-Times are those of Triton's own trace of every {result["trace_rate"]}th call: medians (and quartiles), in ms, of each part by
-itself, so that the parts of a column do not sum up exactly. Columns are callers x batch. Requests were made before and are
-sent by bare sockets and stubs; `caller and network` is the rest of the call as its caller sees it.
+Times are those of Triton's own trace of about {result["traced"]} calls in each column: medians (and quartiles), in ms, of each part
+by itself, so that the parts of a column do not sum up exactly. Columns are callers x batch. Requests were made before and are
+sent by bare sockets and stubs; `caller and network` is the rest of the call as its caller sees it.{_crashes(result["settings"])}
 
 {sections}
 
@@ -33,6 +33,14 @@ sent by bare sockets and stubs; `caller and network` is the rest of the call as 
 
 {_tried(result["tried"]["ideas"])}
 """
+
+
+def _crashes(settings: Sequence[Mapping[str, Any]]) -> str:
+    crashes = sum(setting["crashes"] for setting in settings)
+    if not crashes:
+        return ""
+    return f"""
+Triton crashed {crashes} times while it traced calls (server issue 7795); these settings were measured again."""
 
 
 def _section(title: str, settings: Sequence[Mapping[str, Any]]) -> str:

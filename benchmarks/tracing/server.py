@@ -18,7 +18,7 @@ _STOP_S = 20.0
 
 
 class TraceError(Exception):
-    """Triton did not start, or wrote no trace."""
+    """Triton did not start, stopped answering, or wrote no trace."""
 
 
 @dataclass(frozen=True)

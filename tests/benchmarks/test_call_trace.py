@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.call_trace import SCHEMA, SETTINGS, Effort, measure
+from benchmarks.call_trace import SCHEMA, SETTINGS, Effort, measure, repeat_after_crash
 from benchmarks.common.figures import exit_status
 from benchmarks.tracing.figures import compute_figures, split_call, split_members, summarise
 from benchmarks.tracing.page import page
@@ -116,10 +116,31 @@ def test_the_tried_ideas_have_a_figure_or_a_reason() -> None:
         assert idea["kept"] in ("yes", "no")
 
 
+@pytest.mark.parametrize("crashes", [0, 1, 2])
+def test_a_setting_is_measured_again_after_a_crash(crashes: int) -> None:
+    messages: list[str] = []
+
+    def trace() -> dict[str, Any]:
+        if len(messages) < crashes:
+            raise TraceError("exit status 1")
+        return {"traced": 30}
+
+    assert repeat_after_crash(trace, messages.append) == {"traced": 30, "crashes": crashes}
+    assert len(messages) == crashes
+
+
+def test_a_server_that_always_crashes_is_an_error() -> None:
+    def trace() -> dict[str, Any]:
+        raise TraceError("exit status 1")
+
+    with raises(TraceError, "exit status 1"):
+        repeat_after_crash(trace, list[str]().append)
+
+
 @pytest.mark.slow
 def test_a_short_trace_of_a_real_triton() -> None:
     images = tiny.images(128)
-    result = measure(members(), images, expected(images), Effort(seconds=0.5, warm_s=0.1, rate=2))
+    result = measure(members(), images, expected(images), Effort(seconds=0.5, warm_s=0.1, traced=30))
     assert result["schema"] == SCHEMA
     assert len(result["settings"]) == 2 * 2 * len(SETTINGS)
     for setting in result["settings"]:

@@ -46,6 +46,12 @@ def test_every_script_has_the_common_options(script: str) -> None:
         assert text in done.output
 
 
+@pytest.mark.parametrize("arguments", [["--seconds", "nan"], ["--seconds", "inf"], ["--seed", str(2**32)], ["--rounds", "0"]])
+def test_numbers_that_make_no_sense_are_refused(arguments: list[str]) -> None:
+    done = CliRunner().invoke(importlib.import_module("benchmarks.serving_overhead").main, arguments)
+    assert (done.exit_code, arguments[0] in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_kept_page_matches_its_json(name: str) -> None:
     path = ROOT / f"docs/results/{name}.json"
