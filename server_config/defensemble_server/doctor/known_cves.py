@@ -103,6 +103,9 @@ KNOWN_FAULTS = (
     ),
     Weakness((), "an unload of a model that is still being loaded can end the server", "wait for a load to end first"),
     Weakness(
+        ("server issue 7795",), "Triton's own trace of HTTP requests under load can end the server", "trace few calls, or calls over gRPC"
+    ),
+    Weakness(
         ("core PRs 466, 470",),
         "a queue limit on a member of an ensemble leaves calls without an answer",
         "no queue limits on members: limit calls in the callers or in a proxy",
