@@ -98,7 +98,7 @@ def measure(
         results = []
         for setting, rate in zip(settings, rates, strict=True):
             results.append(repeat_after_crash(partial(setting.trace, repository, rate, effort), on_progress))
-            on_progress(f"{setting.name}: {results[-1]['call_ms']:.1f} ms per call, {results[-1]['traced']} calls traced")
+            on_progress(f"{setting.name}: {results[-1]['traced']} calls traced")
     return {
         "schema": SCHEMA,
         "members": [member.name for member in members],
@@ -178,7 +178,7 @@ class _Setting:
             "callers": callers,
             "batch": batch,
             "rate": rate,
-            **summarise(calls, statistics.median(timing.calls_ms)),
+            **summarise(calls, statistics.median(timing.calls_ms) if timing.calls_ms else None),
         }
 
 

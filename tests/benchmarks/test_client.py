@@ -139,10 +139,9 @@ def test_a_short_run_on_a_real_triton() -> None:
     for form in result["many_callers"]["forms"].values():
         assert form[RATE]["min"] > 0
         assert form["calls"] >= 0  # in a window shorter than a call, none ends
-    goals = {comparison.key for comparison in COMPARISONS if comparison.goal is not None}
-    assert set(result["figures"]) == goals | {"import_s", "unwanted_modules"} < set(TITLES)
+    assert set(result["figures"]) == set(figures())
     assert sum("one caller" in line for line in messages) == sum("many callers" in line for line in messages) == 2
     spec = {"arch": "linear", "width": 1, "keep": 1.0}
     text = page({**result, "quick": True, "note": "A note.", "duration_s": 1.0, "member_spec": spec}, "x.json")
-    for fact in ("A note.", "x.json", "too short", *(TITLES[key] for key in (*goals, "import_s", "first_http_call_s", "unwanted_modules"))):
+    for fact in ("A note.", "x.json", "too short", *(TITLES[key] for key in (*figures(), "first_http_call_s"))):
         assert fact in text

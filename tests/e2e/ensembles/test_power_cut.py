@@ -88,9 +88,10 @@ def walk(scene: Scene, place: Path) -> None:
         traced_edit.disk.apply(call)
         trees |= {repr(tree): tree for tree in traced_edit.disk.after_power_cut()}
     assert steps == ["journal", "ensemble", "history", "journal removed"]
-    states = [recovered_state(traced_edit, tree) for tree in trees.values()]
-    assert states[0] == "old"
-    assert states[-1] == "new"
+    states = {key: recovered_state(traced_edit, tree) for key, tree in trees.items()}
+    first, *_, last = states.values()
+    assert (first, last) == ("old", "new")
+    assert {states[repr(tree)] for tree in traced_edit.disk.after_power_cut()} == {"new"}, "the edit ends before it is durable"
 
 
 def recovered_state(traced_edit: TracedEdit, tree: Tree) -> str:
