@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +82,15 @@ def test_one_model_runs_on_both_cores_at_the_same_time(two_cores: Triton, two_re
     calls.start_slow(name)
     assert calls.answered.empty(), "the second run began before the first ended"
     assert calls.answers(2) == [None, None]
+
+
+def test_each_core_has_a_thread_with_long_time_slices(two_cores: Triton) -> None:
+    threads = [path.parent for path in Path(f"/proc/{two_cores.pid}/task").glob("*/sched")]
+    if not threads or tuple(map(int, platform.release().split(".")[:2])) < (6, 12):
+        pytest.skip("needs Linux 6.12 or later with /proc/PID/sched")
+    pinned = {tuple(cores): thread for thread in threads if len(cores := os.sched_getaffinity(int(thread.name))) == 1}
+    slices = [re.findall(r"se\.slice\s*:\s*(\d+)", (thread / "sched").read_text()) for thread in pinned.values()]
+    assert slices == [["100000000"]] * 2
 
 
 def test_the_cores_share_the_requests_that_wait(two_cores: Triton, two_records: Path) -> None:
