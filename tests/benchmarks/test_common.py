@@ -29,6 +29,7 @@ PAGES = {
     "edit_under_load": "editing.page",
     "pipeline_vs_fused": "fused.page",
     "precisions": "precision.page",
+    "precisions_without_vnni": "precision.page",
     "probes": "probes",
     "restart_time": "restart_time",
     "serving_overhead": "serving.page",
