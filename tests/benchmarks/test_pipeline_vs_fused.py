@@ -55,7 +55,9 @@ def test_both_forms_are_timed_in_every_setting(result: dict[str, Any]) -> None:
             rates = [setting["forms"][name]["images_per_s"]["rounds"] for name in (FUSED, PIPELINE)]
             ratios = [fused / pipeline for fused, pipeline in zip(*rates, strict=True)]
             assert setting["fused_by_pipeline"]["rounds"] == pytest.approx(ratios, rel=1e-3)
-            assert all(duration["median"] > 0 for duration in setting["server_processor_ms_per_image"].values())
+        # The kernel counts in ticks of 10 ms, of which a short setting on a busy machine may get none.
+        times = [duration["median"] for setting in entry["settings"] for duration in setting["server_processor_ms_per_image"].values()]
+        assert min(times) >= 0 < max(times)
         for memory in entry["memory"].values():
             assert min(memory.values()) > 10_000_000
 

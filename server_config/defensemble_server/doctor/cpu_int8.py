@@ -32,6 +32,6 @@ _WITH = (
     "1.16 to 1.34 of fp32's speed, of width 16 at 0.93 to 1.03, and without masks at 0.66 to 0.81"
 )
 _WITHOUT = (
-    "the processor has none of avx512_vnni, avx_vnni and amx_int8: int8 members ran at 0.60 to 1.26 of fp32's speed without them, and their "
-    "sums saturate, so their answers differ from the verified ones"
+    "the processor has none of avx512_vnni, avx_vnni and amx_int8: int8 members ran at 0.60 to 1.26 of fp32's speed without them, and "
+    "their sums saturate, so their answers differ from the verified ones"
 )
