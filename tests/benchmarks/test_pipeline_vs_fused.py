@@ -21,7 +21,7 @@ from tests.support import tiny
 from tests.support.checkout import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "pipeline_vs_fused.py"
-EFFORT = Effort(rounds=2, seconds=0.05, warm_s=0.01, seconds_in_process=0.005, sizes=(1, 2))
+EFFORT = Effort(rounds=2, seconds=0.1, warm_s=0.01, seconds_in_process=0.005, sizes=(1, 2))
 MEMBERS = [tiny.member(f"member{seed}", seed) for seed in range(2)]
 DESCRIPTION = {"member_spec": {"arch": "resnet18", "keep": 0.3, "blocks": [0, 1, 2], "width": [16], "trained": False}, "seed": 0}
 
@@ -55,9 +55,7 @@ def test_both_forms_are_timed_in_every_setting(result: dict[str, Any]) -> None:
             rates = [setting["forms"][name]["images_per_s"]["rounds"] for name in (FUSED, PIPELINE)]
             ratios = [fused / pipeline for fused, pipeline in zip(*rates, strict=True)]
             assert setting["fused_by_pipeline"]["rounds"] == pytest.approx(ratios, rel=1e-3)
-        # The kernel counts in ticks of 10 ms, of which a short setting on a busy machine may get none.
-        times = [duration["median"] for setting in entry["settings"] for duration in setting["server_processor_ms_per_image"].values()]
-        assert min(times) >= 0 < max(times)
+            assert all(duration["median"] > 0 for duration in setting["server_processor_ms_per_image"].values())
         for memory in entry["memory"].values():
             assert min(memory.values()) > 10_000_000
 
