@@ -47,7 +47,7 @@ def _how(result: Mapping[str, Any], json_name: str) -> str:
     instructions = ", ".join(hardware["int8_instructions"]) or "none"
     return "\n".join(
         [
-            "Repeat it with `python benchmarks/precisions.py --json docs/results/precisions.json`, which also writes this page. The",
+            f"Repeat it with `python benchmarks/precisions.py --json docs/results/{json_name}`, which also writes this page. The",
             f"numbers are from [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s on",
             f"{hardware['cpu']} ({hardware['cores']} cores, no GPU; int8 instructions: {instructions}), Python {versions['python']}, ONNX",
             f"Runtime {versions['onnxruntime']}, onnx {versions['onnx']}, commit {short_commit(result)}.",

@@ -24,7 +24,7 @@ def test_each_of_the_instructions_is_enough(instruction: str) -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("avx2",), ("avx2", "avx512f", "avx512bw"), ("avx512_vnni2", "xavx_vnni")])
-def test_without_them_int8_is_slower_and_a_fix_is_given(flags: tuple[str, ...]) -> None:
+def test_without_them_int8_saturates_and_a_fix_is_given(flags: tuple[str, ...]) -> None:
     check = Check(*int8_check(cpuinfo(*flags)))
     assert (check.name, check.status) == ("int8", WARN)
     assert "0.60 to 1.26" in check.text
