@@ -348,7 +348,7 @@ def test_ci_calls_make_with_one_part_of_the_slow_tests_and_is_a_valid_script() -
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text()
     assert text.index("\nmake check\n") < text.index('\nmake test PART="$part/$parts"\n')
-    assert "\npart=$((16#$(git rev-parse --short=7 HEAD) % parts + 1))\n" in text
+    assert "\nhash=$((16#$(git rev-parse --short=7 HEAD)))\npart=$((hash % parts + 1))\n" in text
 
 
 @pytest.fixture(scope="module")
