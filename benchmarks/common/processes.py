@@ -40,6 +40,23 @@ def process_start_s(pid: int) -> float | None:
     return None if fields[0] == "Z" else int(fields[19]) / _TICKS_PER_S
 
 
+def descendants(pid: int) -> list[int]:
+    """Return a process and all its living descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = _stat(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended
+            if fields[0] != "Z":
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [pid]
+    for parent in found:  # which grows
+        found += children.get(parent, [])
+    return found
+
+
 def _stat(pid: int) -> list[str]:
     """Return the fields of proc(5) stat after the command name, which may contain spaces. The first is the process state."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -21,6 +21,7 @@ from benchmarks.common.forms import Form, predict_in_process
 from benchmarks.common.raw_calls import Sockets, bytes_request, triton_forms
 from benchmarks.common.servers import ENSEMBLE, free_port, wait_for_response
 from benchmarks.common.timing import Predict
+from benchmarks.peering.apps.ensemble import average
 from defensemble_export import ExportedMember, fused_onnx
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_server import Server
@@ -108,7 +109,7 @@ def _fastapi_server(members: Sequence[ExportedMember]) -> Iterator[str]:
 
 def _in_turn(sessions: Sequence[onnxruntime.InferenceSession]) -> Predict:
     def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-        return _average([session.run(["logits"], {"images": images})[0] for session in sessions])
+        return average([session.run(["logits"], {"images": images})[0] for session in sessions])
 
     return predict
 
@@ -116,16 +117,6 @@ def _in_turn(sessions: Sequence[onnxruntime.InferenceSession]) -> Predict:
 def _in_pool(sessions: Sequence[onnxruntime.InferenceSession], pool: ThreadPoolExecutor) -> Predict:
     def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
         runs = [pool.submit(session.run, ["logits"], {"images": images}) for session in sessions]
-        return _average([run.result()[0] for run in runs])
+        return average([run.result()[0] for run in runs])
 
     return predict
-
-
-def _average(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Average in float32 throughout, as a typical service does."""
-    stacked = np.stack(logits)
-    stacked -= stacked.max(axis=2, keepdims=True)
-    np.exp(stacked, out=stacked)
-    stacked /= stacked.sum(axis=2, keepdims=True)
-    probabilities: NDArray[np.float32] = stacked.mean(axis=0)
-    return probabilities
