@@ -28,7 +28,7 @@ from benchmarks.fused.in_process import equal_weight_ensemble
 from benchmarks.fused.served import MAX_BATCH
 from benchmarks.peering.catalogue import CONTENDERS, FUSED, PEERS, PIPELINE
 from benchmarks.peering.environments import PeerEnvironmentError, create_environments
-from benchmarks.peering.figures import OPEN_FRACTION, SETTINGS, compare, compute_figures, summarize_forms, summarize_servers
+from benchmarks.peering.figures import IN_PROCESS, OPEN_FRACTION, SETTINGS, compare, compute_figures, summarize_forms, summarize_servers
 from benchmarks.peering.measuring import Effort, Pythons, Records, ResumeError, measure_rounds, run_description
 from benchmarks.peering.page import page
 from benchmarks.peering.running import Served
@@ -90,7 +90,9 @@ def measure(
             machine = machine_info(client.server_metadata())
         served = Served(members, images, expected, repositories, {"MEMBERS": ":".join(map(str, paths))})
         measure_rounds(served, pythons, effort, seed, records, on_progress)
-    forms = summarize_forms(records.records)
+    order = [*pythons, IN_PROCESS]
+    ordered = sorted(records.records, key=lambda record: (order.index(record["key"]), record["round"]))
+    forms = summarize_forms(ordered)
     comparisons = {setting.key: compare(forms[setting.key]) for setting in SETTINGS}
     result = {
         "schema": SCHEMA,
@@ -109,8 +111,8 @@ def measure(
         "peer_versions": {contender.key: contender.version for contender in contenders if not contender.ours},
         "forms": forms,
         "comparisons": comparisons,
-        "servers": summarize_servers(records.records),
-        "failures": {name: text for record in records.records for name, text in record["failures"].items()},
+        "servers": summarize_servers(ordered),
+        "failures": {name: text for record in ordered for name, text in record["failures"].items()},
         **machine,
         "figures": compute_figures(comparisons),
     }

@@ -40,8 +40,8 @@ def process_start_s(pid: int) -> float | None:
     return None if fields[0] == "Z" else int(fields[19]) / _TICKS_PER_S
 
 
-def descendants(pid: int) -> list[int]:
-    """Return a process and all its living descendants."""
+def descendants(*pids: int) -> list[int]:
+    """Return processes and all their living descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -51,9 +51,9 @@ def descendants(pid: int) -> list[int]:
                 continue  # it has ended
             if fields[0] != "Z":
                 children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = [pid]
+    found = list(pids)
     for parent in found:  # which grows
-        found += children.get(parent, [])
+        found += [child for child in children.get(parent, []) if child not in found]
     return found
 
 

@@ -145,6 +145,14 @@ def _ray_variables(launch: Launch) -> dict[str, str]:
 
 _BYTES = bytes_request("/predict")
 
+FASTAPI_SERVER = Contender(
+    "fastapi",
+    "FastAPI",
+    _module("uvicorn", "benchmarks.serving.fastapi_app:app", "--port={http}", "--log-level=warning"),
+    "one uvicorn worker with uvloop and httptools; raw bytes",
+    _BYTES,
+    package="fastapi",
+)
 CONTENDERS = (
     Contender(
         PIPELINE,
@@ -164,14 +172,7 @@ CONTENDERS = (
         grpc=True,
         ours=True,
     ),
-    Contender(
-        "fastapi",
-        "FastAPI",
-        _module("uvicorn", "benchmarks.serving.fastapi_app:app", "--port={http}", "--log-level=warning"),
-        "one uvicorn worker with uvloop and httptools; raw bytes",
-        _BYTES,
-        package="fastapi",
-    ),
+    FASTAPI_SERVER,
     Contender(
         "litserve",
         "LitServe",

@@ -45,8 +45,15 @@ class ServerProcesses:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         environment = {**inherited, **_ONE_THREAD, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), **variables}
         with self._log.open("wb") as log:
+            # The kernel ends the server with this process, also if this is killed.
             self._root = subprocess.Popen(
-                command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                ["setpriv", "--pdeathsig", "TERM", *command],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._known: dict[int, float] = {}  # the start of each process: a number may be reused
 
@@ -62,11 +69,12 @@ class ServerProcesses:
 
     def find(self) -> list[int]:
         """Return all living processes of the server."""
-        for pid in descendants(self._root.pid):
-            started = process_start_s(pid)
-            if started is not None:
-                self._known[pid] = started
-        return [pid for pid, started in self._known.items() if process_start_s(pid) == started]
+        living = [pid for pid, started in self._known.items() if process_start_s(pid) == started]
+        if self.running:  # else its number may be that of another process
+            living.append(self._root.pid)
+        started_at = {pid: process_start_s(pid) for pid in descendants(*living)}
+        self._known = {pid: started for pid, started in started_at.items() if started is not None}
+        return list(self._known)
 
     def memory_bytes(self) -> int:
         """Return the PSS of all processes."""
@@ -90,8 +98,10 @@ class ServerProcesses:
         while self.running or self.find():
             for pid in self.find():
                 try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
+                    # A tracker of multiprocessing ends after the others, and deletes what they have left in /dev/shm.
+                    if b"multiprocessing.resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
+                except (FileNotFoundError, ProcessLookupError):
                     continue  # it has just ended
             if time.monotonic() > deadline:
                 raise ContenderError(f"processes {', '.join(map(str, self.find()))} of `{self._root.args!r}` cannot be ended")

@@ -27,6 +27,11 @@ def average(logits: Sequence[_Images]) -> _Images:
     return probabilities
 
 
+def split_batch(outputs: _Images, inputs: Sequence[_Images]) -> list[_Images]:
+    """Return the rows of `outputs` of each of `inputs`, which were joined in this order."""
+    return np.split(outputs, np.cumsum([len(images) for images in inputs])[:-1])
+
+
 class Ensemble:
     """Sessions with one thread each, run by a pool with a thread for each core.
 
@@ -54,6 +59,11 @@ class Ensemble:
     async def answer(self, body: bytes) -> bytes:
         """Return the probabilities for images, both as the bytes of float32 arrays."""
         return (await self.predict(self.images_from_bytes(body))).tobytes()
+
+    async def answer_many(self, bodies: Sequence[bytes]) -> list[bytes]:
+        """Return what `answer` returns for each of several requests, which run as one batch."""
+        images = [self.images_from_bytes(body) for body in bodies]
+        return [part.tobytes() for part in split_batch(await self.predict(np.concatenate(images)), images)]
 
     def predict_blocking(self, images: _Images) -> _Images:
         """Return what `predict` returns, outside of an event loop."""

@@ -22,6 +22,10 @@ class Service:
         """Return the average of the members' probabilities (N, K), float32, for images (N, C, H, W), float32."""
         return Response(await self._ensemble.answer(await request.body()), media_type="application/octet-stream")
 
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
+    async def _answer(self, bodies: list[bytes]) -> list[bytes]:
+        return await self._ensemble.answer_many(bodies)
+
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 1024**2)
