@@ -206,7 +206,7 @@ CONTENDERS = (
         "ray",
         "Ray Serve",
         _module(f"{_APPS}.ray_server", "{http}"),
-        "two replicas behind HAProxy with the options for high throughput; raw bytes",
+        "two replicas with dynamic request batching, behind HAProxy with the options for high throughput; raw bytes",
         _BYTES,
         package="ray",
         environment="ray",

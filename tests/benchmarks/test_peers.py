@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,16 +14,17 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.common.figures import exit_status
+from benchmarks.common.forms import WrongAnswerError
 from benchmarks.common.processes import descendants, process_start_s
 from benchmarks.common.timing import poisson_arrivals, time_open_loop
 from benchmarks.peering.catalogue import CONTENDERS, PEERS
 from benchmarks.peering.environments import REQUIREMENTS, PeerEnvironmentError, create_environments, environment_folder
 from benchmarks.peering.figures import IN_PROCESS, OPEN_LOOP, SETTINGS, compare, compute_figures, summarize_forms, summarize_servers
-from benchmarks.peering.measuring import Records, ResumeError
+from benchmarks.peering.measuring import Effort, Records, ResumeError
 from benchmarks.peering.page import page
 from benchmarks.peering.running import ServerProcesses
-from benchmarks.peers import SCHEMA, main
-from tests.support.checkout import ROOT
+from benchmarks.peers import SCHEMA, main, measure
+from tests.support import tiny
 
 OURS, PEER, OTHER, LIMIT = "Triton, pipeline, HTTP", "LitServe, HTTP", "Ray Serve, HTTP", "fused graph, 1 thread"
 
@@ -261,21 +261,32 @@ def test_an_interrupted_run_continues_only_with_the_same_options(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_short_run_compares_real_servers(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "benchmarks/peers.py"), "--peers", "fastapi,litserve"]
-    subprocess.run([*script, "--prepare"], check=True, timeout=170)
+    peers = ["fastapi", "litserve"]
+    done = CliRunner().invoke(main, ["--prepare", "--peers", ",".join(peers)])
+    assert done.exit_code == 0, done.output
     assert environment_folder("litserve").is_dir()
-    done = subprocess.run(
-        [*script, "--quick", "--json", str(tmp_path / "peers.json")], capture_output=True, text=True, check=False, timeout=170
-    )
-    assert done.returncode in (0, 1), done.stdout + done.stderr
-    result = json.loads((tmp_path / "peers.json").read_text())
-    assert done.returncode == exit_status(result["figures"])
+    images = tiny.images(128)
+    expected = np.mean([tiny.softmax(tiny.logits(seed, images)) for seed in range(2)], axis=0)
+    members = [tiny.member(f"member{seed}", seed) for seed in range(2)]
+    kept = tmp_path / "kept.json"
+    result = measure(members, images, expected, Effort(rounds=1, seconds=0.2, warm_s=0.1), peers=peers, kept=kept)
+    assert not kept.exists()
     assert result["failures"] == {}
-    assert set(result["servers"]) == {"pipeline", "fused", "fastapi", "litserve"}
+    assert list(result["servers"]) == ["pipeline", "fused", *peers]
     for key in (*(setting.key for setting in SETTINGS), OPEN_LOOP):
-        assert all(form["images_per_s"]["median"] > 0 for form in result["forms"][key].values())
+        forms = result["forms"][key]
+        assert {"Triton, pipeline, gRPC", "Triton, fused, HTTP", "FastAPI, HTTP", "LitServe, HTTP", LIMIT} < set(forms)
+        assert all(form["images_per_s"]["median"] > 0 for form in forms.values())
     for server in result["servers"].values():
         assert server["start_s"]["median"] > 0
         assert server["loaded_bytes"]["median"] > 20_000_000
-    assert page(result, "peers.json") == (tmp_path / "peers.md").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["peers.json", "peers.md"]
+    complete = {**result_of(records((1.0, 1.0, 1.0))), **result}
+    assert "| LitServe | 0.2.19 |" in page(json.loads(json.dumps(complete)), "peers.json")
+
+
+@pytest.mark.slow
+def test_wrong_outputs_are_reported_before_timing(tmp_path: Path) -> None:
+    images = tiny.images(128)
+    members = [tiny.member("member0", 0)]
+    with pytest.raises(WrongAnswerError, match=r"FastAPI|Triton|graph|sessions"):
+        measure(members, images, tiny.softmax(tiny.logits(0, images))[::-1], Effort(1, 0.1, 0.0), peers=["fastapi"])

@@ -20,7 +20,7 @@ class Service:
 
     async def __call__(self, request: Request) -> Response:
         """Return the average of the members' probabilities (N, K), float32, for images (N, C, H, W), float32."""
-        return Response(await self._ensemble.answer(await request.body()), media_type="application/octet-stream")
+        return Response(await self._answer(await request.body()), media_type="application/octet-stream")
 
     @serve.batch(max_batch_size=8, batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
     async def _answer(self, bodies: list[bytes]) -> list[bytes]:
