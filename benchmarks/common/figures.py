@@ -43,6 +43,11 @@ def at_least_figure(value: float | None, goal: float, unit: str = "") -> Figure:
     return {"value": value, "goal": f">= {goal:g}{unit}", "holds": value is not None and value >= goal}
 
 
+def above_figure(value: float | None, goal: float, unit: str = "") -> Figure:
+    """Return a figure that must exceed a limit; the value None misses the goal."""
+    return {"value": value, "goal": f"> {goal:g}{unit}", "holds": value is not None and value > goal}
+
+
 def zero_figure(count: int, *, measured: bool) -> Figure:
     """Return a figure that must be 0; it misses the goal if nothing was `measured`."""
     return {"value": count, "goal": "0", "holds": measured and count == 0}

@@ -40,6 +40,23 @@ def process_start_s(pid: int) -> float | None:
     return None if fields[0] == "Z" else int(fields[19]) / _TICKS_PER_S
 
 
+def descendants(*pids: int) -> list[int]:
+    """Return processes and all their living descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = _stat(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended
+            if fields[0] != "Z":
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = list(pids)
+    for parent in found:  # which grows
+        found += [child for child in children.get(parent, []) if child not in found]
+    return found
+
+
 def _stat(pid: int) -> list[str]:
     """Return the fields of proc(5) stat after the command name, which may contain spaces. The first is the process state."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -114,11 +114,14 @@ class Sockets:
         head = received[:end].lower()
         if not head.startswith(b"http/1.1 200"):
             raise OSError(f"expected HTTP 200, got {received[:200]!r}")
-        body_end = end + 4 + _header(head, b"content-length")
-        while len(received) < body_end:
-            received += _receive(connection)
-        start = end + 4 + _header(head, b"inference-header-content-length")
-        return np.frombuffer(received[start:], "<f4").reshape(len(images), -1)
+        if b"\r\ntransfer-encoding: chunked" in head:
+            body = _receive_chunks(connection, received[end + 4 :])
+        else:
+            body_end = end + 4 + _header(head, b"content-length")
+            while len(received) < body_end:
+                received += _receive(connection)
+            body = received[end + 4 :]
+        return np.frombuffer(body[_header(head, b"inference-header-content-length") :], "<f4").reshape(len(images), -1)
 
     def close(self) -> None:
         """Close all connections."""
@@ -142,6 +145,22 @@ def _receive(connection: socket.socket) -> bytes:
     if not received:
         raise OSError("the server closed the connection before the end of a response")
     return received
+
+
+def _receive_chunks(connection: socket.socket, received: bytes) -> bytes:
+    """Return a body in chunks (RFC 9112, 7.1), of which the start has been received."""
+    body = b""
+    while True:
+        while (line_end := received.find(b"\r\n")) < 0:
+            received += _receive(connection)
+        size = int(received[:line_end].partition(b";")[0], 16)
+        chunk_end = line_end + 2 + size
+        while len(received) < chunk_end + 2:
+            received += _receive(connection)
+        if size == 0:
+            return body
+        body += received[line_end + 2 : chunk_end]
+        received = received[chunk_end + 2 :]
 
 
 def _header(head: bytes, name: bytes) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -93,11 +92,11 @@ def free_port() -> int:
         return port
 
 
-def wait_for_response(url: str, process: subprocess.Popen[bytes], ok: Callable[[int], bool]) -> bool:
+def wait_for_response(url: str, is_running: Callable[[], bool], ok: Callable[[int], bool]) -> bool:
     """Wait until a server responds to GET with an accepted HTTP status; return False if it ended, or after a minute."""
     deadline = time.monotonic() + _START_S
     with urllib3.PoolManager() as pool:
-        while process.poll() is None and time.monotonic() < deadline:
+        while is_running() and time.monotonic() < deadline:
             try:
                 # The errors before keep the pool and its connection alive, and Triton does not end properly with an open one.
                 if ok(pool.request("GET", url, headers={"Connection": "close"}, retries=False, timeout=1.0).status):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -91,3 +92,60 @@ def time_form(predict: Predict, images: NDArray[np.float32], *, warm_s: float, s
     count = sum(calls_in_window(own_calls, *window) for own_calls in calls)
     durations_ms = [1000 * (end - begin) for own_calls in calls for begin, end in own_calls if window[0] <= end < window[1]]
     return Timing(count * images.shape[1] / seconds, tuple(durations_ms))
+
+
+def poisson_arrivals(rate: float, seconds: float, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return the times of arrivals in [0, seconds) at a mean rate per second, with exponentially distributed gaps."""
+    times = np.cumsum(generator.exponential(1 / rate, int(rate * seconds * 2) + 100))
+    return times[times < seconds]
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """Calls per second that returned, and the time of each from its intended start to its end."""
+
+    calls_per_s: float
+    calls_ms: tuple[float, ...]
+
+
+def time_open_loop(predict: Predict, images: NDArray[np.float32], arrivals: NDArray[np.float64], *, warm_s: float) -> OpenLoop:
+    """Call `predict` at given times with `len(images)` callers, each a thread with its own batch.
+
+    An arrival waits while all callers are busy, and its time counts from the arrival, so that a slow server cannot hide. All arrivals are
+    called, also by a server that falls behind.
+
+    Args:
+        predict: The function to time.
+        images: (callers, N, C, H, W).
+        arrivals: Seconds from the start at which calls should start, ascending.
+        warm_s: Arrivals before this are not counted.
+
+    Raises:
+        Exception: Whatever `predict` raised in a caller; the other callers stop.
+    """
+    calls: list[Call] = []
+    failures: list[Exception] = []
+    numbers = itertools.count()
+    began = time.perf_counter() + 0.01
+
+    def call(batch: NDArray[np.float32]) -> None:
+        try:
+            while (number := next(numbers)) < len(arrivals) and not failures:
+                intended = began + float(arrivals[number])
+                time.sleep(max(0.0, intended - time.perf_counter()))
+                predict(batch)
+                calls.append((intended, time.perf_counter()))
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call, args=(batch,), name=f"caller-{index}") for index, batch in enumerate(images)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    counted = [(intended, ended) for intended, ended in calls if intended >= began + warm_s]
+    last = max((ended for _, ended in counted), default=began + warm_s)
+    rate = len(counted) / (last - began - warm_s) if counted else 0.0
+    return OpenLoop(rate, tuple(1000 * (ended - intended) for intended, ended in counted))

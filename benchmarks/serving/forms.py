@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +18,15 @@ from benchmarks.common.forms import Form, predict_in_process
 from benchmarks.common.raw_calls import Sockets, bytes_request, triton_forms
 from benchmarks.common.servers import ENSEMBLE, free_port, wait_for_response
 from benchmarks.common.timing import Predict
+from benchmarks.peering.apps.ensemble import average
+from benchmarks.peering.catalogue import FASTAPI_SERVER, Launch
+from benchmarks.peering.running import ServerProcesses
 from defensemble_export import ExportedMember, fused_onnx
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_server import Server
 
 FASTAPI = "fastapi"
 _POOL = 2
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class FastApiError(Exception):
@@ -83,32 +82,25 @@ def forms_of_one_member(server: Server, member: ExportedMember) -> Iterator[list
 
 @contextmanager
 def _fastapi_server(members: Sequence[ExportedMember]) -> Iterator[str]:
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder, tempfile.TemporaryFile() as log:
-        paths = [Path(folder) / f"{member.name}.onnx" for member in members]
+    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as name:
+        folder = Path(name)
+        paths = [folder / f"{member.name}.onnx" for member in members]
         for path, member in zip(paths, members, strict=True):
             path.write_bytes(member.onnx)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "benchmarks.serving.fastapi_app:app", f"--port={port}", "--log-level=warning"],
-            cwd=_ROOT,
-            env={**os.environ, "MEMBERS": ":".join(map(str, paths))},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+        launch = Launch(FASTAPI_SERVER.python, folder, free_port(), 0, {})
+        server = ServerProcesses(FASTAPI_SERVER.command(launch), folder, {"MEMBERS": ":".join(map(str, paths))})
         try:
-            url = f"http://127.0.0.1:{port}"
-            if not wait_for_response(url, process, ok=lambda status: True):
-                log.seek(0)
-                raise FastApiError(f"uvicorn did not start:\n{log.read().decode(errors='replace')[-2000:]}")
+            url = f"http://127.0.0.1:{launch.http_port}"
+            if not wait_for_response(url, lambda: server.running, ok=lambda status: True):
+                raise FastApiError(f"uvicorn did not start:\n{server.log_end}")
             yield url
         finally:
-            process.kill()
-            process.wait()
+            server.stop()
 
 
 def _in_turn(sessions: Sequence[onnxruntime.InferenceSession]) -> Predict:
     def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
-        return _average([session.run(["logits"], {"images": images})[0] for session in sessions])
+        return average([session.run(["logits"], {"images": images})[0] for session in sessions])
 
     return predict
 
@@ -116,16 +108,6 @@ def _in_turn(sessions: Sequence[onnxruntime.InferenceSession]) -> Predict:
 def _in_pool(sessions: Sequence[onnxruntime.InferenceSession], pool: ThreadPoolExecutor) -> Predict:
     def predict(images: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
         runs = [pool.submit(session.run, ["logits"], {"images": images}) for session in sessions]
-        return _average([run.result()[0] for run in runs])
+        return average([run.result()[0] for run in runs])
 
     return predict
-
-
-def _average(logits: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Average in float32 throughout, as a typical service does."""
-    stacked = np.stack(logits)
-    stacked -= stacked.max(axis=2, keepdims=True)
-    np.exp(stacked, out=stacked)
-    stacked /= stacked.sum(axis=2, keepdims=True)
-    probabilities: NDArray[np.float32] = stacked.mean(axis=0)
-    return probabilities

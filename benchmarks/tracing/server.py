@@ -68,7 +68,7 @@ def traced_server(repository: Path, trace: Path, rate: int) -> Iterator[TracedSe
     command += [f"--exit-timeout-secs={_STOP_S:g}", *(f"--trace-config={setting}" for setting in settings)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        if not wait_for_response(f"{server.http_url}/v2/health/ready", process, ok=lambda status: status == 200):
+        if not wait_for_response(f"{server.http_url}/v2/health/ready", lambda: process.poll() is None, ok=lambda status: status == 200):
             raise TraceError(f"Triton did not get ready (exit status {process.poll()})")
         yield TracedServer(server.http_url, server.grpc_url)
         process.terminate()
