@@ -26,11 +26,11 @@ def unharmed(server: Server, nginx: Nginx, grows_mib: float = 8.0) -> Iterator[N
         grows_mib: Growth of the memory of each of the two that is no harm, in MiB.
     """
     assert_answers(nginx)
-    processes, memory = _processes(server, nginx), _memory_mib(server, nginx)
+    processes, memory, events = _processes(server, nginx), _memory_mib(server, nginx), server.events()
     yield
     assert_answers(nginx)
     assert _processes(server, nginx) == processes
-    assert [event.kind for event in server.events()] == ["started"]
+    assert server.events() == events
     grown = [after - before for before, after in zip(memory, _memory_mib(server, nginx), strict=True)]
     assert max(grown) < grows_mib, f"Triton and nginx have grown by {grown} MiB"
 
