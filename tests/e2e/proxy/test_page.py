@@ -41,7 +41,7 @@ def test_the_limits_of_the_page_are_those_of_the_file() -> None:
     rows = dict(re.findall(r"^\| (.*?) \| (.*?) \|", page.partition("## Choose")[2].partition("\n## ")[0], re.MULTILINE))
 
     def shown(key: str) -> str:
-        (value,) = [value for text, value in rows.items() if key in text]
+        (value,) = [str(value) for text, value in rows.items() if key in text]
         return value
 
     def set_to(pattern: str) -> set[str]:
