@@ -84,7 +84,7 @@ def test_an_inflating_body_is_stopped(server: Server, nginx: Nginx) -> None:
 
 def test_a_message_of_a_gigabyte_is_stopped(server: Server, nginx: Nginx) -> None:
     options = [("grpc.max_send_message_length", -1)]
-    with unharmed(server, nginx, grows_mib=64), grpc.insecure_channel(f"127.0.0.1:{nginx.grpc_port}", options) as channel:
+    with unharmed(server, nginx), grpc.insecure_channel(f"127.0.0.1:{nginx.grpc_port}", options) as channel:
         call = channel.unary_unary(INFER_CALL, request_serializer=None, response_deserializer=None)
         with pytest.raises(grpc.RpcError) as caught:
             call(bytes(10**9), timeout=60)
