@@ -35,6 +35,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 OWN_TESTS = {
     "README.md": "tests/e2e/test_readme.py",
     "docs/how-to/edit-live.md": "tests/e2e/test_ensembles_page.py",
+    "docs/how-to/proxy.md": "tests/e2e/proxy/test_page.py",
     **{
         f"docs/how-to/{name}.md": "tests/e2e/test_client_pages.py"
         for name in ("asyncio", "connect", "notebooks", "pictures", "several-servers", "test-your-code")
@@ -51,12 +52,13 @@ NOT_RUN = {
     "zoo/README.md": 2,
     "docs/how-to/asyncio.md": 1,
     "docs/how-to/connect.md": 1,
-    "docs/how-to/docker.md": 2,
+    "docs/how-to/docker.md": 3,
     "docs/how-to/edit-live.md": 1,
     "docs/how-to/kubernetes.md": 2,
     "docs/how-to/notebooks.md": 1,
     "docs/how-to/predict.md": 2,
     "docs/how-to/probe.md": 1,
+    "docs/how-to/proxy.md": 3,
     "docs/how-to/tensorrt.md": 1,
     "docs/how-to/train.md": 3,
     "docs/reference/cli.md": 1,

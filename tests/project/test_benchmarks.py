@@ -13,6 +13,7 @@ from tests.support.checkout import ROOT
 FACES = {
     "defensemble",
     "defensemble.ensembles",
+    "defensemble.load",
     "defensemble.probes",
     "defensemble.results",
     "defensemble_export",

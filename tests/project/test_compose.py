@@ -19,6 +19,7 @@ import pytest
 import urllib3
 import yaml
 
+from benchmarks.common.nginx import CONFIGURATION, TRITON_GRPC, TRITON_HTTP
 from defensemble_export import EngineCacheOptions, EngineError
 from defensemble_export.engines.target import load_tensorrt
 from defensemble_repository.names import PROFILES
@@ -55,7 +56,7 @@ def interpolated(value: Any) -> Any:
 @pytest.fixture(scope="module")
 def services() -> dict[str, dict[str, Any]]:
     read: dict[str, dict[str, Any]] = interpolated(yaml.safe_load(COMPOSE.read_text())["services"])
-    assert set(read) == {*SERVERS, "engines"}
+    assert set(read) == {*SERVERS, "engines", "proxy"}
     return read
 
 
@@ -142,18 +143,30 @@ def test_every_service_is_of_one_profile_and_limited(services: dict[str, dict[st
         "triton": ["cpu"],
         "triton-gpu": ["gpu"],
         "engines": ["gpu"],
+        "proxy": ["proxy"],
     }
     for name, service in services.items():
         assert re.fullmatch(r"\d+g", service["mem_limit"]), name
         assert float(service["cpus"]) > 0
         assert service["pids_limit"] > 0
-        assert service["user"] == "1000:1000", "triton-server in NVIDIA's images"
+        # triton-server in NVIDIA's images, nginx in its own
+        assert service["user"] == ("101:101" if name == "proxy" else "1000:1000")
         assert service["read_only"] is True
         assert service["tmpfs"] == ["/tmp"]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
     assert services["engines"]["network_mode"] == "none"
-    assert {name for name, service in services.items() if "healthcheck" in service} == set(SERVERS), "`engines` ends by itself"
+    assert {name for name, service in services.items() if "healthcheck" in service} == set(SERVERS), "no others"
+
+
+def test_the_proxy_has_the_shipped_configuration_and_reaches_triton(services: dict[str, dict[str, Any]]) -> None:
+    proxy = services["proxy"]
+    (configuration,) = [volume.split(":")[0] for volume in proxy["volumes"]]
+    assert (ROOT / configuration).samefile(CONFIGURATION)
+    # It shares the host's network, where the ports of Triton are published.
+    assert proxy["network_mode"] == "host"
+    published = {published.rpartition(":")[0] for published in services["triton"]["ports"]}
+    assert {TRITON_HTTP, TRITON_GRPC} < published
 
 
 def commands(service: dict[str, Any]) -> list[list[str]]:
@@ -241,6 +254,7 @@ def test_the_commands_that_the_file_explains_name_its_profiles_and_services(serv
     named = re.findall(r"docker compose --profile (\w+) up(?: --build| --no-deps ([\w-]+))?", COMPOSE.read_text())
     assert named == [("cpu", ""), ("gpu", ""), ("gpu", "triton-gpu")]
     assert all(profile in services[service]["profiles"] for profile, service in named if service)
+    assert services["proxy"]["profiles"] == re.findall(r"docker compose --profile cpu --profile (\w+) up", COMPOSE.read_text())
 
 
 def test_the_variables_that_the_file_explains_are_those_that_it_reads() -> None:
@@ -312,7 +326,7 @@ def config(compose: list[str], profile: str, **variables: str) -> subprocess.Com
     return subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+@pytest.mark.parametrize("profile", ["cpu", "gpu", "proxy"])
 def test_compose_takes_the_file_and_reads_it_as_this_test_does(
     compose: list[str], services: dict[str, dict[str, Any]], profile: str
 ) -> None:
@@ -337,6 +351,9 @@ def test_compose_takes_every_variable(compose: list[str]) -> None:
         "TRITON_CPUS": "1.5",
         "TRITON_MEMORY": "3g",
         "ENGINES_MEMORY": "5g",
+        "NGINX_TAG": "1.27",
+        "NGINX_CPUS": "0.5",
+        "NGINX_MEMORY": "2g",
     }
     done = config(compose, "gpu", DEFENSEMBLE_ADMIN_KEY=KEY, **values)
     assert done.returncode == 0, done.stderr

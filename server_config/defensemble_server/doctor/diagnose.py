@@ -121,8 +121,8 @@ def _runtime() -> Iterator[Check]:
     yield Check(
         "core faults",
         WARN,
-        f"callers can crash core {EMBEDDED_CORE} or make it leak memory:\n{faults}",
-        "accept only trusted callers, over HTTP; docs/security.md explains each fault",
+        f"callers can crash core {EMBEDDED_CORE}, overload it, or make it leak memory:\n{faults}",
+        "accept only trusted callers, over HTTP, or put the proxy of docs/how-to/proxy.md in front; docs/security.md explains each fault",
     )
     yield _try("ONNX Runtime", onnxruntime_library, "pip install 'defensemble[server]'")
     yield Check(*int8_check())

@@ -15,7 +15,8 @@ from ..errors import ServerError
 Version = tuple[int, int, int]
 
 _CONTAINER = "NVIDIA's container, 26.07 or later, behind a proxy"
-_LIMITS = "a proxy that limits the size of bodies and refuses compressed ones"
+_PROXY = "the proxy of docs/how-to/proxy.md"
+_NO_QUEUE_LIMITS = f"no queue limits on members: limit the calls in {_PROXY}"
 
 
 @dataclass(frozen=True)
@@ -108,33 +109,40 @@ KNOWN_FAULTS = (
     Weakness(
         ("core PRs 466, 470",),
         "a queue limit on a member of an ensemble leaves calls without an answer",
-        "no queue limits on members: limit calls in the callers or in a proxy",
+        _NO_QUEUE_LIMITS,
         (2, 66, 0),
         "26.02",
     ),
     Weakness(
         ("core PR 483",),
         "a queue limit on a member of an ensemble ends the server when it refuses a call",
-        "no queue limits on members: limit calls in the callers or in a proxy",
+        _NO_QUEUE_LIMITS,
+        (2, 69, 0),
+        "26.05",
+    ),
+    Weakness(
+        ("core PRs 466, 470, 483",),
+        "`serve` accepts calls without limit, since members of an ensemble can have no queue limit: under overload all callers wait",
+        f"{_PROXY}, which limits the calls in flight",
         (2, 69, 0),
         "26.05",
     ),
     Weakness(
         ("server PR 8172", "common PR 156"),
         "an HTTP request of deeply nested JSON ends the server",
-        "only trusted callers; " + _CONTAINER,
+        f"{_PROXY}, or only trusted callers",
         (2, 69, 0),
         "26.05",
     ),
     Weakness(
         ("server PR 8570",),
         "a compressed HTTP body that inflates to gigabytes ends the server; the memory of smaller ones is not returned",
-        _LIMITS,
+        _PROXY,
         (2, 65, 0),
         "26.01",
     ),
-    Weakness(("server PR 8770",), "a request of very many HTTP chunks takes memory without limit", _LIMITS, (2, 70, 0), "26.06"),
-    Weakness((), "a gRPC message of a gigabyte is refused, but its memory is not returned", "a proxy that limits the size of messages"),
+    Weakness(("server PR 8770",), "a request of very many HTTP chunks takes memory without limit", _PROXY, (2, 70, 0), "26.06"),
+    Weakness((), "a gRPC message of a gigabyte is refused, but its memory is not returned", _PROXY),
 )
 
 

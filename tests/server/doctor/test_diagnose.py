@@ -36,7 +36,8 @@ def test_this_machine(triton: Server) -> None:
     assert "CVE-2025-23310" in found(checks, "core age")[0].text
     (faults,) = found(checks, "core faults")
     assert faults.status == WARN
-    assert all(name in faults.text for name in ("8034", "PR 8172", "PR 8570", "PRs 466, 470", "PR 483"))
+    assert all(name in faults.text for name in ("8034", "PR 8172", "PR 8570", "PRs 466, 470", "PR 483", "without limit"))
+    assert "docs/how-to/proxy.md" in faults.text + faults.fix
     assert all(check.fix for check in checks if check.status != PASS), "each problem has a fix"
 
 
