@@ -17,7 +17,7 @@ from .model import Chart
 # At least 3:1 on light pages, and apart for the common forms of colour blindness (after Okabe and Ito). page.css has the dark ones.
 LIGHT = ("#0072b2", "#c44e00", "#00795c", "#a4488f", "#7a6a00", "#4a4a4a", "#2f8fc4", "#8a3324")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_SERIES = [f"var(--series-{number})" for number in range(1, len(LIGHT) + 1)]
+SERIES_COLOURS = [f"var(--series-{number})" for number in range(1, len(LIGHT) + 1)]
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 _WIDTH, _HEIGHT = 640, 280
@@ -36,27 +36,27 @@ _CONFIG = {
     },
 }
 _LEGEND = {
-    **{"labelColor": "currentColor", "labelFontSize": 12, "labelLimit": 145, "title": None, "orient": "top"},
+    **{"labelColor": "currentColor", "labelFontSize": 12, "title": None, "orient": "top"},
     **{"symbolStrokeWidth": 2, "symbolOpacity": 1, "symbolSize": 60, "offset": 6},
 }
 
 
-def require_charts() -> None:
-    """Raise `MissingExtraError` unless the packages that draw charts and pages are installed."""
+def require_charts(extra: str = "probes") -> None:
+    """Raise `MissingExtraError`, which names the extra, unless the packages that draw charts and pages are installed."""
     try:
         import altair  # noqa: F401
         import jinja2  # noqa: F401
         import vl_convert  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"charts and HTML reports need the extra `probes` ({error}): pip install 'defensemble[probes]'. "
+            f"charts and HTML reports need the extra `{extra}` ({error}): pip install 'defensemble[{extra}]'. "
             "Reports in Markdown (.md) and CSV (.csv) do not."
         ) from error
 
 
 def series_of(names: Sequence[str]) -> Series:
     """Return the series of these names: the same order gives the same colours in every chart."""
-    return {name: index % len(_SERIES) for index, name in enumerate(names)}
+    return {name: index % len(SERIES_COLOURS) for index, name in enumerate(names)}
 
 
 def svg_from_chart(chart: Chart) -> str:
@@ -89,7 +89,7 @@ def _vegalite_version() -> str:
     return ".".join(altair_module().SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
-def make_chart(id: str, title: str, alt: str, layers: Any, *, height: int = _HEIGHT, columns: int = 2) -> Chart:
+def make_chart(id: str, title: str, alt: str, layers: Any, *, height: int = _HEIGHT, columns: int = 2, label_limit: int = 145) -> Chart:
     """Return a chart that fits the width of the page.
 
     Args:
@@ -99,10 +99,11 @@ def make_chart(id: str, title: str, alt: str, layers: Any, *, height: int = _HEI
         layers: The chart of Altair.
         height: Height in pixels.
         columns: Columns of the legend.
+        label_limit: Longest label of the legend in pixels.
     """
     # Without container sizes, Vega-Lite would draw a chart of fixed width, which does not fit a phone.
     chart = layers.properties(width="container", height=height, description=alt, autosize={"type": "fit-x", "contains": "padding"})
-    spec = chart.configure(**{**_CONFIG, "legend": {**_LEGEND, "columns": columns}}).to_dict()
+    spec = chart.configure(**{**_CONFIG, "legend": {**_LEGEND, "columns": columns, "labelLimit": label_limit}}).to_dict()
     return Chart(id, title, alt, _with_xml_texts(spec))
 
 
@@ -134,7 +135,7 @@ def series_encodings(records: Sequence[Mapping[str, Any]], series: Series) -> tu
     cycled = [series[name] for name in targets]
     scale = {"domain": targets}
     return (
-        alt.Color("target:N", scale=alt.Scale(**scale, range=[_SERIES[index] for index in cycled])),
+        alt.Color("target:N", scale=alt.Scale(**scale, range=[SERIES_COLOURS[index] for index in cycled])),
         alt.StrokeDash("target:N", scale=alt.Scale(**scale, range=[_DASHES[index] for index in cycled])),
         alt.Shape("target:N", scale=alt.Scale(**scale, range=[_SHAPES[index] for index in cycled])),
     )
@@ -151,6 +152,7 @@ def curves(
     y_scale: Mapping[str, Any] | None = None,
     step: bool = False,
     points: bool = True,
+    detail: str | None = None,
 ) -> Any:
     """Return lines of `y` over `x` for each series, with bands from `low` to `high` where there are these.
 
@@ -164,6 +166,7 @@ def curves(
         y_scale: Scale of the vertical axis.
         step: Whether a value holds until the next one.
         points: Whether there are points.
+        detail: A field of the records; a line ends where its value changes. None: it never does.
     """
     alt = altair_module()
     colour, dash, shape = series_encodings(records, series)
@@ -171,7 +174,7 @@ def curves(
     vertical = alt.Y("y:Q", title=y, axis=alt.Axis(tickCount=5), scale=alt.Scale(**y_scale or {}))
     base, interpolate = alt.Chart(data_of(records)), "step-after" if step else "linear"
     line = base.mark_line(strokeWidth=2, interpolate=interpolate, aria=False)
-    layers = [line.encode(horizontal, vertical, colour, dash)]
+    layers = [line.encode(horizontal, vertical, colour, dash, *([] if detail is None else [alt.Detail(f"{detail}:N")]))]
     if any(record.get("low") is not None for record in records):
         band = base.mark_area(opacity=0.12, interpolate=interpolate, aria=False)
         layers.insert(0, band.encode(horizontal, alt.Y("low:Q", title=y), alt.Y2("high:Q"), colour))

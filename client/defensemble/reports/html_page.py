@@ -23,7 +23,7 @@ def html_from_report(report: Report, charts: Mapping[str, Sequence[Chart]]) -> s
         charts: The charts by the id of their section, or of the overview. Without any, the page does not contain Vega.
 
     Raises:
-        MissingExtraError: The extra `probes` is not installed.
+        MissingExtraError: The extra `probes` or `load` is not installed.
     """
     require_charts()
     import jinja2

@@ -247,7 +247,7 @@ class Report:
         sections: The results, in the order of the files.
         figures: Every number.
         draw_charts: Draws the charts, by the id of their section, or of the overview. It raises `MissingExtraError` without the extra
-            `probes`.
+            `probes` or `load`.
 
     Example:
         >>> write_report(build_report(read_results([Path("noise.json")])), Path("report.html"))

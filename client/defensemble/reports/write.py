@@ -41,7 +41,7 @@ def write_report(report: Report, path: Path, form: str | None = None, charts_fol
 
     Raises:
         InputError: The format is unknown, or a chart would replace the report.
-        MissingExtraError: HTML or charts are asked for, and the extra `probes` is not installed.
+        MissingExtraError: HTML or charts are asked for, and the extra `probes` or `load` is not installed.
         OSError: A file cannot be written. The error names it.
     """
     form = format_from_path(path) if form is None else form
