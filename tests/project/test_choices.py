@@ -9,6 +9,7 @@ import defensemble_repository.names
 import defensemble_repository.target
 from defensemble._client.model_info import ENSEMBLE_OUTPUTS
 from defensemble.cli import choices
+from defensemble.load import settings
 from defensemble.probes import corruptions
 from defensemble.reports import FORMATS
 from defensemble_export.verification import tolerances
@@ -41,6 +42,7 @@ from defensemble_training.trainer import compute, recipe
         (choices.AVERAGES, ensemble.AVERAGES),
         (choices.OUTPUTS, ENSEMBLE_OUTPUTS),
         (choices.PROFILES, defensemble_repository.names.PROFILES),
+        (choices.LOAD_ARRIVALS, settings.ARRIVALS),
         (choices.RESIZES, preprocessing.RESIZES),
         (choices.IMAGE_SUFFIXES, defensemble_images.SUFFIXES),
         (choices.CORRUPTIONS, corruptions.CORRUPTIONS),

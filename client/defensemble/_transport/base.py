@@ -129,6 +129,7 @@ class ModelStatistics:
         images: Images in the successful requests.
         success_ns: Total time of the successful requests in nanoseconds, from arrival to response.
         queue_ns: Total time that they waited in the queue, in nanoseconds.
+        compute_ns: Total time that they were computed, in nanoseconds, input and output included; of an ensemble, that of all its steps.
         url: The server; empty if a transport returned them, which has only one.
 
     Example:
@@ -144,6 +145,7 @@ class ModelStatistics:
     images: int = 0
     success_ns: int = 0
     queue_ns: int = 0
+    compute_ns: int = 0
     url: str = ""
 
 

@@ -385,7 +385,8 @@ def _permanent(text: str) -> ConnectionFailedError:
 
 
 def _statistics(entry: Any) -> ModelStatistics:
-    done, failed, queued = entry.inference_stats.success, entry.inference_stats.fail, entry.inference_stats.queue
+    durations = entry.inference_stats
+    done, failed, queued = durations.success, durations.fail, durations.queue
     return ModelStatistics(
         entry.name,
         int(entry.version),
@@ -396,4 +397,5 @@ def _statistics(entry: Any) -> ModelStatistics:
         images=entry.inference_count,
         success_ns=done.ns,
         queue_ns=queued.ns,
+        compute_ns=durations.compute_input.ns + durations.compute_infer.ns + durations.compute_output.ns,
     )

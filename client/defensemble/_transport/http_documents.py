@@ -10,6 +10,8 @@ from .._exceptions import ServerFailedError
 from .base import ModelMetadata, ModelState, ModelStatistics, ServerMetadata, TensorMetadata
 from .error_mapping import protocol_errors, service_error
 
+_COMPUTING = ("compute_input", "compute_infer", "compute_output")
+
 
 def parse_json(content: bytes, context: str) -> Any:
     """Return the content as JSON.
@@ -80,7 +82,8 @@ def parse_statistics(content: bytes, context: str) -> list[ModelStatistics]:
 
 
 def _parse_model_statistics(entry: Mapping[str, Any]) -> ModelStatistics:
-    success, failure, queue = (entry["inference_stats"][name] for name in ("success", "fail", "queue"))
+    durations = entry["inference_stats"]
+    success, failure, queue = (durations[name] for name in ("success", "fail", "queue"))
     failures = _check_integer(failure["count"])
     return ModelStatistics(
         name=check_string(entry["name"]),
@@ -92,6 +95,7 @@ def _parse_model_statistics(entry: Mapping[str, Any]) -> ModelStatistics:
         images=_check_integer(entry["inference_count"]),
         success_ns=_check_integer(success["ns"]),
         queue_ns=_check_integer(queue["ns"]),
+        compute_ns=sum(_check_integer(durations[name]["ns"]) for name in _COMPUTING if name in durations),
     )
 
 

@@ -27,6 +27,7 @@ from .commands import (
     export_report,
     fuse,
     import_onnx,
+    load,
     predict,
     probe,
     profile,
@@ -56,6 +57,7 @@ _EXTRAS = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "yaml": "export",
+    "hdrh": "load",
 }
 
 
@@ -168,7 +170,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
             "Train and export",
             [module.command for module in (train, export, import_onnx, fuse, export_report, build_engine, profile)],
         ),
-        cloup.Section("Serve and call", [module.command for module in (serve, status, predict, ensemble, probe, report)]),
+        cloup.Section("Serve and call", [module.command for module in (serve, status, predict, ensemble, load, probe, report)]),
         cloup.Section("Getting started", [module.command for module in (demo, doctor, completion)]),
     ],
 )
@@ -184,6 +186,7 @@ def cli() -> None:
       defensemble serve
       defensemble predict image.png
       defensemble probe noise http://localhost:8000 --dataset digits
+      defensemble load http://localhost:8000 --slo p99=50ms
     """
 
 

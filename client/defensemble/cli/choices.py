@@ -69,7 +69,8 @@ CHECK_RUNTIMES = ("embedded", "docker")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 SHELLS = ("bash", "zsh", "fish")
 
-# Probes: the client.
+# Load tests and probes: the client.
+LOAD_ARRIVALS = ("poisson", "constant")
 NOISE_KINDS = ("gaussian", "uniform", "salt-and-pepper")
 PROBE_INPUTS = ("float32", "8bit")
 PROBE_ANSWERS = ("probabilities", "labels", "top-1")

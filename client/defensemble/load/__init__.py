@@ -2,6 +2,47 @@
 
 from __future__ import annotations
 
-from .result import LoadResult, Slo, read_load_result
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = ["LoadResult", "Slo", "read_load_result"]
+if TYPE_CHECKING:
+    from .result import (
+        Capacity as Capacity,
+        ClientCounters as ClientCounters,
+        Latency as Latency,
+        LoadResult as LoadResult,
+        ModelCounters as ModelCounters,
+        Schedule as Schedule,
+        Server as Server,
+        ServerCounters as ServerCounters,
+        Slo as Slo,
+        Step as Step,
+        Target as Target,
+        TestSettings as TestSettings,
+        TimelineSecond as TimelineSecond,
+        Trial as Trial,
+        read_load_result as read_load_result,
+    )
+    from .run import find_capacity as find_capacity, run_load as run_load
+    from .session import Progress as Progress
+    from .settings import LoadSettings as LoadSettings
+
+_NAMES_BY_MODULE = {
+    "result": (
+        *("Capacity", "ClientCounters", "Latency", "LoadResult", "ModelCounters", "Schedule", "Server", "ServerCounters", "Slo", "Step"),
+        *("Target", "TestSettings", "TimelineSecond", "Trial", "read_load_result"),
+    ),
+    "run": ("find_capacity", "run_load"),
+    "session": ("Progress",),
+    "settings": ("LoadSettings",),
+}
+_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+__all__ = sorted(_MODULE_BY_NAME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULE_BY_NAME[name]}"), name)
+    globals()[name] = value
+    return value
