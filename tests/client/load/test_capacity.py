@@ -11,7 +11,7 @@ from defensemble.load.calling import CallRecord
 from defensemble.load.capacity import CapacitySearch, trial_from_step
 from defensemble.load.recording import Recording
 from defensemble.load.schedule import arrival_times
-from tests.support.load_results import open_step
+from tests.support.load_steps import open_step
 
 SLO = Slo(0.99, 100.0)
 

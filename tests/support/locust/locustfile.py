@@ -1,0 +1,6 @@
+from defensemble.load.locust_user import DefensembleUser
+
+
+class EnsembleUser(DefensembleUser):
+    model = "ensemble"
+    batch_size = 2
