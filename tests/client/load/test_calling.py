@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import pytest
 
 from defensemble import Client, ConnectionOptions, FakeModel, FakeTransport, NotReadyError
+from defensemble._client.model_info import requests_from_outputs
 from defensemble.load.calling import LATE_S, UNSENT, Caller, CallRecord, ClosedPhase, OpenPhase, PhaseRun, TargetSpec
 from defensemble.load.recording import Recording
 from defensemble.load.schedule import arrival_times
@@ -43,16 +43,12 @@ class Fake:
         self.transport = FakeTransport({"m": FakeModel(recorded, SHAPE)})
         with Client("fake", "m", transport=FakeTransport({"m": FakeModel(logits, SHAPE)})) as client:
             info = client.describe()
-        from defensemble._client.model_info import requests_from_outputs
-
         images = np.random.default_rng(0).random((32, *SHAPE), np.float32)
         spec = TargetSpec("fake", ConnectionOptions(), info, requests_from_outputs(("probabilities",), info), images, 5.0)
         self.caller = Caller(spec, self.transport)
         self._is_ready = True
 
-    def run(
-        self, phase: ClosedPhase | OpenPhase, while_running: Callable[[PhaseRun, float], Any] = lambda run, begin: None
-    ) -> list[CallRecord]:
+    def run(self, phase: ClosedPhase | OpenPhase, while_running: Callable[[PhaseRun, float], None] | None = None) -> list[CallRecord]:
         run = PhaseRun(self.caller, phase)
         self.begin = begin = time.monotonic() + 0.02
         run.begin(begin)
@@ -71,7 +67,11 @@ def at_rate(rate: float, seconds: float, max_in_flight: int = 512, size: int = 1
 
 
 def test_a_closed_loop_calls_until_its_end_with_the_batch_sizes_in_turn() -> None:
-    fake = Fake(lambda images: (time.sleep(0.005), logits(images))[1])
+    def slowly(images: Array) -> dict[str, Array]:
+        time.sleep(0.005)
+        return logits(images)
+
+    fake = Fake(slowly)
     sizes = np.array([1, 1, 2, 8])
     records = fake.run(ClosedPhase((0.0, 0.0, 0.05), 0.15, sizes))
     assert len(records) == len(fake.sizes) == fake.transport.calls["m"]
@@ -116,7 +116,12 @@ def test_a_stall_is_in_the_latencies_of_an_open_loop(stalling: Fake) -> None:
 def test_a_call_that_finds_no_free_slot_is_unsent_and_not_late() -> None:
     gate = threading.Event()
     fake = Fake(lambda images: (gate.wait(DEADLINE_S), logits(images))[1])
-    records = fake.run(at_rate(100, 0.2, max_in_flight=4), lambda run, begin: (time.sleep(begin + 0.15 - time.monotonic()), gate.set()))
+
+    def open_gate(run: PhaseRun, begin: float) -> None:
+        time.sleep(begin + 0.15 - time.monotonic())
+        gate.set()
+
+    records = fake.run(at_rate(100, 0.2, max_in_flight=4), open_gate)
     unsent = [record for record in records if record.failure == UNSENT]
     assert len(records) == 20
     assert len(fake.sizes) == 20 - len(unsent)
@@ -170,5 +175,10 @@ def test_a_wrong_answer_is_a_failure(wrong: Callable[[Array], dict[str, Array]])
 
 def test_a_stopped_phase_ends_without_the_calls_that_are_to_come() -> None:
     fake = Fake()
-    records = fake.run(at_rate(20, 30.0), lambda run, begin: (time.sleep(begin + 0.12 - time.monotonic()), run.stop()))
+
+    def stop(run: PhaseRun, begin: float) -> None:
+        time.sleep(begin + 0.12 - time.monotonic())
+        run.stop()
+
+    records = fake.run(at_rate(20, 30.0), stop)
     assert len(records) == len(fake.sizes) == 3

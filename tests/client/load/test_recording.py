@@ -36,7 +36,8 @@ def test_quantiles_are_those_of_numpy(latencies: list[float]) -> None:
     assert latency is not None
     for percent, got in ((50, latency.p50), (90, latency.p90), (99, latency.p99), (99.9, latency.p99_9)):
         # HdrHistogram rounds the rank to the nearest: one of the two neighbours.
-        lower, upper = (1000 * np.percentile(latencies, percent, method=method) for method in ("lower", "higher"))
+        upper = 1000 * float(np.percentile(latencies, percent, method="higher"))
+        lower = 1000 * float(np.percentile(latencies, percent, method="lower"))
         lower = min(lower, 1000 * sorted(latencies)[max(round(percent / 100 * len(latencies)) - 1, 0)])
         assert lower * (1 - PRECISION) <= got <= upper * (1 + PRECISION)
     assert latency.max == pytest.approx(1000 * max(latencies))

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from defensemble.load.locust_user import DefensembleUser
 
 
