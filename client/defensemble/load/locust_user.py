@@ -59,7 +59,7 @@ class DefensembleUser(User):  # type: ignore[misc]
     images: NDArray[np.float32] | None = None
     timeout_s = 60.0
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def predict(self) -> None:
         """Send one request, and report it to Locust."""
         started_at, started = time.time(), time.perf_counter()
