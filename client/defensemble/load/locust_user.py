@@ -6,24 +6,38 @@ The calls go over HTTP: gevent, on which Locust runs, makes its waits cooperativ
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from locust import User, task
 from locust.exception import StopUser
 from numpy.typing import NDArray
 
-from .. import Client, InputError, ModelInfo, RetryPolicy, ServiceError
+from .. import Client, InputError, RetryPolicy, ServiceError
 
 _PAUSE_AFTER_FAILURE_S = 0.05  # else the users of a dead server would call it thousands of times a second
+
+
+class _Connection(NamedTuple):
+    """What the users of a class share in a process: the client keeps a connection for each call that is under way at the same time."""
+
+    client: Client
+    model: str
+    images: NDArray[np.float32]
+
+
+_connections: dict[tuple[type, str], _Connection] = {}
+_connecting = threading.Lock()
 
 
 class DefensembleUser(User):  # type: ignore[misc]
     """A user of Locust who classifies images, one request after another. `--host` is the server's HTTP URL.
 
-    A subclass sets the attributes. Its name is that of the users in Locust; each request is counted under the model's name. A failure
-    counts under the class of its error, and nothing is sent twice.
+    A subclass sets the attributes. Each request is counted under the model's name, a failure under the class of its error, and nothing is
+    sent twice. Each process asks the server once for the model, with one inference that is not counted.
 
     Attributes:
         model: Name of the model; None for the server's only ensemble.
@@ -44,24 +58,18 @@ class DefensembleUser(User):  # type: ignore[misc]
     batch_size = 1
     images: NDArray[np.float32] | None = None
     timeout_s = 60.0
-    _client: Client | None = None
-    _info: ModelInfo | None = None
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def predict(self) -> None:
         """Send one request, and report it to Locust."""
         started_at, started = time.time(), time.perf_counter()
         name, length, failure = self.model or "ensemble", 0, None
         try:
-            if self._info is None:
-                self._connect()
-                started_at, started = time.time(), time.perf_counter()  # what a new client asks first is no request of a user
-            assert self._client is not None
-            assert self._info is not None
-            assert self.images is not None
-            name = self._info.name
-            first = int(np.random.randint(len(self.images) - self.batch_size + 1))
-            prediction = self._client.predict(self.images[first : first + self.batch_size], self.outputs, name)
+            connection = self._connection()
+            name, images = connection.model, connection.images
+            first = int(np.random.randint(len(images) - self.batch_size + 1))
+            started_at, started = time.time(), time.perf_counter()
+            prediction = connection.client.predict(images[first : first + self.batch_size], self.outputs, name)
             length = sum(array.nbytes for array in prediction.received.values())
         except InputError as error:
             logging.getLogger(__name__).error("%s", error)
@@ -83,24 +91,27 @@ class DefensembleUser(User):  # type: ignore[misc]
         if failure is not None:
             time.sleep(_PAUSE_AFTER_FAILURE_S)
 
-    def on_stop(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            self._client.close()
+    def _connection(self) -> _Connection:
+        key = (type(self), str(self.host))
+        with _connecting:
+            if key not in _connections:
+                _connections[key] = self._connect(key[1])
+        return _connections[key]
 
-    def _connect(self) -> None:
+    def _connect(self, host: str) -> _Connection:
         """Ask the server for the model, and prepare images of its size."""
-        if not str(self.host).startswith(("http://", "https://")):
-            raise InputError(f"--host must be the server's HTTP URL, such as http://localhost:8000, as gevent and gRPC do not go together; got {self.host!r}")
-        if self._client is None:
-            self._client = Client(self.host, self.model, timeout_s=self.timeout_s, retry=RetryPolicy(max_retries=0))
-        info = self._client.describe()
+        if not host.startswith(("http://", "https://")):
+            example = "such as http://localhost:8000"
+            raise InputError(f"--host must be the server's HTTP URL, {example}, as gevent and gRPC do not go together; got {host!r}")
+        client = Client(host, self.model, timeout_s=self.timeout_s, retry=RetryPolicy(max_retries=0))
+        info = client.describe()
         if info.max_batch_size is not None and self.batch_size > max(1, info.max_batch_size):
             raise InputError(f"batch_size is {self.batch_size}, and {info.name} accepts at most {info.max_batch_size} images in a request")
-        if self.images is None:
-            if -1 in info.image_shape:
-                raise InputError(f"{info.name} accepts images of any size: set the attribute `images` of {type(self).__name__}")
-            self.images = np.random.default_rng().random((self.batch_size, *info.image_shape), np.float32)
-        if len(self.images) < self.batch_size:
-            raise InputError(f"batch_size is {self.batch_size}, and there are {len(self.images)} images; set more `images`")
-        self._info = info
+        images = self.images
+        if images is None and -1 in info.image_shape:
+            raise InputError(f"{info.name} accepts images of any size: set the attribute `images` of {type(self).__name__}")
+        if images is None:
+            images = np.random.default_rng().random((self.batch_size, *info.image_shape), np.float32)
+        if len(images) < self.batch_size:
+            raise InputError(f"batch_size is {self.batch_size}, and there are {len(images)} images; set more `images`")
+        return _Connection(client, info.name, images)

@@ -16,6 +16,7 @@ from .model import Chart
 _BINS_PER_DECADE = 20
 _ROW_HEIGHT = 44
 _BAR_HEIGHT = 36
+_TOLERANCE_S = 0.05
 _MOST_POINTS = 120  # seconds, above which lines have no points
 _LONG_LABEL = 280  # pixels, which a phone has
 _LEAST_MS = 0.001  # a logarithm of 0 has no place on an axis
@@ -112,12 +113,14 @@ def _timelines(section: str, target: Target) -> Iterator[Chart]:
     for index, step in enumerate(target.steps):
         load = load_text(step)
         starts.append({"x": start, "text": load})
-        for second in step.timeline:
+        # In a last second that is not whole, there are fewer calls.
+        whole = [second for second in step.timeline if second.s + 1 <= step.seconds + _TOLERANCE_S] or list(step.timeline)
+        for second in whole:
             record = {"x": start + second.s, "condition": load, "step": index}
             counts += [{**record, "target": key, "y": getattr(second, key)} for key in ("sent", "answered", "failed")]
             latencies = {"p50": second.p50_ms, "p99": second.p99_ms, "max": second.max_ms} if step.valid else {}
             times += [{**record, "target": key, "y": value} for key, value in latencies.items() if value is not None]
-        start += 1 + max((second.s for second in step.timeline), default=0)
+        start += 1 + max((second.s for second in whole), default=0)
     x = "second of the steps, warm-ups left out"
     for key, title, y, records in (
         ("calls", "Calls per second", "calls per second", counts),
