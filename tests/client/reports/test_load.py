@@ -184,7 +184,7 @@ def test_a_result_that_was_read_makes_the_same_report(result: LoadResult, tmp_pa
     assert markdown_from_report(again, {}, "") == markdown_from_report(load_report(result), {}, "")
 
 
-def test_the_command_report_takes_the_result_of_a_load_test_alone(result: LoadResult, tmp_path: Path) -> None:
+def test_the_command_report_takes_one_load_test_and_no_other_file(result: LoadResult, tmp_path: Path) -> None:
     load, noise, out = tmp_path / "load.json", tmp_path / "noise.json", tmp_path / "load.md"
     load.write_text(json.dumps(result.json()))
     report_results.write(report_results.noise(20, networks=report_results.TWO), noise)
