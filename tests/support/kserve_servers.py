@@ -131,9 +131,14 @@ def logits(images: Array) -> Array:
     return answer
 
 
-def environment(kind: str) -> Path:
-    """The Python of a kind of server. Its environment is created at the first call and kept in the user's cache."""
-    requirements = SOURCES / f"{kind}-requirements.txt"
+def environment(kind: str, sources: Path = SOURCES) -> Path:
+    """The Python of a kind of server. Its environment is created at the first call and kept in the user's cache.
+
+    Args:
+        kind: The kind.
+        sources: The folder of `KIND-requirements.txt`.
+    """
+    requirements = sources / f"{kind}-requirements.txt"
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
     parent = os.environ.get("DEFENSEMBLE_TEST_ENVS") or platformdirs.user_cache_path("defensemble") / "test-environments"
     folder = Path(parent) / f"{kind}-python{sys.version_info[0]}.{sys.version_info[1]}-{digest}"

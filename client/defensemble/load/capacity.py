@@ -15,7 +15,7 @@ CONFIRMATIONS = 2
 _LOWEST_PER_S = 0.1
 _MOST_TRIALS = 40
 _TRIES_OF_THE_GENERATOR = 2
-_GROWTH_SHARE = 0.025  # half of the resolution: a server that leaves more of the calls of a step unanswered is too slow for them
+_GROWTH_SHARE = 0.025  # half of the resolution: a server that leaves more of the calls unanswered is too slow for them
 
 
 class CapacitySearch:
@@ -111,14 +111,14 @@ def trial_from_step(step: Step, recording: Recording, slo: Slo) -> Trial:
         return Trial(rate, None, None, False, step.problem)
     quantile_ms = recording.quantile_ms(slo.quantile)
     finite_ms = quantile_ms if math.isfinite(quantile_ms) else None
-    allowed = max(2.0, _GROWTH_SHARE * rate * recording.seconds * 2 / 3)  # between the middles of the first and the last third
-    growth = recording.backlog_growth()
+    first, last = recording.in_flight()
+    unanswered = _GROWTH_SHARE * rate * recording.seconds * 2 / 3  # between the middles of the first and the last third
     name = f"p{100 * slo.quantile:.10g}"
     problem = None
     if finite_ms is None:
         problem = f"{name} is infinite: {step.failed + step.unsent} of {step.sent + step.unsent} calls failed"
     elif finite_ms > slo.latency_ms:
         problem = f"{name} is {finite_ms:.1f} ms"
-    elif growth > allowed:
-        problem = f"calls pile up: {growth:.1f} more under way in the last third of the step than in the first"
+    elif last > 2 * first and last - first > max(unanswered, 2.0):
+        problem = f"calls pile up: {first:.1f} under way in the first third of the step, {last:.1f} in the last"
     return Trial(rate, step.attainment, finite_ms, problem is None, problem)

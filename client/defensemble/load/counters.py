@@ -13,6 +13,7 @@ from .._transport.base import ModelStatistics
 from .result import ModelCounters, ServerCounters
 
 _NAMES = ("requests", "executions", "images", "failures", "success_ns", "queue_ns", "compute_ns")
+_SETTLING_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,24 @@ def take_snapshot(client: Client) -> Snapshot:
     except ServiceError:
         entries = None
     return Snapshot(time.monotonic(), entries)
+
+
+def take_final_snapshot(client: Client, before: Snapshot, models: Collection[str], answered: int) -> Snapshot:
+    """Ask a server for its statistics after a step. A server counts a call shortly after it has sent the answer: this is waited for.
+
+    Args:
+        client: A client of the server.
+        before: The snapshot before the step.
+        models: The models that ran for each call.
+        answered: Answered calls of the step.
+    """
+    deadline = time.monotonic() + _SETTLING_S
+    while True:
+        snapshot = take_snapshot(client)
+        counted = counters_between(before, snapshot, models)
+        if counted is None or all(model.requests >= answered for model in counted.models.values()) or time.monotonic() > deadline:
+            return snapshot
+        time.sleep(_SETTLING_S / 20)
 
 
 def counters_between(before: Snapshot, after: Snapshot, models: Collection[str]) -> ServerCounters | None:

@@ -138,10 +138,10 @@ class Recording:
         """Return how well the generator kept its schedule."""
         return Schedule(self._late / self.sent if self.sent else 0.0, self._max_late_s * 1000)
 
-    def backlog_growth(self) -> float:
-        """Return by how many calls the mean number under way is higher in the last third of the step than in the first."""
-        first, last = float(self._in_flight_s[0]), float(self._in_flight_s[-1])
-        return (last - first) / (self.seconds / _THIRDS)
+    def in_flight(self) -> tuple[float, float]:
+        """Return the mean number of calls under way in the first and in the last third of the step."""
+        third_s = self.seconds / _THIRDS
+        return float(self._in_flight_s[0]) / third_s, float(self._in_flight_s[-1]) / third_s
 
     def latest_second(self, now: float) -> TimelineSecond | None:
         """Return the last complete second, for a live view; None in the first.

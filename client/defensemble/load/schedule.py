@@ -15,10 +15,9 @@ def arrival_times(kind: str, rate_per_s: float, seconds: float, ramp_s: float, r
         kind: `poisson` for a Poisson process, `constant` for constant intervals.
         rate_per_s: Calls per second.
         seconds: Length, the ramp included.
-        ramp_s: Seconds at the beginning in which the rate rises linearly from 0.
+        ramp_s: Seconds at the beginning, at most all, in which the rate rises linearly from 0.
         rng: Source of the times of a Poisson process.
     """
-    ramp_s = min(ramp_s, seconds)
     expected = rate_per_s * (seconds - ramp_s / 2)  # calls in the whole time
     if kind == "constant":
         counts = np.arange(np.ceil(expected), dtype=np.float64)

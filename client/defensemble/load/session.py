@@ -23,7 +23,7 @@ from .._transport.address import TLS_SCHEMES, address_from_url
 from .._transport.base import ConnectionOptions, TlsFiles
 from ..results.provenance import provenance
 from .calling import CallRecord, ClosedPhase, OpenPhase, TargetSpec
-from .counters import counters_between, take_snapshot
+from .counters import counters_between, take_final_snapshot, take_snapshot
 from .recording import Recording, new_histogram
 from .result import Capacity, ClientCounters, LoadResult, Server, ServerCounters, Step, Target, TestSettings, TimelineSecond
 from .schedule import arrival_times, draw_batch_sizes
@@ -221,7 +221,7 @@ class LoadSession:
         began_at, before = datetime.now(timezone.utc), take_snapshot(target.client)
         phases = self._phases(target, load, settings.step_s, 0.0, is_step=True)
         recording, end = self._run(target, name, phases, settings.step_s, "step")
-        counters = counters_between(before, take_snapshot(target.client), target.models)
+        counters = counters_between(before, take_final_snapshot(target.client, before, target.models, recording.answered), target.models)
         step = self._step(recording, load, end, began_at, counters)
         if step.sent + step.unsent:
             target.steps.append(step)

@@ -131,7 +131,7 @@ def slo_from_text(text: str) -> Slo:
         InputError: The text is no objective.
     """
     match = re.fullmatch(r"p(\d+(?:\.\d+)?)=(\d+(?:\.\d+)?)(ms|s)", text.strip(), re.ASCII)
-    slo = None if match is None else Slo(float(match[1]) / 100, float(match[2]) * (1000 if match[3] == "s" else 1))
+    slo = None if match is None else Slo(round(float(match[1]) / 100, 12), float(match[2]) * (1000 if match[3] == "s" else 1))
     if slo is None or not (0 < slo.quantile < 1 and 0 < slo.latency_ms < math.inf):
         raise InputError(f"expected a quantile above p0 and below p100 and a latency, such as p99=50ms or p99.9=0.2s; got {text!r:.120}")
     return slo

@@ -21,7 +21,8 @@ from ..probes.suite import WORST_CASE
 from ..results.packed import is_packed
 from .cells import MISSING, cell_from_figure
 from .figures import SHAPE_BIAS, ResultFigures
-from .model import Cell, CheckOfResult, Example, Report, Result, Row, Section, Statement, Table
+from .model import Cell, CheckOfResult, Example, ProbeSection, Report, Result, Row, Statement, Table
+from .probe_charts import charts_of
 from .tables import INTERVAL, SectionTables
 
 TITLE = "Robustness report"
@@ -73,14 +74,22 @@ def build_report(results: Sequence[Result], title: str = TITLE) -> Report:
         (CheckOfResult(section.title, Check(**check)) for section in sections for check in section.result.values["checks"]),
         key=lambda item: -STATUSES.index(item.status),
     )
+    overview = _overview(sections, figures)
+    order = [row.cells[0].text for row in overview.rows]
     return Report(
         title,
+        f"{_counted(len(sections), 'result')}, {_counted(len(order), 'target')}",
         tuple(_statements(sections, figures)),
         tuple(checks),
-        _overview(sections, figures),
+        overview,
         tuple(sections),
         (*(figure for own in figures for figure in own.all), *paper_figures),
+        lambda: {section.id: charts_of(section, order) for section in sections},
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _titles(results: Sequence[Result]) -> list[str]:
@@ -91,7 +100,7 @@ def _titles(results: Sequence[Result]) -> list[str]:
     return [f"{title}: {file}" if titles.count(title) > 1 else title for title, file in zip(titles, files, strict=True)]
 
 
-def _statements(sections: Sequence[Section], figures: Sequence[ResultFigures]) -> Iterator[Statement]:
+def _statements(sections: Sequence[ProbeSection], figures: Sequence[ResultFigures]) -> Iterator[Statement]:
     """Yield what a reader must know first: whether an adaptive attack broke a target, and what failed."""
     note = "Accuracy when clean and when attacked, and the defence rate, in the worst case per image; with Wilson 95 % intervals and n:"
     has_adaptive = False
@@ -131,7 +140,7 @@ class _Column:
     """A column of the overview: the lowest of a target's rates of one quantity under these conditions, the hardest ones first."""
 
     title: str
-    section: Section
+    section: ProbeSection
     own: ResultFigures
     quantity: str
     conditions: Sequence[str]
@@ -148,7 +157,7 @@ class _Column:
         return Cell(cell.text, (*cell.details, worst.condition, f"n = {worst.n:,}"), cell.key)
 
 
-def _columns(section: Section, own: ResultFigures) -> Iterator[_Column]:
+def _columns(section: ProbeSection, own: ResultFigures) -> Iterator[_Column]:
     """Yield the columns of a result in the overview: of cue conflicts the shape bias, else the accuracy under the hardest condition."""
     conflicts = [name for name, quantities in own.folders.items() if SHAPE_BIAS in quantities]
     for folder in conflicts:
@@ -164,7 +173,7 @@ def _columns(section: Section, own: ResultFigures) -> Iterator[_Column]:
         yield _Column(section.title, section, own, "accuracy", conditions)
 
 
-def _overview(sections: Sequence[Section], figures: Sequence[ResultFigures]) -> Table:
+def _overview(sections: Sequence[ProbeSection], figures: Sequence[ResultFigures]) -> Table:
     roles = {target["name"]: target["role"] for section in sections for target in section.result.values["targets"]}
     columns = [column for section, own in zip(sections, figures, strict=True) for column in _columns(section, own)]
     rows = [Row((Cell(name, (role,), name), *(column.cell(name) for column in columns))) for name, role in roles.items()]
@@ -173,7 +182,7 @@ def _overview(sections: Sequence[Section], figures: Sequence[ResultFigures]) -> 
     return Table("overview", "Overview", f"{note} {INTERVAL}", ("target", *(column.title for column in columns)), tuple(rows))
 
 
-def _section(section: str, result: Result, tables: tuple[Table, ...], title: str) -> Section:
+def _section(section: str, result: Result, tables: tuple[Table, ...], title: str) -> ProbeSection:
     values = result.values
     data = values["data"]
     facts = {
@@ -191,15 +200,15 @@ def _section(section: str, result: Result, tables: tuple[Table, ...], title: str
     if identities:
         settings.append(("identity of each target", _pretty(identities)))
     settings += [("result file", result.path), ("SHA-256 of the result file", result.sha256), ("schema", values["schema"])]
-    return Section(
+    return ProbeSection(
         section,
         title,
-        result,
-        values["threat_model"],
+        ("Threat model", values["threat_model"]),
         tuple((name, value) for name, value in facts.items() if value is not None),
         tables,
         tuple(_example(entry, values["class_names"], result.path) for entry in values["gallery"]),
         tuple(settings),
+        result,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from .._printable import printable
 from .._version import __version__
 from .charts import require_charts, svg_from_chart, vega_bundle
-from .model import Chart, Report
+from .model import Chart, Report, Section, Table
 
 _FOLDER = Path(__file__).parent
 
@@ -20,10 +20,10 @@ def html_from_report(report: Report, charts: Mapping[str, Sequence[Chart]]) -> s
 
     Args:
         report: The report.
-        charts: The charts by the id of their section. Without any, the page does not contain Vega.
+        charts: The charts by the id of their section, or of the overview. Without any, the page does not contain Vega.
 
     Raises:
-        MissingExtraError: The extra `probes` is not installed.
+        MissingExtraError: The extra `probes` or `load` is not installed.
     """
     require_charts()
     import jinja2
@@ -37,6 +37,7 @@ def html_from_report(report: Report, charts: Mapping[str, Sequence[Chart]]) -> s
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if type(value) is str else value,  # not `Markup`: names and texts only
     )
+    parts: list[Table | Section] = [report.overview, *report.sections]
     has_charts = any(charts.values())
     script = _file("page.js")
     bundle = vega_bundle() if has_charts else ""
@@ -55,8 +56,8 @@ def html_from_report(report: Report, charts: Mapping[str, Sequence[Chart]]) -> s
         notices=_file("notices.txt"),
         specs={chart.id: chart.spec for own in charts.values() for chart in own},
         charts={
-            section.id: [(chart, base64.b64encode(svg_from_chart(chart).encode()).decode()) for chart in charts.get(section.id, ())]
-            for section in report.sections
+            part.id: [(chart, base64.b64encode(svg_from_chart(chart).encode()).decode()) for chart in charts.get(part.id, ())]
+            for part in parts
         },
     )
 

@@ -20,7 +20,7 @@ def markdown_from_report(report: Report, charts: Mapping[str, Sequence[Chart]], 
 
     Args:
         report: The report.
-        charts: The charts by the id of their section; they are linked as SVG files.
+        charts: The charts by the id of their section, or of the overview; they are linked as SVG files.
         folder: Folder of these files, relative to the report.
     """
     return "\n".join(_lines(report, charts, folder)) + "\n"
@@ -46,17 +46,17 @@ def _lines(report: Report, charts: Mapping[str, Sequence[Chart]], folder: str) -
     if not report.checks:
         yield "The results have no sanity checks."
     yield from _table(report.overview, "##")
+    yield from _charts(charts.get(report.overview.id, ()), folder)
     for section in report.sections:
         yield from _section(section, charts.get(section.id, ()), folder)
     yield from ("", f"Written by defensemble {__version__} from result files.")
 
 
 def _section(section: Section, charts: Sequence[Chart], folder: str) -> Iterator[str]:
-    yield from ("", f"## {escaped(section.title)}", "", f"**Threat model.** {escaped(section.threat_model)}", "")
+    yield from ("", f"## {escaped(section.title)}", "", f"**{escaped(section.lead[0])}.** {escaped(section.lead[1])}", "")
     yield from (f"- {escaped(name)}: {escaped(value)}" for name, value in section.facts)
     yield from _table(section.tables[0], "###")
-    for chart in charts:
-        yield from ("", f"![{escaped(chart.alt)}](<{folder}/{chart.id}.svg>)")
+    yield from _charts(charts, folder)
     for table in section.tables[1:]:
         yield from _table(table, "###")
     if section.gallery:
@@ -64,6 +64,11 @@ def _section(section: Section, charts: Sequence[Chart], folder: str) -> Iterator
     yield from ("", "### Settings, seeds, versions, digests", "")
     for name, value in section.settings:
         yield f"- {escaped(name)}: {escaped(value)}"
+
+
+def _charts(charts: Sequence[Chart], folder: str) -> Iterator[str]:
+    for chart in charts:
+        yield from ("", f"![{escaped(chart.alt)}](<{folder}/{chart.id}.svg>)")
 
 
 def _table(table: Table, level: str) -> Iterator[str]:

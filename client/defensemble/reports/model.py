@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -196,13 +196,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Section:
-    """One result file within a report.
+    """One result within a report.
 
     Attributes:
         id: Unique within the report.
-        title: The probe's title, with the input type.
-        result: The file.
-        threat_model: What the attacker knows and may do.
+        title: Its title, such as the probe's with the input type.
+        lead: The name and the text of its first paragraph, such as the threat model.
         facts: Names and values of the run, in a line.
         tables: The tables.
         gallery: Examples.
@@ -214,12 +213,25 @@ class Section:
 
     id: str
     title: str
-    result: Result
-    threat_model: str
+    lead: tuple[str, str]
     facts: tuple[tuple[str, str], ...]
     tables: tuple[Table, ...]
     gallery: tuple[Example, ...]
     settings: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ProbeSection(Section):
+    """One result file of a probe within a report.
+
+    Attributes:
+        result: The file.
+
+    Example:
+        >>> section.result.values["targets"]
+    """
+
+    result: Result
 
 
 @dataclass(frozen=True)
@@ -228,19 +240,24 @@ class Report:
 
     Attributes:
         title: Its title.
+        subtitle: What it is a report on, in a few words.
         statements: Sentences for the top.
         checks: The sanity checks, failed ones first.
-        overview: One row per target, one column per result, of cue conflicts one per folder.
+        overview: What compares the targets; for probes, one row per target, one column per result, of cue conflicts one per folder.
         sections: The results, in the order of the files.
         figures: Every number.
+        draw_charts: Draws the charts, by the id of their section, or of the overview. It raises `MissingExtraError` without the extra
+            `probes` or `load`.
 
     Example:
         >>> write_report(build_report(read_results([Path("noise.json")])), Path("report.html"))
     """
 
     title: str
+    subtitle: str
     statements: tuple[Statement, ...]
     checks: tuple[CheckOfResult, ...]
     overview: Table
     sections: tuple[Section, ...]
     figures: tuple[Figure, ...]
+    draw_charts: Callable[[], Mapping[str, Sequence[Chart]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -10,7 +11,7 @@ from typing import TextIO
 from .._exceptions import InputError
 from ..results.result_file import check_writable, write_text
 from .csv_file import csv_from_report
-from .model import Report
+from .model import Chart, Report
 
 FORMATS = ("html", "md", "csv")
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "md", ".csv": "csv"}
@@ -40,20 +41,19 @@ def write_report(report: Report, path: Path, form: str | None = None, charts_fol
 
     Raises:
         InputError: The format is unknown, or a chart would replace the report.
-        MissingExtraError: HTML or charts are asked for, and the extra `probes` is not installed.
+        MissingExtraError: HTML or charts are asked for, and the extra `probes` or `load` is not installed.
         OSError: A file cannot be written. The error names it.
     """
     form = format_from_path(path) if form is None else form
     if form not in FORMATS:
         raise InputError(f"the format must be one of {', '.join(FORMATS)}; got {form!r}")
     check_writable(path)
-    charts = {}
+    charts: Mapping[str, Sequence[Chart]] = {}
     files: dict[Path, str] = {}
     if form == "html" or charts_folder is not None:
-        from .charts import charts_of, svg_from_chart
+        from .charts import svg_from_chart
 
-        order = [str(row.cells[0].text) for row in report.overview.rows]
-        charts = {section.id: charts_of(section, order) for section in report.sections}
+        charts = report.draw_charts()
         if charts_folder is not None:
             files = {charts_folder / f"{chart.id}.svg": svg_from_chart(chart) for own in charts.values() for chart in own}
             if path.resolve() in {file.resolve() for file in files}:

@@ -148,10 +148,8 @@ def test_chart_specifications_cannot_end_their_script_element(tmp_path: Path) ->
     pytest.importorskip("altair")
     from jinja2 import Environment
 
-    from defensemble.reports.charts import charts_of
-
     report = report_on(tmp_path, report_results.hostile(N))
-    specs = {chart.id: chart.spec for chart in charts_of(report.sections[0], [HOSTILE])}
+    specs = {chart.id: chart.spec for chart in report.draw_charts()["s1"]}
     text = Environment(autoescape=True).from_string("{{ specs | tojson }}").render(specs=specs)
     assert "<" not in text
     assert HOSTILE in str(json.loads(text))
@@ -160,24 +158,20 @@ def test_chart_specifications_cannot_end_their_script_element(tmp_path: Path) ->
 def test_charts_have_no_characters_that_xml_forbids(tmp_path: Path) -> None:
     """With one, vl-convert ends the process."""
     pytest.importorskip("altair")
-    from defensemble.reports.charts import charts_of
-
     networks = {"\x1b[31mred": ("other", 0.8, 0.5), "one\x00\uffff": ("other", 0.7, 0.9)}
     report = report_on(tmp_path, report_results.noise(N, networks=networks))
-    text = json.dumps([chart.spec for chart in charts_of(report.sections[0], list(networks))], ensure_ascii=False)
+    text = json.dumps([chart.spec for chart in report.draw_charts()["s1"]], ensure_ascii=False)
     assert "\\\\x1b[31mred" in text
     assert not [found for found in ("\\u001b", "\\u0000", "\uffff") if found in text]
 
 
 def test_curves_along_the_edge_of_a_chart_are_left_out(tmp_path: Path) -> None:
     pytest.importorskip("altair")
-    from defensemble.reports.charts import charts_of
-
     outcome = report_results.noise(N, networks=report_results.TWO)
     wrong = [replace(one, predicted={**one.predicted, "sigma 32": (outcome.labels + 1) % 10}) for one in outcome.targets]
     for targets, expected in ((wrong, 0), ([*wrong[:1], outcome.targets[1]], 1)):
         report = report_on(tmp_path, replace(outcome, targets=tuple(targets)))
-        charts = charts_of(report.sections[0], list(report_results.TWO))
+        charts = report.draw_charts()["s1"]
         assert len([chart for chart in charts if "rejection-entropy" in chart.id]) == expected
 
 

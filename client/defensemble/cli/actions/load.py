@@ -145,11 +145,10 @@ class _ImageReader:
     def __call__(self, info: ModelInfo) -> NDArray[np.float32]:
         choice = self.choice
         if choice.dataset is not None:
-            data = load_probe_data(
-                choice.name, info, choice.limit, self.seed, None if choice.dataset.name is None else choice.dataset.folder
-            )
-            for note in data.notes:
-                print_note(note)
+            folder = None if choice.dataset.name is None else choice.dataset.folder
+            data = load_probe_data(choice.name, info, choice.limit, self.seed, folder)
+            for text in data.notes:
+                print_note(text)
             return data.data.images
         counts = ReadCounts()
         with ExitStack() as cleanup:
@@ -157,8 +156,8 @@ class _ImageReader:
             preprocessing, note = choose_preprocessing(info, None) if any(source.files for source in sources) else (None, None)
             check_sources(sources, info, 0, None)
             found = [image.values for image in islice(read_images(sources, info, preprocessing, ReadOptions(), counts), choice.limit)]
-        for line in (*(() if note is None else (note,)), *counts.lines()):
-            print_note(line)
+        for text in (*(() if note is None else (note,)), *counts.lines()):
+            print_note(text)
         shapes = sorted({values.shape for values in found})
         if len(shapes) > 1:
             raise InputError(f"{choice.name} has images of several sizes, {shapes[0]} and {shapes[-1]}; expected one: resize them")

@@ -1,0 +1,86 @@
+"""An HTTP server of the KServe protocol with a known capacity: it computes one call after the other, each for the same time."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+SHAPE = (1, 4, 4)
+CLASSES = 3
+
+
+class SlowServer(ThreadingHTTPServer):
+    """A server without statistics, configurations and binary tensors in its answers.
+
+    Attributes:
+        service_s: Seconds for a call, whatever its batch size.
+        rows: Number of images of each call that was answered.
+    """
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self, service_s: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.service_s = service_s
+        self.rows: list[int] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@contextmanager
+def slow_server(service_s: float) -> Iterator[SlowServer]:
+    """Run a server in threads of this process."""
+    server = SlowServer(service_s)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: SlowServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(6, 1, True)  # no delay: an answer is two packets
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        tensors = {"inputs": ("images", SHAPE), "outputs": ("logits", (CLASSES,))}
+        metadata = {key: [{"name": name, "datatype": "FP32", "shape": [-1, *shape]}] for key, (name, shape) in tensors.items()}
+        documents = {"/v2": {"name": "slow", "version": "1"}, "/v2/models/slow": {"name": "slow", "platform": "", **metadata}}
+        self._send(documents.get(self.path))
+
+    def do_POST(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        header = json.loads(content[: int(self.headers.get("Inference-Header-Content-Length", len(content)))])
+        rows = header["inputs"][0]["shape"][0]
+        if not header["outputs"][0].get("parameters", {}).get("classification"):  # of the look-up of class names, which it does not know
+            with self.server.lock:
+                time.sleep(self.server.service_s)
+                self.server.rows.append(rows)
+        output = {"name": "logits", "datatype": "FP32", "shape": [rows, CLASSES], "data": [0.0] * rows * CLASSES}
+        self._send({"model_name": "slow", "outputs": [output]})
+
+    def _send(self, document: object) -> None:
+        body = json.dumps(document if document is not None else {"error": "not found"}).encode()
+        self.send_response(200 if document is not None else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
