@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from defensemble import ModelStatistics
 from defensemble.load.counters import Snapshot, counters_between
 
 
-def entry(name: str, version: int, requests: int, **counts: int) -> ModelStatistics:
+def entry(name: str, version: int, requests: int, **counts: Any) -> ModelStatistics:
     return ModelStatistics(name, version, requests, counts.pop("executions", requests), 0, **counts)
 
 

@@ -83,7 +83,7 @@ def _parse_batch(context: click.Context, option: click.Parameter, value: str) ->
     click.option(
         "--slo",
         callback=_parse_slo,
-        metavar="pQ=TIME",
+        metavar="OBJECTIVE",
         help="Latency objective, such as p99=50ms: a failed call counts as infinitely slow.  [default: none]",
     ),
     click.option(
