@@ -54,6 +54,7 @@ NOT_RUN = {
     "docs/how-to/docker.md": 2,
     "docs/how-to/edit-live.md": 1,
     "docs/how-to/kubernetes.md": 2,
+    "docs/how-to/load-test.md": 3,
     "docs/how-to/notebooks.md": 1,
     "docs/how-to/predict.md": 2,
     "docs/how-to/probe.md": 1,
@@ -77,6 +78,10 @@ PRINTED = {
     "docs/how-to/export.md": "keep0.3-half | fused-from-python/config.pbtxt",
     "docs/how-to/canary.md": "64 images get the same label | canary | stopped the server",
     "docs/how-to/tensorrt.md": "keep0.3 | cpu",
+    "docs/how-to/load-test.md": (
+        "1 caller | 4 callers | wrote closed.json | grpc://localhost | wrote protocols.html | wrote closed.md | wrote closed.csv"
+        " | images/s p99 | stopped the server"
+    ),
     "docs/how-to/probe.md": (
         "Gaussian noise: accuracy | wrote 8bit.json | Square attack, linf | Boundary attack | HopSkipJump, l2 | wrote keep0.3.json"
         " | 100 images under attack | worst case | Patch shuffle | Common corruptions | Texture against shape | 'verification' | B - A"

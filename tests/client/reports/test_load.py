@@ -10,13 +10,16 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from defensemble.cli import cli
 from defensemble.load.result import Capacity, LoadResult, read_load_result
 from defensemble.reports import Report, load_report
 from defensemble.reports.csv_file import csv_from_report
 from defensemble.reports.markdown_page import markdown_from_report
 from tests.client.reports.pages import Tables, page_from_html, tables_from_html, tables_from_markdown
-from tests.support import load_results
+from tests.support import load_results, report_results
+from tests.support.facts import assert_facts
 
 VALID_RATES = ("20/s", "50/s", "100/s", "150/s", "200/s")
 
@@ -179,3 +182,23 @@ def test_a_result_that_was_read_makes_the_same_report(result: LoadResult, tmp_pa
     (tmp_path / "load.json").write_text(json.dumps(result.json()))
     again = load_report(read_load_result(tmp_path / "load.json"))
     assert markdown_from_report(again, {}, "") == markdown_from_report(load_report(result), {}, "")
+
+
+def test_the_command_report_takes_one_load_test_and_no_other_file(result: LoadResult, tmp_path: Path) -> None:
+    load, noise, out = tmp_path / "load.json", tmp_path / "noise.json", tmp_path / "load.md"
+    load.write_text(json.dumps(result.json()))
+    report_results.write(report_results.noise(20, networks=report_results.TWO), noise)
+    done = CliRunner().invoke(cli, ["report", str(load), "-o", str(out)])
+    assert (done.exit_code, done.stdout) == (0, f"wrote {out}\n")
+    assert out.read_text().startswith("# Load test\n")
+    for files in ([load, noise], [noise, load], [load, load]):
+        done = CliRunner().invoke(cli, ["report", *map(str, files), "-o", str(tmp_path / "two.md")])
+        assert done.exit_code == 1
+        assert_facts(done.stderr, f"{load} | 2 files")
+    values = result.json()
+    values["targets"][0]["steps"][2]["sent"] = "many"
+    load.write_text(json.dumps(values))
+    done = CliRunner().invoke(cli, ["report", str(load), "-o", str(tmp_path / "two.md")])
+    assert done.exit_code == 1
+    assert_facts(done.stderr, f"{load} | sent")
+    assert not (tmp_path / "two.md").exists()
