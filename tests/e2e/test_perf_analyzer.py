@@ -82,8 +82,8 @@ def test_a_closed_loop_measures_what_perf_analyzer_measures(heavy: Server, tmp_p
 
 
 def test_an_open_loop_measures_what_perf_analyzer_measures(heavy: Server, tmp_path: Path) -> None:
-    alone = our_step(heavy.http_url, LoadSettings(callers=(1,), step_s=1.0, warm_up_s=0.3))
-    rate = max(round(alone.requests_per_s / 4), 2)
+    single = our_step(heavy.http_url, LoadSettings(callers=(1,), step_s=1.0, warm_up_s=0.3))
+    rate = max(round(single.requests_per_s / 4), 2)
     settings = LoadSettings(rates=(rate,), arrivals="constant", step_s=SECONDS, warm_up_s=0.5, processes=1)
     medians = []
     for number in range(ROUNDS):

@@ -212,10 +212,10 @@ def test_the_client_imports_no_machine_learning_and_its_siblings_only_where_a_ve
     # The repository package is light, and what edits and commands do is imported where a command runs.
     at_once = [one for one in siblings if one.when == "module"]
     assert {one.top for one in at_once} == {"defensemble_repository"}
-    assert {one.file.rpartition("/")[0] for one in at_once} == {"_transport", "ensembles", "probes", "cli/actions"}
+    assert {one.file.rpartition("/")[0] for one in at_once} == {"_transport", "ensembles", "load", "probes", "cli/actions"}
     places = {one.file for one in siblings}
     assert places <= {"_image_files.py", "_transport/base.py", "_transport/tls.py", "results/result_file.py"} | {
-        file for file in places if file.startswith(("cli/", "ensembles/", "probes/"))
+        file for file in places if file.startswith(("cli/", "ensembles/", "load/", "probes/"))
     }
 
 

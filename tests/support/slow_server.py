@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SHAPE = (1, 4, 4)
@@ -24,15 +25,26 @@ class SlowServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing: a client that goes away is no error of a test."""
+
     def __init__(self, service_s: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.service_s = service_s
         self.rows: list[int] = []
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def die(self) -> None:
+        """Close all sockets, as the kernel does for a process that was killed."""
+        self.server_close()
+        for connection in self.connections:
+            with suppress(OSError):  # closed by its client
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
@@ -55,7 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.connection.setsockopt(6, 1, True)  # no delay: an answer is two packets
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)  # an answer is two packets
+        self.server.connections.append(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -305,9 +305,7 @@ class Transport(Protocol):
 
 
 class AsyncTransport(Protocol):
-    """Access to a server from an event loop. Each method is that of `Transport` as a coroutine.
-
-    A transport may be used from several event loops, one after the other.
+    """Access to a server from an event loop, or from several, one after the other. Each method is that of `Transport` as a coroutine.
 
     Example:
         >>> transport: AsyncTransport = AsyncHttpTransport("http://localhost:8000")

@@ -385,17 +385,16 @@ def _permanent(text: str) -> ConnectionFailedError:
 
 
 def _statistics(entry: Any) -> ModelStatistics:
-    durations = entry.inference_stats
-    done, failed, queued = durations.success, durations.fail, durations.queue
+    stats = entry.inference_stats
     return ModelStatistics(
         entry.name,
         int(entry.version),
-        requests=done.count + failed.count,
+        requests=stats.success.count + stats.fail.count,
         executions=entry.execution_count,
         last_ms=entry.last_inference,
-        failures=failed.count,
+        failures=stats.fail.count,
         images=entry.inference_count,
-        success_ns=done.ns,
-        queue_ns=queued.ns,
-        compute_ns=durations.compute_input.ns + durations.compute_infer.ns + durations.compute_output.ns,
+        success_ns=stats.success.ns,
+        queue_ns=stats.queue.ns,
+        compute_ns=stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns,
     )

@@ -206,7 +206,7 @@ def _work(connection: Connection) -> None:
 def _request_priority() -> None:
     """Let this process run as soon as the time of a call has come, where the system allows it: as root, or after `ulimit -r 1`.
 
-    With load from other processes on both cores, calls at 60/s over HTTP were 18 to 32 % late by more than 1 ms (12 runs), and 0.4 to 2.8 %
+    On two cores with other processes on both, 13 to 29 % of the calls at 60/s over HTTP were more than 1 ms late (8 runs), and 0.4 to 2.8 %
     with this (4 runs). Without the permission the calls are made as they can be, and how late they were is in the result.
     """
     with suppress(PermissionError):

@@ -82,7 +82,18 @@ def test_what_the_model_does_not_accept(triton: Server) -> None:
 def test_the_table_the_json_and_the_report(triton: Server, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", images(5))
     file, page = tmp_path / "new" / "load.json", tmp_path / "load.html"
-    options = ["--callers", "1,2", "--step", "0.5", "--warm-up", "0.1", "--batch", "2", "--images", tmp_path / "images.npy"]
+    options: list[str | Path] = [
+        "--callers",
+        "1,2",
+        "--step",
+        "0.5",
+        "--warm-up",
+        "0.1",
+        "--batch",
+        "2",
+        "--images",
+        tmp_path / "images.npy",
+    ]
     file.parent.mkdir()
     file.write_text("earlier")
     done = run(triton.http_url, triton.grpc_url, *options, "--slo", "p50=10s", "--json", file, "--html", page)
@@ -110,7 +121,7 @@ def test_image_files_are_brought_to_the_size_of_the_model(triton: Server, tmp_pa
 
 @pytest.mark.slow
 def test_the_exit_status_is_that_of_the_last_step(triton: Server, tmp_path: Path) -> None:
-    options = ["--callers", "1", "--step", "0.3", "--warm-up", "0", "--json", tmp_path / "load.json"]
+    options: list[str | Path] = ["--callers", "1", "--step", "0.3", "--warm-up", "0", "--json", tmp_path / "load.json"]
     assert run(triton.http_url, *options, "--slo", "p99=1ms", "--batch", "8").exit_code in (0, 1)
     values: dict[str, Any] = json.loads((tmp_path / "load.json").read_text())
     step = values["targets"][0]["steps"][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -131,16 +130,19 @@ def test_a_server_that_dies_causes_failures_by_kind_and_the_test_goes_on() -> No
     with slow_server(0.005) as server:
 
         def end(progress: Progress) -> None:
-            if progress.step is not None:
-                server.socket.close()  # no new connections, and those that are open are cut
-                server.shutdown()
+            if progress.step is None and progress.elapsed_s:
+                server.die()
 
-        settings = LoadSettings(model="slow", callers=(1, 2), step_s=0.5, warm_up_s=0.0, timeout_s=1.0)
+        settings = LoadSettings(model="slow", callers=(2, 3), step_s=2.0, warm_up_s=0.0, timeout_s=1.0)
         first, second = run_load(server.url, settings, on_progress=end).targets[0].steps
-    assert first.failed == 0
-    assert first.answered > 0
-    assert second.answered + second.failed == second.sent
-    assert json.dumps(second.failures)
+    assert 0 < first.answered <= len(server.rows) <= first.answered + 2  # two were under way
+    assert set(first.failures) == set(second.failures) == {"ConnectionFailedError"}
+    assert first.failed == first.sent - first.answered > 0
+    assert first.latency_ms is not None
+    assert first.latency_ms.max < 1000  # of the answers; the failures are none of it
+    assert (second.answered, second.latency_ms, second.requests_per_s, second.valid) == (0, None, 0.0, True)
+    assert second.problem is not None
+    assert second.failed <= 3 * 2.0 / 0.05 + 3  # callers pause after a failure
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from defensemble.load.schedule import arrival_times, draw_batch_sizes
 
@@ -49,6 +49,7 @@ def test_poisson_intervals_are_exponential() -> None:
     assert np.quantile(intervals, 0.99) == pytest.approx(1e-3 * np.log(100), rel=0.1)
 
 
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1 << 32), share=st.floats(0.05, 0.95))
 def test_batch_sizes_have_their_shares(seed: int, share: float) -> None:
     drawn = draw_batch_sizes(((1, share), (16, 1 - share)), 4000, np.random.default_rng(seed))

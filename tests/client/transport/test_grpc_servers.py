@@ -65,11 +65,13 @@ def test_statistics_have_failures_images_and_times() -> None:
         entry = service_pb2.ModelStatistics(name="m", version="3", inference_count=21, execution_count=5, last_inference=9)
         entry.inference_stats.success.count, entry.inference_stats.success.ns = 7, 700
         entry.inference_stats.fail.count, entry.inference_stats.queue.ns = 2, 40
+        durations = entry.inference_stats
+        durations.compute_input.ns, durations.compute_infer.ns, durations.compute_output.ns = 1, 20, 300
         return service_pb2.ModelStatisticsResponse(model_stats=[entry])
 
     with observing(methods={"ModelStatistics": statistics}) as server, transport_to(server.url) as transport:
         assert transport.statistics(5) == [
-            ModelStatistics("m", 3, requests=9, executions=5, last_ms=9, failures=2, images=21, success_ns=700, queue_ns=40)
+            ModelStatistics("m", 3, 9, executions=5, last_ms=9, failures=2, images=21, success_ns=700, queue_ns=40, compute_ns=321)
         ]
 
 

@@ -185,12 +185,13 @@ def test_a_server_that_lists_nothing_is_reported_by_its_first_refusal(connect: C
 
 def test_statistics_have_all_counters(connect: Connect) -> None:
     counts = {"success": {"count": 5, "ns": 11}, "fail": {"count": 2, "ns": 3}, "queue": {"count": 5, "ns": 7}}
+    counts |= {f"compute_{part}": {"count": 5, "ns": ns} for part, ns in (("input", 1), ("infer", 20), ("output", 300))}
     model = {"name": "m", "version": "3", "last_inference": 9, "inference_count": 40, "execution_count": 4, "inference_stats": counts}
     with scripted(responding(lambda *_: http(json.dumps({"model_stats": [model]}).encode()))) as server:
         transport = connect(server.url)
         (found,) = transport.statistics(5)
         assert (found.name, found.version, found.requests, found.executions, found.last_ms) == ("m", 3, 7, 4, 9)
-        assert (found.failures, found.images, found.success_ns, found.queue_ns) == (2, 40, 11, 7)
+        assert (found.failures, found.images, found.success_ns, found.queue_ns, found.compute_ns) == (2, 40, 11, 7, 321)
         transport.close()
 
 

@@ -83,7 +83,7 @@ def _parse_batch(context: click.Context, option: click.Parameter, value: str) ->
     click.option(
         "--slo",
         callback=_parse_slo,
-        metavar="pQ=TIME",
+        metavar="OBJECTIVE",
         help="Latency objective, such as p99=50ms: a failed call counts as infinitely slow.  [default: none]",
     ),
     click.option(
@@ -126,7 +126,7 @@ def _parse_batch(context: click.Context, option: click.Parameter, value: str) ->
         multiple=True,
         help="Images to send: an image file, a folder, a pattern or a .npy file. Repeatable.  [default: random images]",
     ),
-    dataset_option("Images to send: the test part of a dataset, such as digits, or a folder with one folder per class."),
+    dataset_option("Images to send: the test part of a dataset, or a folder with one folder per class, with the model's classes."),
     click.option("--limit", type=click.IntRange(min=1), metavar="N", default=256, help="Most images to read; calls repeat them."),
     make_timeout_option("Timeout of a call, after which it has failed. There are no retries.", 10.0),
     click.option(

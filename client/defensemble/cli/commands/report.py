@@ -40,7 +40,6 @@ def command(files: tuple[Path, ...], out: Path, form: str | None, title: str | N
       defensemble report noise.json -o noise.html
       defensemble report noise.json transfer.json square.json -o robustness.html --title "Robustness on CIFAR-10"
       defensemble report noise.json -o noise.md --charts charts
-      defensemble report noise.json transfer.json -o figures.csv
       defensemble report load.json -o load.html
     """
     from ..actions.report import report_and_print
