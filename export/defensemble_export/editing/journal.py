@@ -92,7 +92,7 @@ class EditJournal:
         config = f"{plan.name}/{CONFIG_FILE}"
         folder = plan.repository / plan.name
         existing = [path.relative_to(plan.repository).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        rewritten = [path for path in plan.averaging if disk.exists(path)]
+        rewritten = [path for path in plan.averaging if disk.exists(path)] + list(plan.copies)
         before = {path: disk.content(path) for path in (*rewritten, *(existing if plan.deletes else plan.files))}
         if plan.deletes:  # only files are restored, and Triton needs the version folder even if it is empty
             empty = [number for number in disk.versions(plan.name) if not any((folder / str(number)).iterdir())]
@@ -106,7 +106,7 @@ class EditJournal:
             group=tuple(group),
             urls=tuple(urls),
             before=before,
-            after={path: outcome.digest(path) for path in (*plan.averaging, config)},
+            after={path: outcome.digest(path) for path in (*plan.unused_files, config)},
             new_models=tuple(model for model in plan.new_models if not disk.has(model)),
             loads=tuple(loads),
             released=tuple(released),
@@ -118,12 +118,12 @@ class EditJournal:
         """Whether all changes are on disk; the ensemble's configuration changes last."""
         return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
-    def write(self, averaging: Mapping[str, bytes] | None = None) -> None:
-        """Write the journal durably, before anything else changes; then `averaging`, the files of averaging models by their paths."""
+    def write(self, unused: Mapping[str, bytes] | None = None) -> None:
+        """Write the journal durably, before anything else changes; then `unused`, files that no ensemble uses yet, by their paths."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "repository"}
         values = {"schema": _SCHEMA, **values, "edit": line_from_edit(self.edit).decode()}
         journal = json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n"
-        write_journaled(self.repository, {PENDING_FILE: journal, **(averaging or {})})
+        write_journaled(self.repository, {PENDING_FILE: journal, **(unused or {})})
 
     def clear(self, *, is_recorded: bool = False) -> None:
         """Delete the journal durably; one that reappeared after a power cut would undo later changes.

@@ -1,0 +1,69 @@
+"""Faults in the memory of a running Triton: the bias of a member is overwritten, as by a defective memory chip."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+from defensemble_export import ExportedMember, planned_files, write_files
+from tests.support import tiny
+
+
+def bias(seed: int) -> tiny.Array:
+    """Return the bias of `biased_member(seed)`: 16 numbers that occur nowhere else."""
+    return np.random.default_rng(1000 + seed).normal(size=16).astype(np.float32)
+
+
+def logits(seed: int, images: tiny.Array) -> tiny.Array:
+    """Return the logits of `biased_member(seed)`, by numpy in float64."""
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    return np.asarray(flat @ tiny.weights(seed, images.shape[1:], 16).astype(np.float64) + bias(seed))
+
+
+def biased_member(name: str, seed: int) -> ExportedMember:
+    """Return a linear member of 16 classes whose last step adds a bias (Gemm), which ONNX Runtime reads from its own memory each time."""
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["images"], ["flat"]), helper.make_node("Gemm", ["flat", "weights", "bias"], ["logits"])],
+        "biased",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *tiny.SHAPE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 16])],
+        [numpy_helper.from_array(tiny.weights(seed, classes=16), "weights"), numpy_helper.from_array(bias(seed), "bias")],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    classes = tuple(f"class{number}" for number in range(16))
+    return ExportedMember(name, model.SerializeToString(), tiny.SHAPE, 16, classes, f"masks-{seed}")
+
+
+def write_repository(folder: Path, *, ensemble: str | None = "ensemble") -> Path:
+    """Write the members `alpha` (seed 1) and `beta` (seed 2) and an ensemble of them."""
+    members = [biased_member("alpha", 1), biased_member("beta", 2)]
+    write_files(folder, planned_files(folder, members, ensemble=ensemble, max_batch_size=8))
+    return folder
+
+
+def overwrite_bias(pid: int, seed: int, values: tiny.Array) -> int:
+    """Overwrite the bias of `biased_member(seed)` wherever it is in the writable memory of a process; return how often it was there.
+
+    Raises:
+        OSError: The process may not be traced.
+    """
+    pattern, changed = bias(seed).tobytes(), 0
+    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+        for line in maps:
+            area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+            if area is None:
+                continue
+            begin, end = int(area[1], 16), int(area[2], 16)
+            try:
+                memory.seek(begin)
+                content = memory.read(end - begin)
+            except (OSError, OverflowError, ValueError):
+                continue  # unmapped meanwhile, or a device
+            for found in re.finditer(re.escape(pattern), content):
+                memory.seek(begin + found.start())
+                memory.write(values.astype(np.float32).tobytes())
+                changed += 1
+    return changed
