@@ -43,11 +43,30 @@ class Endpoint:
         self._listener = socket.create_server((host, port), family=family, backlog=128)
         self._answer = answer
         self._open: dict[asyncio.StreamWriter, None] = {}  # oldest first
-        threading.Thread(target=lambda: asyncio.run(self._serve()), name="endpoint", daemon=True).start()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="endpoint", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening, and drop all connections."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._handle, sock=self._listener, limit=LONGEST_REQUEST)
-        await server.serve_forever()
+        async with server:
+            await self._stop.wait()
+        handlers = asyncio.all_tasks() - {asyncio.current_task()}
+        for handler in handlers:
+            handler.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open[writer] = None

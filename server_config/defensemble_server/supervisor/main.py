@@ -93,6 +93,7 @@ class Supervisor:
                 self._step()
         finally:
             self._treatment.stop()
+            self._endpoint.close()
 
     def _step(self) -> None:
         now = time.monotonic()
