@@ -42,10 +42,10 @@ def biased_member(name: str, seed: int) -> ExportedMember:
     return ExportedMember(name, model.SerializeToString(), tiny.SHAPE, 16, classes, f"masks-{seed}")
 
 
-def write_repository(folder: Path, *, ensemble: str | None = "ensemble", loops: bool = False) -> Path:
+def write_repository(folder: Path, *, ensemble: str | None = "ensemble", loops: bool = False, max_batch_size: int = 8) -> Path:
     """Write the members `alpha` (seed 1) and `beta` (seed 2), which can loop, and an ensemble of them."""
     members = [biased_member("alpha", 1), looping_member("beta", 2) if loops else biased_member("beta", 2)]
-    write_files(folder, planned_files(folder, members, ensemble=ensemble, max_batch_size=8))
+    write_files(folder, planned_files(folder, members, ensemble=ensemble, max_batch_size=max_batch_size))
     return folder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,10 @@ class Treatment:
         self._left.clear()
         self._process = None
 
-    def hang(self, record: TargetRecord) -> None:
-        """Ask for a restart because of a model that hangs."""
-        target = record.target
-        facts = {"model": target.name, "version": target.version, "cause": f"{target.label} executes nothing", "detected_at": time.time()}
+    def hang(self, records: Sequence[TargetRecord]) -> None:
+        """Ask for a restart because of models that hang."""
+        record, names = records[0], ", ".join(record.target.label for record in records)
+        facts = {"models": names.split(", "), "cause": f"no execution of {names} ends", "detected_at": round(time.time(), 3)}
         if self._may_restart(record.target.name):
             self._send_restart("hung", facts)
 
