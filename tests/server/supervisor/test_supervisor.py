@@ -26,6 +26,8 @@ WATCHED = replace(FREE, supervisor_port=0, check_interval_s=0.5, hang_after_s=2.
 DEADLINE_S = 90
 IMAGES = tiny.images(2, seed=3)
 RIGHT = (tiny.softmax(faults.logits(1, IMAGES)) + tiny.softmax(faults.logits(2, IMAGES))) / 2
+# NaN with payloads that occur nowhere else.
+BROKEN = np.arange(0x7FC12340, 0x7FC12350, dtype=np.uint32).view(np.float32)
 pytestmark = pytest.mark.slow
 
 
@@ -62,9 +64,9 @@ def watched(repository: Path, **options: Any) -> Iterator[Server]:
         yield server
 
 
-def break_memory(server: Server, seed: int, values: tiny.Array) -> None:
+def break_memory(server: Server, seed: int, values: tiny.Array, *, where: tiny.Array | None = None) -> None:
     try:
-        assert faults.overwrite_bias(server.triton_pid, seed, values) >= 1
+        assert faults.overwrite(server.triton_pid, faults.bias(seed) if where is None else where, values) >= 1
     except PermissionError:
         pytest.skip("this machine does not allow to write into the memory of another process (ptrace)")
 
@@ -86,7 +88,7 @@ def test_a_member_whose_memory_is_wrong_is_loaded_again_under_load(repository: P
     with watched(repository) as server, load_on(server, IMAGES, RIGHT) as load:
         until(lambda: len(load.right) > 50)
         begin = time.time()
-        break_memory(server, 1, np.full(16, np.nan) if fault == "nan" else faults.bias(1)[::-1])
+        break_memory(server, 1, BROKEN if fault == "nan" else faults.bias(1)[::-1])
         found, repaired = event(server, "wrong"), event(server, "repaired")
         after = len(load.right)
         until(lambda: len(load.right) > after + 50 and is_ready(server))
@@ -172,7 +174,7 @@ def test_a_model_whose_file_was_changed_too_is_reported_and_not_repaired(reposit
     file = repository / "alpha/1/model.onnx"
     with watched(repository) as server:
         file.write_bytes(tiny.linear_onnx(9, classes=16))
-        break_memory(server, 1, np.full(16, np.nan))
+        break_memory(server, 1, BROKEN)
         failed = event(server, "not_repaired")
         assert str(file) in failed.facts["error"]
         assert failed.facts["restarts"] is False
@@ -182,13 +184,17 @@ def test_a_model_whose_file_was_changed_too_is_reported_and_not_repaired(reposit
         assert urllib3.request("GET", f"{server.http_url}/v2/health/ready").status == 200, "Triton takes itself for ready"
         assert list(server_status(server.state).wrong) == ["alpha@1"]
         assert [event.kind for event in server.events()] == ["started", "wrong", "not_repaired"]
-    assert not (repository / "alpha/2").exists()
+        assert not (repository / "alpha/2").exists()
+        break_memory(server, 1, faults.bias(1), where=BROKEN)
+        event(server, "repaired")
+        until(lambda: is_ready(server))
+        assert dict(server_status(server.state).wrong) == {}
 
 
 def test_without_a_possible_edit_the_server_is_restarted(repository: Path) -> None:
     (repository / "history.jsonl").mkdir()
     with watched(repository) as server:
-        break_memory(server, 1, np.full(16, np.nan))
+        break_memory(server, 1, BROKEN)
         failed, faulty = event(server, "not_repaired"), event(server, "faulty")
         event(server, "restarted")
         until(lambda: is_ready(server))
