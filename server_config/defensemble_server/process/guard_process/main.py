@@ -41,6 +41,7 @@ LOG_EVERY_S = 10.0
 _POLL_S = 0.02
 # Triton prints this when asked to stop; if the drain then takes too long, its exit status is 1.
 _STOP_MESSAGES = ("Signal (2) received.", "Signal (15) received.")
+_LINES_READ = 1000
 
 
 def main() -> int:
@@ -51,6 +52,10 @@ def main() -> int:
     finally:
         status = guard.end()
     return 0 if status == 0 else 1
+
+
+def _was_asked_to_stop(lines: list[str]) -> bool:
+    return any(line in _STOP_MESSAGES for line in lines)
 
 
 class _Guard:
@@ -229,8 +234,9 @@ class _Guard:
             if self._unanswered == HUNG_AFTER:
                 self._check = Check(self._ready["grpc"])
             elif self._unanswered > HUNG_AFTER:
-                self._kill("hung", cause="it accepts no connections")
                 self._unanswered = 0
+                if not _was_asked_to_stop(last_lines(self._log, _LINES_READ)):  # a drain refuses connections, and ends by itself
+                    self._kill("hung", cause="it accepts no connections")
 
     def _died(self, server: subprocess.Popen[bytes]) -> None:
         """Handle the end of the server: end too if it was asked to stop, else restart it."""
@@ -242,8 +248,8 @@ class _Guard:
         if self._ready is None:
             self._ended = status
             return
-        lines = last_lines(self._log, 1000)
-        was_asked = status in (0, -signal.SIGTERM, -signal.SIGINT) or any(line in _STOP_MESSAGES for line in lines)
+        lines = last_lines(self._log, _LINES_READ)
+        was_asked = status in (0, -signal.SIGTERM, -signal.SIGINT) or _was_asked_to_stop(lines)
         if was_asked and killed is None:
             self._ordered, self._ended = True, max(0, status)  # 1 if the drain did not finish
             return
