@@ -29,7 +29,7 @@ def written(folder: Path) -> dict[str, Any]:
 def test_round_trip(tmp_path: Path) -> None:
     assert read_journal(tmp_path) is None
     values = written(tmp_path)
-    keys = "schema", "edit", "group", "urls", "before", "after", "new_models", "loads", "released", "rejected"
+    keys = "schema", "edit", "group", "urls", "before", "after", "new_models", "loads", "released", "rejected", "new_versions"
     assert tuple(values) == keys
     assert values["before"] == {CONFIG: "/w==", "x": None}
     assert values["rejected"] == "aGFuZA=="
@@ -60,6 +60,7 @@ def test_every_key_is_required(tmp_path: Path, key: str) -> None:
         ("loads", ["/x"]),
         ("released", ["a/../../x"]),
         ("rejected", 1),
+        ("new_versions", ["../x"]),
     ],
 )
 def test_rejects_values_of_other_types(tmp_path: Path, key: str, value: object) -> None:
