@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import zlib
+from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
 import grpc  # type: ignore[import-untyped]
@@ -48,19 +49,24 @@ NAMES = (
 """Names of models that do not exist, some of which mean a file to whoever joins paths carelessly."""
 
 
+def random_requests(names: Sequence[str], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Return `count` random requests for each port of `names`: nonsense, nonsense behind a head, and random HTTP/2 frames."""
+    generator = np.random.default_rng((seed, 1))
+    for _, name in itertools.product(range(count), names):
+        content = generator.bytes(int(generator.integers(1, _RANDOM_BYTES)))
+        how = int(generator.integers(0, 3))
+        if how == 1:
+            content = grpc_frames(generator, len(content)) if name == "grpc" else http_request(infer_path(ENSEMBLE), content)
+        elif how == 2:
+            content = GRPC_PREFACE + content if name == "grpc" else b"GET /" + content
+        yield name, content
+
+
 def send_random_bytes(stage: Stage) -> Injection:
-    """Send random bytes to every port: nonsense, nonsense behind the head of a request, and random HTTP/2 frames."""
-    generator = np.random.default_rng((stage.seed, 1))
+    """Send random requests to every port."""
     injection = Injection()
-    for _ in range(stage.effort.requests):
-        for name, port in stage.ports.items():
-            content = generator.bytes(int(generator.integers(1, _RANDOM_BYTES)))
-            how = int(generator.integers(0, 3))
-            if how == 1:
-                content = grpc_frames(generator, len(content)) if name == "grpc" else http_request(infer_path(ENSEMBLE), content)
-            elif how == 2:
-                content = GRPC_PREFACE + content if name == "grpc" else b"GET /" + content
-            injection.add(send_bytes(port, content, timeout_s=_QUIET_S), f"random bytes to {name}: {content[:40]!r}")
+    for name, content in random_requests(list(stage.ports), stage.effort.requests, stage.seed):
+        injection.add(send_bytes(stage.ports[name], content, timeout_s=_QUIET_S), f"random bytes to {name}: {content[:40]!r}")
     return injection.end()
 
 

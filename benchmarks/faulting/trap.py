@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,28 +102,25 @@ def overwrite_memory(pid: int, old: bytes, new: bytes) -> int:
         OSError: The memory of the process may not be written.
     """
     assert len(old) == len(new)
-    count = 0
+    places: list[int] = []
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             span, access, *_ = line.split()
-            if not access.startswith("rw"):
-                continue
-            begin, end = (int(text, 16) for text in span.split("-"))
-            for start in range(begin, end, _WINDOW):
-                count += _overwrite_window(memory.fileno(), start, min(end, start + _WINDOW + len(old)), old, new)
-    if not count:
+            if access.startswith("rw"):
+                begin, end = (int(text, 16) for text in span.split("-"))
+                for start in range(begin, end, _WINDOW):
+                    places += _find(memory.fileno(), start, min(end, start + _WINDOW + len(old) - 1), old)
+        for place in places:  # all at once: a copy that is loaded meanwhile must stay right
+            os.pwrite(memory.fileno(), new, place)
+    if not places:
         raise NotFoundError(f"process {pid} does not have the {len(old)} bytes to overwrite")
-    return count
+    return len(places)
 
 
-def _overwrite_window(memory: int, start: int, end: int, old: bytes, new: bytes) -> int:
+def _find(memory: int, start: int, end: int, content: bytes) -> list[int]:
+    """Return the addresses of a content between two addresses."""
     try:
-        content = os.pread(memory, end - start, start)
+        held = os.pread(memory, end - start, start)
     except OSError:  # a guard page, or memory that was just unmapped
-        return 0
-    count, at = 0, content.find(old)
-    while at >= 0:
-        os.pwrite(memory, new, start + at)
-        count += 1
-        at = content.find(old, at + len(old))
-    return count
+        return []
+    return [start + found.start() for found in re.finditer(re.escape(content), held)]
