@@ -39,7 +39,7 @@ def triton_command(
         version_compatible_plans: Allow TensorRT's backend to load version-compatible plans.
     """
     docker = runtime.name == "docker"
-    inner = {"http": 8000, "grpc": 8001, "metrics": 8002} if docker else ports
+    inner = {"http": 8000, "grpc": 8001, "metrics": 8002} if docker else {what: ports[what] for what in ("http", "grpc", "metrics")}
     host = "0.0.0.0" if docker else options.host
     # Tried with core 2.51: its HTTP server (libevhtp) wants a prefix before an IPv6 address, gRPC brackets around it.
     addresses = {"http": f"ipv6:{host}", "grpc": f"[{host}]", "metrics": f"ipv6:{host}"} if ":" in host else dict.fromkeys(inner, host)

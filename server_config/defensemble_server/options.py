@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ class ServeOptions:
         admin_key: Key for the administrative APIs; None creates a random one.
         drain_s: Seconds that running requests get to finish when the server is stopped.
         expose_outdated_server: Allow the embedded Triton to listen on other addresses than loopback.
+        supervisor_port: Port of the supervisor; 0 chooses a free one.
+        check_interval_s: Seconds between two checks of each model by the supervisor; 0: no supervisor.
+        hang_after_s: Restart a server one of whose models has not answered a check and has executed nothing for so many seconds.
         restart: Restart a server that dies or hangs. A container is not restarted: set its own restart policy.
 
     Raises:
@@ -47,6 +51,9 @@ class ServeOptions:
     drain_s: int = 5
     expose_outdated_server: bool = False
     restart: bool = True
+    supervisor_port: int = 8003
+    check_interval_s: float = 0.0
+    hang_after_s: float = 10.0
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -56,7 +63,10 @@ class ServeOptions:
                 raise PortError(f"{what} port must be 0 (any free port) to 65535, got {port}")
         chosen = [port for port in self.ports.values() if port]
         if len(set(chosen)) < len(chosen):
-            raise PortError(f"the three ports must differ, got {self.ports}")
+            raise PortError(f"the ports must differ, got {self.ports}")
+        for name, seconds, least in (("check_interval_s", self.check_interval_s, 0.0), ("hang_after_s", self.hang_after_s, 1.0)):
+            if not least <= seconds < math.inf:
+                raise ServerError(f"{name} must be a finite number from {least:g}, got {seconds}")
         if self.drain_s < 0:
             raise ServerError(f"drain_s must be 0 or more, got {self.drain_s}")
         if self.profile is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]*", self.profile):
@@ -72,6 +82,11 @@ class ServeOptions:
             )
 
     @property
-    def ports(self) -> dict[str, int]:
-        """Port by front end."""
+    def triton_ports(self) -> dict[str, int]:
+        """Port by front end of Triton."""
         return {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Port by front end, with that of the supervisor if there is one."""
+        return {**self.triton_ports, **({"supervisor": self.supervisor_port} if self.check_interval_s else {})}

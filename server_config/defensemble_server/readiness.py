@@ -132,7 +132,7 @@ def await_ready(
         probe = Probe(pool, admin_key, deadline)
         while not (probe.live() and (options.runtime == "docker" or _listens(pid, options.http_port))):
             if process_start(pid) is None:
-                claim_ports(options.host, options.ports, guard_pid=guard_pid)  # raises PortError if another program took a port
+                claim_ports(options.host, options.triton_ports, guard_pid=guard_pid)  # raises PortError if another program took a port
                 raise StartError(f"Triton ended during startup{last_lines(log)}")
             if time.monotonic() > deadline:
                 raise StartError(f"Triton was not ready within {timeout_s:g} s: it has not answered yet{last_lines(log)}")
@@ -233,7 +233,7 @@ def check_answers(probe: Probe, repository: Repository, served: list[str]) -> di
             if (name, version) not in loaded:
                 continue
             try:
-                answer = probe.infer(name, version, _images_for(model), "logits")
+                answer = probe.infer(name, version, images_for(model), "logits")
             except StartError as error:
                 wrong[name] = f"version {version} does not answer: {error}"
                 continue
@@ -260,7 +260,7 @@ def _problem_of_average(
 ) -> str | None:
     """Return what is wrong with the answer of an ensemble or a fused graph, or None."""
     try:
-        got = probe.infer(model.name, None, _images_for(model), "probabilities")
+        got = probe.infer(model.name, None, images_for(model), "probabilities")
     except StartError as error:
         return str(error)
     if model.is_fused:
@@ -289,5 +289,6 @@ def _problem_of_average(
     return f"it differs by {difference:.3g} from the average ({average}) of {names}, more than the tolerance {tolerance}: {fix}"
 
 
-def _images_for(model: Model) -> np.ndarray[Any, Any]:
+def images_for(model: Model) -> np.ndarray[Any, Any]:
+    """Return the fixed image for a model; a dynamic size counts as 1."""
     return fixed_images(tuple(max(1, size) for size in model.config.input[0].dims))

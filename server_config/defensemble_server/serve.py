@@ -22,6 +22,7 @@ from .options import ServeOptions
 from .process import restart
 from .process.events import ServerEvent, forget_old_events, server_events, server_status
 from .process.guard import Guard, last_lines
+from .process.guard_process.notify import notify
 from .process.launch import command_line, prepare
 from .process.state import (
     ServerState,
@@ -37,6 +38,7 @@ from .process.state import (
 )
 from .repository import Repository, config_path
 from .runtime.find import Runtime
+from .supervisor.start import supervisor_command, supervisor_request
 
 # Another program can take a free port before Triton listens on it, and Triton can crash during startup.
 _START_TRIES = 3
@@ -83,6 +85,11 @@ class Server:
         return f"http://{self.state.address}:{self.state.metrics_port}/metrics"
 
     @property
+    def supervisor_url(self) -> str | None:
+        """URL of the supervisor; None without one."""
+        return self.state.supervisor_url
+
+    @property
     def running(self) -> bool:
         """Whether the server is running or restarting."""
         return self.guard.running
@@ -95,6 +102,14 @@ class Server:
     def events(self) -> list[ServerEvent]:
         """Return the events of this server, oldest first."""
         return server_events(self.state)
+
+    def notify_ready(self) -> None:
+        """Report to the service manager (systemd) that the server is ready, if one started this process.
+
+        Raises:
+            OSError: The message could not be sent.
+        """
+        notify("READY=1")
 
     def detach(self) -> None:
         """Keep the server running after this process ends; `stop_server` or `defensemble serve --stop` stops it."""
@@ -246,6 +261,7 @@ def _start(
 
     begin = time.monotonic()
     options = replace(options, http_port=ports["http"], grpc_port=ports["grpc"], metrics_port=ports["metrics"])
+    options = replace(options, supervisor_port=ports.get("supervisor", 0))
     assert options.admin_key is not None
     log = _new_log(ports["grpc"])
     command = command_line(runtime, content, options, ports, options.admin_key)
@@ -273,6 +289,7 @@ def _start(
             repository=str(content.path),
             admin_key=options.admin_key,
             log=str(log),
+            supervisor_port=ports.get("supervisor", 0),
         )
         write_state(state)
         host = connect_host(options.host)
@@ -286,6 +303,9 @@ def _start(
                 "child": restart.child_command(),
                 "request": restart.start_request(content.path, options, timeout_s),
                 "timeout_s": timeout_s,
+                "supervisor": {"command": supervisor_command(), "request": supervisor_request(content.path, options)}
+                if options.check_interval_s
+                else None,
             }
         )
     except BaseException as error:

@@ -77,6 +77,7 @@ REWEIGH = Scene(Edit("weight", ["ensemble", {"alpha": 3.0}], BOTH, HEAVIER, {"me
 ALL = Members({"alpha@1": 1.0, "beta@1": 1.0, "gamma@1": 0.5})
 CANARY = Members({"beta@1": 1.0, "gamma@1": 1.0})
 SWITCHED = Members({"alpha@2": 1.0, "beta@1": 1.0})
+COPIED = Members({"alpha@1": 1.0, "beta@2": 1.0})
 SCENES = {
     "weight": REWEIGH,
     "add": Scene(Edit("add", ["ensemble", ["gamma"]], BOTH, ALL, {"weight": 0.5}), three_models, unload=["gamma"]),
@@ -85,6 +86,7 @@ SCENES = {
     "delete a twin": Scene(Edit("delete", ["canary"], BOTH, None, ensemble="canary"), with_a_twin),
     "rollback": Scene(Edit("rollback", [], HEAVIER, BOTH), edited_before),
     "switch": Scene(Edit("add", ["ensemble", ["alpha@2"]], BOTH, SWITCHED, {"in_place_of": "alpha@1"}), three_models, late=second_alpha),
+    "refresh": Scene(Edit("refresh", ["beta"], BOTH, COPIED), three_models),
     "reload of a weight": Scene(Edit("reload", [], BOTH, HEAVIER, by_hand=True), three_models, late=weight_by_hand),
     "reload of a batch size": Scene(Edit("reload", [], BOTH, BOTH, by_hand=True), three_models, late=batch_by_hand),
 }

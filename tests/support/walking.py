@@ -24,7 +24,7 @@ from defensemble_repository.view import RepositoryView
 from defensemble_server import ServeOptions, Server, serve
 from tests.support import tiny
 
-SEEDS = {"alpha@1": 1, "alpha@2": 77, "beta@1": 2, "gamma@1": 3}
+SEEDS = {"alpha@1": 1, "alpha@2": 77, "beta@1": 2, "beta@2": 2, "gamma@1": 3}
 IMAGES = tiny.images(2, seed=5)
 ENSEMBLES = ("ensemble", "canary")
 ROOT_FILES = ("history.jsonl", "pending-edit.json")
@@ -203,13 +203,19 @@ def models_of(folder: Path) -> dict[str, bytes | None]:
 
 
 def disk_state(folder: Path, edit: Edit, old: Content, new: Content) -> str:
-    """Return whether a repository has the old or the new state, compared byte for byte; all checks must pass."""
+    """Return whether a repository has the old or the new state, compared byte for byte; all checks must pass.
+
+    A refresh describes the copy in the member's configuration before the ensemble uses it.
+    """
     path = f"{edit.ensemble}/config.pbtxt"
     now = models_of(folder)
     state = next((name for name, content in (("old", old), ("new", new)) if content.get(path) == now.get(path)), None)
     assert state is not None, f"{folder / path} is neither the old nor the new one"
-    wanted = old if state == "old" else new
-    assert {name: now.get(name) for name in wanted} == dict(wanted), f"{folder} misses files of the {state} state"
+    wanted = dict(old if state == "old" else new)
+    if edit.verb == "refresh" and state == "old":
+        member = f"{edit.arguments[0]}/config.pbtxt"
+        wanted[member] = new[member] if now[member] == new[member] else old[member]
+    assert {name: now.get(name) for name in wanted} == wanted, f"{folder} misses files of the {state} state"
     for name in RepositoryView(folder).models() if not (edit.by_hand and state == "old") else ():
         if RepositoryView(folder).config(name).platform == "ensemble":
             assert [str(finding) for finding in check_ensemble(RepositoryView(folder), name) if finding.is_error] == []

@@ -17,6 +17,7 @@ from .._client.client import Client
 from .._exceptions import ConnectionFailedError, DefensembleError, InputError
 from .edit import EditRunner
 from .prune import prune
+from .refresh import refresh
 from .results import Applied, EnsembleState, Replica
 from .rollback import roll_back
 from .server_models import ModelServer
@@ -100,7 +101,7 @@ class Ensembles:
             on_warning: Receives warnings, such as the recovery of an interrupted edit.
 
         Raises:
-            InputError: There are no replicas, a folder does not exist, or a folder or a server is given twice.
+            InputError: There are no replicas, a folder is missing, or a folder or a server is given twice.
         """
         new = cls.__new__(cls)
         targets = _targets(replicas, load_timeout_s, on_progress)
@@ -324,6 +325,18 @@ class Ensembles:
                 self._runner.on_warning(str(other))
             raise errors[0]
         return results
+
+    def refresh(self, member: str, *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
+        """Copy a member's files to a new version, and switch all ensembles with it to that, one edit each: servers load the file again.
+
+        A model that no ensemble has gets a new version, too; the result is then empty.
+
+        Args:
+            member: The member, as `MODEL` or `MODEL@VERSION`.
+            message: A message for the history.
+            dry_run: Whether to only check and plan the edits.
+        """
+        return refresh(self._runner, member, message=message, dry_run=dry_run)
 
     def history(self, name: str | None = None) -> list[Edit]:
         """Return the edits of all ensembles, or of one, oldest first.

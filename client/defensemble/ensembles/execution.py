@@ -130,11 +130,11 @@ class EditExecution:
             self._write_history()
 
     def _write_journals(self) -> None:
-        """Write each journal, and behind it the new averaging model, which nothing uses yet."""
+        """Write each journal, and behind it the new averaging model and the copy of a member, which nothing uses yet."""
         for target_edit in self._target_edits:
             if target_edit.journal is not None:
                 self._start_step(f"write {', '.join(['the journal', *target_edit.plan.new_models])} into {target_edit.repository}")
-                target_edit.journal.write(target_edit.plan.averaging)
+                target_edit.journal.write(target_edit.plan.unused_files)
 
     def _load_members(self) -> list[tuple[ModelServer, Callable[[], None]]]:
         """Load the models that the servers need for the new ensemble; return checks to run once the ensemble is loaded."""

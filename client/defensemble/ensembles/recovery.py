@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,17 +120,20 @@ def _reconcile_servers(targets: Sequence[EditTarget], journals: Sequence[EditJou
         for server in target.servers if journal is not None else ():
             assert journal is not None
             candidates = {*journal.new_models, *journal.loads, *journal.released}
+            rewritten = {path.partition("/")[0] for path in journal.before} - {journal.edit.ensemble, *journal.new_models}
             keeps_hand_edit = undone and journal.rejected is not None and not journal.is_rolled_back
             name = None if keeps_hand_edit else journal.edit.ensemble
             try:
-                repeat_after_restart([server], partial(reconcile_server, server, target.repository, name, candidates))
+                repeat_after_restart([server], partial(reconcile_server, server, target.repository, name, candidates, rewritten))
             except ServiceError as error:
                 errors.append(error)
     if errors:
         raise errors[0]
 
 
-def reconcile_server(server: ModelServer, repository: Path, name: str | None, candidates: set[str]) -> None:
+def reconcile_server(
+    server: ModelServer, repository: Path, name: str | None, candidates: set[str], rewritten: Collection[str] = ()
+) -> None:
     """Make a server serve an ensemble as it is on disk, and unload the `candidates` that no ensemble runs.
 
     Args:
@@ -138,9 +141,13 @@ def reconcile_server(server: ModelServer, repository: Path, name: str | None, ca
         repository: The repository.
         name: The ensemble; None to leave it as it is.
         candidates: Models that may be unloaded.
+        rewritten: Other models whose configurations the edit has changed.
     """
     files = RepositoryView(repository)
     ready = server.ready()
+    for model in rewritten:
+        if model in ready and server.is_outdated(repository, model):
+            server.load_and_verify(repository, model)
     if name is not None and files.has(name):
         if name not in ready or server.is_outdated(repository, name):
             server.load_and_verify(repository, name)

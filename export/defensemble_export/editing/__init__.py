@@ -30,12 +30,14 @@ from .journal import EditJournal as EditJournal, read_journal as read_journal, r
 from .member_info import MemberInfo as MemberInfo, read_member_info as read_member_info
 from .plan import EditPlan as EditPlan, plan_ensemble as plan_ensemble, step_models as step_models, used_models as used_models
 from .pruning import Prunable as Prunable, find_prunable as find_prunable, prune_files as prune_files
+from .refreshing import version_copy as version_copy
 from .requests import (
     AddMembers as AddMembers,
     ApplyDeclaration as ApplyDeclaration,
     CreateEnsemble as CreateEnsemble,
     DeleteEnsemble as DeleteEnsemble,
     EditRequest as EditRequest,
+    RefreshMember as RefreshMember,
     Reload as Reload,
     RemoveMembers as RemoveMembers,
     Restore as Restore,

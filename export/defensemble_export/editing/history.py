@@ -28,7 +28,7 @@ from defensemble_repository.view import RepositoryView
 from ..errors import HistoryError
 
 SCHEMA = "defensemble.edit/1"
-ACTIONS = ("create", "add", "remove", "weight", "average", "apply", "reload", "rollback", "delete")
+ACTIONS = ("create", "add", "remove", "weight", "average", "apply", "reload", "refresh", "rollback", "delete")
 _ID = re.compile("[0-9a-f]{12}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00")
 

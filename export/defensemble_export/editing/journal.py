@@ -38,6 +38,7 @@ class EditJournal:
         new_models: The averaging models that did not exist before.
         loads: The models that servers had not loaded before.
         released: The models that no ensemble will need.
+        new_versions: The folders of new versions of members, as MODEL/VERSION.
         rejected: The configuration that was edited by hand; `before` then contains the one that was served. If a server refuses the hand
             edit, it is saved as `config.pbtxt.rejected`.
 
@@ -59,9 +60,10 @@ class EditJournal:
     loads: tuple[str, ...]
     released: tuple[str, ...]
     rejected: bytes | None = None
+    new_versions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for path in (*self.before, *self.after, *self.new_models, *self.loads, *self.released):
+        for path in (*self.before, *self.after, *self.new_models, *self.new_versions, *self.loads, *self.released):
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"{path!r} leads out of the repository")
 
@@ -92,7 +94,7 @@ class EditJournal:
         config = f"{plan.name}/{CONFIG_FILE}"
         folder = plan.repository / plan.name
         existing = [path.relative_to(plan.repository).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        rewritten = [path for path in plan.averaging if disk.exists(path)]
+        rewritten = [path for path in plan.unused_files if disk.exists(path)]
         before = {path: disk.content(path) for path in (*rewritten, *(existing if plan.deletes else plan.files))}
         if plan.deletes:  # only files are restored, and Triton needs the version folder even if it is empty
             empty = [number for number in disk.versions(plan.name) if not any((folder / str(number)).iterdir())]
@@ -106,11 +108,12 @@ class EditJournal:
             group=tuple(group),
             urls=tuple(urls),
             before=before,
-            after={path: outcome.digest(path) for path in (*plan.averaging, config)},
+            after={path: outcome.digest(path) for path in (*plan.unused_files, config)},
             new_models=tuple(model for model in plan.new_models if not disk.has(model)),
             loads=tuple(loads),
             released=tuple(released),
             rejected=rejected,
+            new_versions=tuple(dict.fromkeys("/".join(path.split("/")[:2]) for path in plan.copies if not disk.exists(path))),
         )
 
     @property
@@ -118,12 +121,12 @@ class EditJournal:
         """Whether all changes are on disk; the ensemble's configuration changes last."""
         return all(self._disk.digest(path) == digest for path, digest in self.after.items())
 
-    def write(self, averaging: Mapping[str, bytes] | None = None) -> None:
-        """Write the journal durably, before anything else changes; then `averaging`, the files of averaging models by their paths."""
+    def write(self, unused: Mapping[str, bytes] | None = None) -> None:
+        """Write the journal durably, before anything else changes; then `unused`, files that no ensemble uses yet, by their paths."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "repository"}
         values = {"schema": _SCHEMA, **values, "edit": line_from_edit(self.edit).decode()}
         journal = json.dumps(msgspec.to_builtins(values), indent=1).encode() + b"\n"
-        write_journaled(self.repository, {PENDING_FILE: journal, **(averaging or {})})
+        write_journaled(self.repository, {PENDING_FILE: journal, **(unused or {})})
 
     def clear(self, *, is_recorded: bool = False) -> None:
         """Delete the journal durably; one that reappeared after a power cut would undo later changes.
@@ -202,6 +205,8 @@ class EditJournal:
                 sync([(self.repository / path).parent])  # the configuration is removed before the files that it needs
         if writes:
             write_files(self.repository, writes)
+        # After the configurations that describe them, and as whole folders: Triton does not load a model with an empty version.
+        remove_files(self.repository, [version for version in self.new_versions if (self.repository / version).exists()])
 
     def remove_new_models(self) -> None:
         """Remove the averaging models that the edit wrote."""

@@ -32,6 +32,7 @@ class EditPlan:
         before: The old ensemble; None if there was none, or it was not wired the way an export wires it.
         after: The new ensemble; None if it is deleted.
         averaging: The files of a new averaging model, by path relative to the repository; nothing reads them until `files` change.
+        copies: The files of a new version of a member, and the configurations that describe it; no ensemble uses it until `files` change.
         files: The ensemble's own files that change.
         deletes: Whether the ensemble's folder is deleted.
 
@@ -45,13 +46,19 @@ class EditPlan:
     before: Ensemble | None
     after: Ensemble | None
     averaging: Mapping[str, bytes] = field(default_factory=dict)
+    copies: Mapping[str, bytes] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     deletes: bool = False
 
     @property
     def changes_files(self) -> bool:
         """Whether anything on disk changes."""
-        return bool(self.averaging or self.files or self.deletes)
+        return bool(self.averaging or self.copies or self.files or self.deletes)
+
+    @property
+    def unused_files(self) -> dict[str, bytes]:
+        """The files that are written before the ensemble changes: `copies` and `averaging`."""
+        return {**self.copies, **self.averaging}
 
     @property
     def new_models(self) -> tuple[str, ...]:
@@ -73,7 +80,7 @@ class EditPlan:
         if self.deletes:
             folder = self.repository / self.name
             removed = {path.relative_to(self.repository).as_posix(): None for path in folder.rglob("*") if path.is_file()}
-        return RepositoryView(self.repository, {**removed, **self.averaging, **self.files})
+        return RepositoryView(self.repository, {**removed, **self.unused_files, **self.files})
 
     def steps(self) -> list[tuple[str, int]]:
         """Return the models that the ensemble will run, with their versions, in step order."""

@@ -7,6 +7,7 @@ EditRequest
 ├── SetWeights           change the weights of members
 ├── SetAverage           average probabilities, or logits
 ├── ApplyDeclaration     create or change an ensemble as a file declares it
+├── RefreshMember        load a member again, from a copy of its file
 ├── Reload               apply hand edits of the configurations
 ├── Restore              restore an earlier state from the history
 └── DeleteEnsemble       delete an ensemble, but not its members
@@ -30,6 +31,7 @@ from .existing import check_ensemble_exists, existing_ensemble
 from .history import Snapshot, read_history, undoable_edits
 from .membership import add_members, find_member, new_member, parse_member, remove_members, set_weights
 from .plan import EditPlan, plan_creation, plan_deletion, plan_ensemble, plan_snapshot
+from .refreshing import version_copy
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,30 @@ class ApplyDeclaration(EditRequest):
     def plan(self, repository: Path) -> EditPlan:
         """See `EditRequest.plan`."""
         return plan_ensemble(repository, self.ensemble)
+
+
+@dataclass(frozen=True)
+class RefreshMember(EditRequest):
+    """Copy the files of a member to a new version of its model, which replaces it; servers load the file again for it.
+
+    Attributes:
+        member: The member, as `MODEL` or `MODEL@VERSION`.
+
+    Example:
+        >>> RefreshMember("ensemble", "keep0.3@1")
+    """
+
+    member: str
+    action = "refresh"
+
+    def plan(self, repository: Path) -> EditPlan:
+        """See `EditRequest.plan`."""
+        current = existing_ensemble(repository, self.name)
+        old = find_member(current, self.member)
+        version, files = version_copy(repository, old.model, old.version)
+        after = add_members(current, [dataclasses.replace(old, version=version)], in_place_of=f"{old.model}@{old.version}")
+        plan = plan_ensemble(repository, after)
+        return dataclasses.replace(plan, copies=files)
 
 
 @dataclass(frozen=True)

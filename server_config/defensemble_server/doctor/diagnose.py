@@ -199,7 +199,7 @@ def _plan(folder: Path, version: int, machine: Machine) -> Check:
 
 def _ports() -> Iterator[Check]:
     ours = {port: state for state in read_states() for port in state.ports}
-    for what, port in ServeOptions().ports.items():
+    for what, port in ServeOptions(check_interval_s=1.0).ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -220,6 +220,9 @@ def _servers(urls: list[str]) -> Iterator[Check]:
         yield Check(name, PASS, f"gRPC {state.grpc_port}, HTTP {state.http_port}, serves {state.repository} (process {state.pid})")
         yield _version(name, state.http_url, local=state.host in ("127.0.0.1", "::1", "localhost"))
         status = server_status(state)
+        if status.wrong:
+            problems = "; ".join(status.wrong.values())
+            yield Check(name, FAIL, problems, f"defensemble serve --status --grpc-port {state.grpc_port}")
         if status.last_fault is not None and status.last_fault.time > time.time() - RECENT_S:
             restarts = f"{status.restarts} restart{'' if status.restarts == 1 else 's'}"
             text = f"{status.text}, {restarts}; {status.fault_text}"

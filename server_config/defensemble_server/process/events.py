@@ -26,8 +26,9 @@ class ServerEvent:
 
     Args:
         time: Seconds since the epoch.
-        kind: `started` (first verified answers), `died`, `hung` (and was killed), `not_restarted` (a restart failed), `restarted`
-            (verified answers again) or `ended`.
+        kind: `started` (first verified answers), `died`, `hung` (and was killed), `faulty` (killed because a model that answers wrongly
+            could not be repaired), `not_restarted` (a restart failed), `restarted` (verified answers again) or `ended`; of the supervisor:
+            `wrong` (a model answers wrongly), `repaired`, `not_repaired` and `supervisor_ended` (and is started again).
         guard: Process ID of the server's guard.
         facts: Details, which depend on the kind.
 
@@ -44,7 +45,7 @@ class ServerEvent:
     @property
     def is_fault(self) -> bool:
         """Whether the event interrupted the service."""
-        return self.kind in ("died", "hung", "not_restarted")
+        return self.kind in ("died", "hung", "faulty", "not_restarted")
 
     @property
     def text(self) -> str:
@@ -58,18 +59,37 @@ class ServerEvent:
             return f"restarted, correct answers again after {facts.get('outage_s')} s (process {facts.get('pid')}){not_served}"
         if self.kind == "ended":
             return "stopped" if facts.get("ordered") else f"ended with status {facts.get('status')}, not restarted"
+        if self.kind == "repaired":
+            version = f", version {facts.get('new_version')}" if facts.get("new_version") else ""
+            return f"{self._model} was loaded again{version}; right answers after {facts.get('seconds')} s"
+        if not self.is_fault:
+            return self.cause
         wait_s = facts.get("restart_in_s")
         return f"{self.cause}; " + ("not restarted" if wait_s is None else "restarting" if wait_s == 0 else f"restarting in {wait_s} s")
 
     @property
     def cause(self) -> str:
-        """What happened, for a fault."""
+        """What happened, for a fault or a finding of the supervisor."""
         facts = self.facts
         if self.kind == "died":
             return f"Triton died ({_status(facts.get('status'))}) after {_duration(facts.get('uptime_s'))}"
         if self.kind == "hung":
-            return f"Triton stopped answering and was killed after {_duration(facts.get('uptime_s'))}"
+            cause = f" ({facts['cause']})" if facts.get("cause") else ""
+            return f"Triton stopped answering{cause} and was killed after {_duration(facts.get('uptime_s'))}"
+        if self.kind == "faulty":
+            return f"Triton was killed because {facts.get('cause')}"
+        if self.kind == "wrong":
+            return f"{self._model} answers wrongly: {facts.get('text')}"
+        if self.kind == "not_repaired":
+            return f"{self._model} answers wrongly and could not be repaired: {facts.get('error')}"
+        if self.kind == "supervisor_ended":
+            return f"the supervisor ended ({_status(facts.get('status'))}) and is started again"
         return f"the restart failed: {facts.get('error')}"
+
+    @property
+    def _model(self) -> str:
+        version = self.facts.get("version")
+        return str(self.facts.get("model")) + ("" if version is None else f"@{version}")
 
     @property
     def when(self) -> str:
@@ -95,6 +115,7 @@ class ServerStatus:
         last_fault: The latest event that interrupted the service.
         not_served: The models that the latest start could not serve, and why.
         events: Its events, oldest first.
+        wrong: The models that answer wrongly and were not repaired yet, and why.
 
     Example:
         >>> [(status.text, status.restarts) for status in map(server_status, find_states())]
@@ -108,6 +129,7 @@ class ServerStatus:
     last_fault: ServerEvent | None
     not_served: Mapping[str, str]
     events: tuple[ServerEvent, ...]
+    wrong: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -115,7 +137,8 @@ class ServerStatus:
         if self.restarting_since is not None:
             return f"restarting since {_clock(self.restarting_since)}"
         missing = f"; NOT served: {', '.join(self.not_served)}" if self.not_served else ""
-        return f"running for {_duration(self.uptime_s)} (process {self.pid}){missing}"
+        wrong = f"; WRONG answers: {', '.join(self.wrong)}" if self.wrong else ""
+        return f"running for {_duration(self.uptime_s)} (process {self.pid}){missing}{wrong}"
 
     @property
     def fault_text(self) -> str:
@@ -123,7 +146,7 @@ class ServerStatus:
         fault = self.last_fault
         if fault is None:
             return ""
-        last = self.events[-1]
+        last = next(event for event in reversed(self.events) if event is fault or event.kind == "restarted")
         follows = fault.text if last.kind != "restarted" else f"{fault.cause}; correct answers again after {last.facts.get('outage_s')} s"
         return f"{fault.when}  {follows}"
 
@@ -166,15 +189,21 @@ def server_status(state: ServerState) -> ServerStatus:
     events = server_events(state)
     pid, restarts, since, down = 0, 0, 0.0, None
     not_served: Mapping[str, str] = {}
+    wrong: dict[str, str] = {}
     for event in events:
+        if event.kind in ("wrong", "not_repaired"):
+            wrong[event._model] = event.cause
+        elif event.kind == "repaired":
+            wrong.pop(event._model, None)
         if event.kind in ("started", "restarted"):
             pid, since, down, not_served = event.facts["pid"], event.time, None, event.facts.get("problems") or {}
             restarts += event.kind == "restarted"
+            wrong.clear()
         elif event.is_fault and down is None:
             down = event.time
     fault = next((event for event in reversed(events) if event.is_fault), None)
     uptime_s = max(0.0, time.time() - since) if down is None and since else 0.0
-    return ServerStatus(state, pid, restarts, down, uptime_s, fault, not_served, tuple(events))
+    return ServerStatus(state, pid, restarts, down, uptime_s, fault, not_served, tuple(events), wrong)
 
 
 def dead_servers(repository: Path | None = None) -> list[DeadServer]:

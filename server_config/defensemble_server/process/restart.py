@@ -48,7 +48,7 @@ def main() -> None:
 def _prepare(request: dict[str, Any]) -> dict[str, Any]:
     """Return the command of the new start."""
     options = ServeOptions(**request["options"])
-    ports = claim_ports(options.host, options.ports, guard_pid=os.getppid())
+    ports = claim_ports(options.host, options.triton_ports, guard_pid=os.getppid())
     runtime, content = prepare(Path(request["repository"]), options, on_progress=_on_progress)
     assert options.admin_key is not None
     command = command_line(runtime, content, options, ports, options.admin_key)

@@ -49,11 +49,18 @@ class ServerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repository: str
     admin_key: str
     log: str
+    supervisor_port: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     @property
-    def ports(self) -> tuple[int, int, int]:
-        """The ports of its front ends."""
-        return self.http_port, self.grpc_port, self.metrics_port
+    def ports(self) -> tuple[int, ...]:
+        """The ports of its front ends and of its supervisor."""
+        ports = (self.http_port, self.grpc_port, self.metrics_port, self.supervisor_port)
+        return tuple(port for port in ports if port)
+
+    @property
+    def supervisor_url(self) -> str | None:
+        """URL of its supervisor; None without one."""
+        return f"http://{self.address}:{self.supervisor_port}" if self.supervisor_port else None
 
     @property
     def address(self) -> str:

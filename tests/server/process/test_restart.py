@@ -23,7 +23,8 @@ import urllib3
 from defensemble_server import PortError, Server, ServerEvent, dead_servers, read_states, serve, server_status, stop_server
 from defensemble_server.addresses import claim_ports
 from defensemble_server.process.events import server_events
-from defensemble_server.process.guard_main import BACKOFF_S, LOGS_KEPT, last_lines, rotate
+from defensemble_server.process.guard_process.log_files import LOGS_KEPT, last_lines, rotate
+from defensemble_server.process.guard_process.main import BACKOFF_S
 from defensemble_server.process.state import state_file
 from defensemble_server.runtime.find import find_runtime
 from defensemble_server.serve import start_server
@@ -352,7 +353,7 @@ def test_free_ports_are_below_those_of_clients() -> None:
 
 
 def test_a_log_is_cut_and_its_older_parts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble_server.process.guard_main.LOG_BYTES", 100)
+    monkeypatch.setattr("defensemble_server.process.guard_process.log_files.LOG_BYTES", 100)
     log = tmp_path / "log"
     rotate(str(log))
     with log.open("ab", buffering=0) as file:  # as Triton holds it

@@ -23,6 +23,7 @@ def run_server(
     http_port: int | None,
     grpc_port: int | None,
     metrics_port: int | None,
+    supervisor_port: int | None,
     free_ports: bool,
     admin_key_file: Path | None,
     start_timeout_s: float,
@@ -37,6 +38,7 @@ def run_server(
         http_port: Port for HTTP, 0: any free one; None: 8000, or any free one with `free_ports`. Likewise `grpc_port` and `metrics_port`.
         grpc_port: Port for gRPC (8001).
         metrics_port: Port of the metrics (8002).
+        supervisor_port: Port of the supervisor (8003).
         free_ports: Whether unset ports are any free ones.
         admin_key_file: File with the admin key; None: a random key.
         start_timeout_s: Timeout until the server is ready.
@@ -54,6 +56,7 @@ def run_server(
         http_port=_port(http_port, 8000, free_ports),
         grpc_port=_port(grpc_port, 8001, free_ports),
         metrics_port=_port(metrics_port, 8002, free_ports),
+        supervisor_port=_port(supervisor_port, 8003, free_ports),
         admin_key=None if admin_key_file is None else read_admin_key(admin_key_file, print_progress),
         **settings,
     )
@@ -67,6 +70,7 @@ def run_server(
                 _print_problems(server)
                 raise click.ClickException(f"{missing}; nothing is left running")
             is_ready = True
+            server.notify_ready()
             if detach:
                 server.detach()  # before printing: the server stays even if nobody reads standard output
             print_server(server)
@@ -102,6 +106,8 @@ def print_server(server: Server) -> None:
     click.echo(f"  HTTP     {server.http_url}")
     click.echo(f"  gRPC     {server.grpc_url}")
     click.echo(f"  metrics  {server.metrics_url}")
+    if server.supervisor_url is not None:
+        click.echo(f"  status   {server.supervisor_url}/status")
     click.echo(f"  log      {server.state.log}")
     click.echo(f"stop it: {this_command()} serve --stop --grpc-port {server.state.grpc_port}")
 

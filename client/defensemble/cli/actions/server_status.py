@@ -52,6 +52,8 @@ def _print_status(status: ServerStatus) -> None:
     click.echo(f"{state.repository}")
     click.echo(f"  HTTP      {state.http_url}")
     click.echo(f"  gRPC      {state.grpc_url}")
+    if state.supervisor_url is not None:
+        click.echo(f"  status    {state.supervisor_url}/status")
     click.echo(f"  log       {state.log}")
     click.echo(f"  state     {status.text}")
     click.echo(f"  restarts  {status.restarts}")
@@ -79,6 +81,7 @@ def _values_from_status(status: ServerStatus) -> dict[str, Any]:
         "uptime_s": round(status.uptime_s, 3),
         "restarts": status.restarts,
         "not_served": dict(status.not_served),
+        "wrong": dict(status.wrong),
         "last_fault": None if status.last_fault is None else _values_from_event(status.last_fault),
         "events": [_values_from_event(event) for event in status.events],
     }

@@ -229,6 +229,23 @@ def average(name: str, average: str, **options: Any) -> None:
     _edit(options, lambda ensembles, edit: ensembles.average(name, average, **edit))
 
 
+@command.command("refresh", short_help="Load a member again, from a copy of its file.")
+@click.argument("member", metavar="MODEL[@VERSION]")
+@edit_options
+def refresh(member: str, **options: Any) -> None:
+    r"""Load a member again: copy its files to a new version of its model, and switch all ensembles with it to that version.
+
+    It repairs a model that answers wrongly although its file is right, as the supervisor of `defensemble serve` does by itself. `prune`
+    deletes the old version later.
+
+    \b
+    Examples:
+      defensemble ensemble refresh keep0.3
+      defensemble ensemble refresh keep0.3@2 -m "answers NaN since noon"
+    """
+    _edit(options, lambda ensembles, edit: ensembles.refresh(member, **edit))
+
+
 @command.command("apply", short_help="Make the repository and its servers equal to a YAML file.")
 @click.argument("file", type=EXISTING_PATH, metavar="FILE.yaml")
 @edit_options

@@ -56,6 +56,22 @@ def _port_option(name: str, default: int, with_servers: str = "") -> Any:
         help="Time for requests to finish when the server stops; later requests get UNAVAILABLE (HTTP 503).",
     ),
     click.option("--no-restart", is_flag=True, help="Do not restart Triton when it crashes or hangs."),
+    click.option(
+        "--check-interval",
+        "check_interval_s",
+        type=NumberRange(0, LONGEST_S),
+        metavar="SECONDS",
+        default=1.0,
+        help="Time between two checks of each model by the supervisor; 0: no supervisor.",
+    ),
+    click.option(
+        "--hang-after",
+        "hang_after_s",
+        type=NumberRange(1, LONGEST_S),
+        metavar="SECONDS",
+        default=10.0,
+        help="Restart Triton when a model has executed nothing for so long while a check waits for its answer.",
+    ),
     click.option("--detach", is_flag=True, help="Return when the server is ready, and leave it running in the background."),
 )
 @cloup.option_group(
@@ -64,6 +80,7 @@ def _port_option(name: str, default: int, with_servers: str = "") -> Any:
     _port_option("--http-port", 8000),
     _port_option("--grpc-port", 8001, "; with --stop and --status: of any running server"),
     _port_option("--metrics-port", 8002),
+    _port_option("--supervisor-port", 8003),
     click.option("--free-ports", is_flag=True, help="Use any free port for each port that is not set."),
     click.option(
         "--admin-key-file", type=EXISTING_PATH, metavar="FILE", help="File with the key that live edits need.  [default: a random key]"
@@ -102,6 +119,9 @@ def command(
     When Triton crashes or hangs, it is restarted on the same ports with the same key, and its outputs are checked again. After five failed
     restarts in a row, 0, 0.5, 1, 2 and 4 seconds apart, the exit status is 1. `serve --status`, `defensemble doctor` and `defensemble
     ensemble show` list the events. A container is not restarted: give it a restart policy.
+
+    A supervisor sends each model one small request per second. A model whose answers become wrong is loaded again from its file, under a
+    new version, by an edit. The supervisor's port has /healthz, /readyz, /status and /metrics.
 
     Loading and unloading models, shared memory, logging and tracing need the admin key: the header x-admin-key over HTTP,
     triton-grpc-protocol-x-admin-key over gRPC. Triton gets the key on its command line, which other users of this machine can read.

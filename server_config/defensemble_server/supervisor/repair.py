@@ -1,0 +1,84 @@
+"""Run `defensemble ensemble refresh` for a model whose answers are wrong, in a process that has imported everything before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+from ..process.guard_process.child import die_with_parent
+
+# The edit is a command because this package must not import the client. Importing it takes 1.2 s of the 2 s that a repair may take, so
+# the process waits for its arguments with everything imported. It ends with its standard input.
+_CODE = """\
+import json, sys
+sys.path[:] = {path!r}
+import defensemble.cli.actions.ensemble, defensemble.cli.commands.ensemble, defensemble_export.editing
+from defensemble.__main__ import main
+line = sys.stdin.readline()
+if line:
+    sys.argv = ["defensemble", *json.loads(line)]
+    main()
+"""
+_STOP_WITHIN_S = 5.0
+_ERROR_LENGTH = 1000
+
+
+class RepairProcess:
+    """A process that can refresh one model.
+
+    Args:
+        repository: The repository.
+    """
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self._errors = os.fdopen(os.memfd_create("errors"), "w+b")
+        code = _CODE.format(path=[os.path.abspath(entry) for entry in sys.path])
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),
+        )
+
+    def start(self, member: str, reason: str) -> None:
+        """Refresh `MODEL@VERSION`; the servers and their keys are found by the state files."""
+        arguments = ["ensemble", "refresh", member, "--repository", str(self._repository), "--message", reason, "--idle-timeout", "1"]
+        with contextlib.suppress(BrokenPipeError):  # it could not import the client, which `error` reports
+            self._input.write(json.dumps(arguments).encode() + b"\n")
+            self._input.flush()
+
+    def error(self) -> str | None:
+        """Return None while the process runs, an empty string once it has succeeded, else why it failed."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        if status == 0:
+            return ""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f"`defensemble ensemble refresh` ended with status {status}: {(lines or ['no message'])[-1][:_ERROR_LENGTH]}"
+
+    def stop(self) -> None:
+        """End the process; an edit in progress is undone."""
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self._input.close()
+        self._errors.close()
+
+    @property
+    def _input(self) -> BinaryIO:
+        assert self._process.stdin is not None
+        return self._process.stdin  # type: ignore[return-value]

@@ -1,0 +1,173 @@
+"""What is done about a failure: a repair by an edit, or a restart."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .records import Failure, TargetRecord
+from .repair import RepairProcess
+from .targets import Targets
+
+# A model is the reason of at most one restart in so many seconds.
+RESTART_AGAIN_S = 60.0
+# Right answers must follow a repair within so many seconds.
+_RIGHT_WITHIN_S = 5.0
+
+
+class Treatment:
+    """Repairs models by edits, one at a time, and asks the guard for restarts.
+
+    The rule: a model whose file on disk is right is loaded again from it, under a new version, by an edit. If the edit fails, or an
+    ensemble is wrong although its members are right, the server is restarted. A model whose file is wrong is only reported.
+
+    Args:
+        repository: The repository.
+        targets: The models.
+        restarts: Whether the guard restarts the server.
+        send_event: Records an event: kind and facts.
+        send_restart: Asks for a restart: kind of the event and facts.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        targets: Targets,
+        restarts: bool,
+        send_event: Callable[[str, dict[str, Any]], None],
+        send_restart: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._repository, self._targets, self._restarts = repository, targets, restarts
+        self._send_event, self._send_restart = send_event, send_restart
+        self._process: RepairProcess | None = None
+        self._left: list[RepairProcess] = []
+        self._repairing: tuple[TargetRecord, Failure, float | None] | None = None  # with the time when the edit had ended
+        self._restarted_at: dict[str, float] = {}
+        self.repairs: Counter[str] = Counter()
+
+    def is_urgent(self, records: Mapping[str, TargetRecord]) -> bool:
+        """Whether the next checks decide on a failure or on a repair."""
+        return self.is_repairing or any(record.failure is not None and not record.failure.is_handled for record in records.values())
+
+    @property
+    def is_repairing(self) -> bool:
+        """Whether a repair is in progress."""
+        return self._repairing is not None
+
+    def prepare(self) -> None:
+        """Start the process of the next repair, so that it has imported everything when it is needed."""
+        if self._process is None:
+            self._process = RepairProcess(self._repository)
+
+    def forget(self) -> None:
+        """Drop the repair in progress: the server has ended. The process of its edit waits for the new server."""
+        if self._repairing is not None and self._process is not None:
+            self._left.append(self._process)
+            self._process = self._repairing = None
+
+    def stop(self) -> None:
+        """End all processes; an edit in progress is undone."""
+        for process in (*self._left, *([] if self._process is None else [self._process])):
+            process.stop()
+        self._left.clear()
+        self._process = None
+
+    def hang(self, record: TargetRecord) -> None:
+        """Ask for a restart because of a model that hangs."""
+        target = record.target
+        facts = {"model": target.name, "version": target.version, "cause": f"{target.label} executes nothing", "detected_at": time.time()}
+        if self._may_restart(record.target.name):
+            self._send_restart("hung", facts)
+
+    def step(self, records: Mapping[str, TargetRecord]) -> None:
+        """Continue a repair, or begin the next one."""
+        for process in [process for process in self._left if process.error() is not None]:
+            self._left.remove(process)
+            process.stop()
+        if self._repairing is not None:
+            self._continue(records)
+            return
+        new = [record for record in records.values() if record.failure is not None and not record.failure.is_handled]
+        for record in sorted(new, key=lambda record: record.target.is_ensemble):
+            failure = record.failure
+            assert failure is not None
+            if record.target.is_ensemble and not self._has_right_members(records, record, failure):
+                continue  # a consequence of the failure of a member, or it is not known yet
+            failure.is_handled = True
+            self._send_event("wrong", self._facts(record, failure) | {"text": failure.problem.text, "right_at": record.right_at})
+            if record.target.is_ensemble:
+                self._give_up(record, failure, "its members answer rightly, so that its average is wrong")
+            elif (problem := self._targets.file_problem(record.target)) is not None:
+                self._not_repaired(record, failure, problem, restarts=False)
+            else:
+                self.prepare()
+                assert self._process is not None
+                self._process.start(record.target.label, f"supervisor: {failure.problem.text}")
+                self._repairing = record, failure, None
+                return
+
+    def _continue(self, records: Mapping[str, TargetRecord]) -> None:
+        assert self._repairing is not None
+        assert self._process is not None
+        record, failure, ended = self._repairing
+        if ended is None:
+            error = self._process.error()
+            if error is None:
+                return
+            if error:
+                self._end_repair()
+                self._give_up(record, failure, error)
+                return
+            ended = time.time()
+            self._repairing = record, failure, ended
+        name = record.target.name
+        affected = [
+            other for other in records.values() if other.target.name == name or any(member == name for member, _ in other.target.members)
+        ]
+        if all(other.failure is None and (other.right_at or 0.0) > ended for other in affected):
+            recovered_at = max(other.right_since or 0.0 for other in affected)
+            versions = [other.target.version for other in affected if other.target.name == name and other.target.version is not None]
+            seconds = round(recovered_at - failure.detected_at, 3)
+            facts = {"new_version": max(versions, default=None), "recovered_at": round(recovered_at, 3), "seconds": seconds}
+            self._end_repair()
+            self.repairs["done"] += 1
+            self._send_event("repaired", self._facts(record, failure) | facts)
+        elif time.time() > ended + _RIGHT_WITHIN_S:
+            self._end_repair()
+            self._give_up(record, failure, "its answers are wrong after the repair, too")
+
+    def _end_repair(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+        self._process = self._repairing = None
+
+    def _give_up(self, record: TargetRecord, failure: Failure, error: str) -> None:
+        self._not_repaired(record, failure, error, restarts=self._may_restart(record.target.name))
+
+    def _not_repaired(self, record: TargetRecord, failure: Failure, error: str, *, restarts: bool) -> None:
+        self.repairs["failed"] += 1
+        facts = self._facts(record, failure)
+        self._send_event("not_repaired", facts | {"error": error, "restarts": restarts})
+        if restarts:
+            self._send_restart("faulty", facts | {"cause": f"{record.target.label} answers wrongly"})
+
+    def _may_restart(self, name: str) -> bool:
+        now = time.monotonic()
+        if not self._restarts or now < self._restarted_at.get(name, -RESTART_AGAIN_S) + RESTART_AGAIN_S:
+            return False
+        self._restarted_at[name] = now
+        return True
+
+    @staticmethod
+    def _has_right_members(records: Mapping[str, TargetRecord], ensemble: TargetRecord, failure: Failure) -> bool:
+        """Return whether all members have answered rightly since a failure of their ensemble."""
+        members = [records.get(f"{name}@{version}") for name, version in ensemble.target.members]
+        return all(member is None or (member.failure is None and (member.right_at or 0.0) > failure.detected_at) for member in members)
+
+    @staticmethod
+    def _facts(record: TargetRecord, failure: Failure) -> dict[str, Any]:
+        name, version = record.target.name, record.target.version
+        return {"model": name, "version": version, "fault": failure.problem.fault, "detected_at": round(failure.detected_at, 3)}

@@ -1,0 +1,92 @@
+"""What the supervisor asks, and which answers it takes for right ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from defensemble_server.readiness import fixed_images
+from defensemble_server.supervisor.targets import Target, Targets
+from tests.support import memory_faults as faults, tiny
+from tests.support.calls import FREE
+
+IMAGE = fixed_images(tiny.SHAPE)
+SEEDS = {"alpha@1": 1, "beta@1": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return faults.write_repository(tmp_path / "repository")
+
+
+def loaded(folder: Path) -> set[tuple[str, int]]:
+    return {(path.parent.name, int(path.name)) for path in folder.glob("*/[0-9]*")}
+
+
+def answer(label: str) -> tiny.Array:
+    """What a model answers, by numpy."""
+    if label in SEEDS:
+        return faults.logits(SEEDS[label], IMAGE).astype(np.float32)
+    return np.asarray(sum(tiny.softmax(faults.logits(seed, IMAGE)) for seed in SEEDS.values()) / 2, np.float32)
+
+
+def known(folder: Path) -> tuple[Targets, dict[str, Target]]:
+    """The targets of a repository, all of which have answered rightly."""
+    targets = Targets(folder, FREE)
+    by_label = {target.label: target for target in targets.current(loaded(folder))}
+    for label, target in by_label.items():
+        assert targets.problem(target, answer(label)) is None
+    return targets, by_label
+
+
+def test_members_are_asked_before_ensembles(folder: Path) -> None:
+    targets, by_label = known(folder)
+    assert list(by_label) == ["alpha@1", "beta@1", "ensemble"]
+    assert targets.ensembles == ["ensemble"]
+    assert [target.label for target in targets.current({("alpha", 1)})] == ["alpha@1"], "only what is loaded"
+
+
+@pytest.mark.parametrize("label", ["alpha@1", "ensemble"])
+def test_other_answers_are_wrong(folder: Path, label: str) -> None:
+    targets, by_label = known(folder)
+    right = answer(label)
+    for values, fault in ((right + np.float32(0.001), "wrong"), (right[:, :3], "wrong"), (np.full_like(right, np.nan), "nan")):
+        problem = targets.problem(by_label[label], values)
+        assert problem is not None
+        assert problem.fault == fault
+    assert targets.problem(by_label[label], right + np.float32(1e-6)) is None, "rounding differs between batches"
+
+
+def test_the_reference_belongs_to_the_file_not_to_its_version(folder: Path) -> None:
+    from defensemble.ensembles import Ensembles
+
+    targets, _ = known(folder)
+    Ensembles(folder).refresh("alpha")
+    fresh = {target.label: target for target in targets.current(loaded(folder))}
+    assert fresh["ensemble"].members == (("alpha", 2), ("beta", 1))
+    assert targets.problem(fresh["alpha@2"], answer("alpha@1")) is None
+    assert targets.problem(fresh["alpha@2"], answer("alpha@1") + 1) is not None
+    assert targets.problem(fresh["ensemble"], answer("ensemble")) is None
+
+
+def test_an_edit_changes_the_right_answer_of_its_ensemble(folder: Path) -> None:
+    from defensemble.ensembles import Ensembles
+
+    targets, _ = known(folder)
+    Ensembles(folder).weight("ensemble", {"alpha": 3.0})
+    new = {target.label: target for target in targets.current(loaded(folder))}["ensemble"]
+    shares = [tiny.softmax(faults.logits(seed, IMAGE)) * share for seed, share in ((1, 0.75), (2, 0.25))]
+    assert targets.problem(new, np.asarray(shares[0] + shares[1], np.float32)) is None
+    assert targets.problem(new, answer("ensemble")) is not None
+
+
+def test_a_file_that_was_changed_is_named(folder: Path) -> None:
+    targets, by_label = known(folder)
+    assert targets.file_problem(by_label["alpha@1"]) is None
+    path = folder / "alpha/1/model.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert str(path) in str(targets.file_problem(by_label["alpha@1"]))
+    path.unlink()
+    assert str(path) in str(targets.file_problem(by_label["alpha@1"]))
