@@ -77,7 +77,8 @@ def compute_figures(rows: Sequence[Mapping[str, Any]], faults: Mapping[str, Faul
 
 def _detection(run: FaultRun) -> float | None:
     """Return when a guard or supervisor recorded the first fault, in seconds of `time.monotonic`."""
-    times = [event.time - run.epoch for event in run.events if event.is_fault and event.time - run.epoch >= run.injection.began - 0.01]
+    findings = [event.time - run.epoch for event in run.events if event.is_fault or event.kind == "wrong"]
+    times = [time for time in findings if time >= run.injection.began - 0.01]  # events are recorded to the millisecond
     return min(times, default=None)
 
 

@@ -24,6 +24,7 @@ from defensemble_repository.averaging import reference_outputs
 from defensemble_server import Server
 
 CALLERS = 2  # per protocol
+CHECK_INTERVAL_S = 1.0  # of the supervisor, as `defensemble serve` has it
 _WEIGHT, _LATER_WEIGHT = 2.0, 3.0
 _POLL_S = 0.02
 _PROBE_S = 2.0
@@ -65,12 +66,12 @@ class Stage:
     def ports(self) -> Mapping[str, int]:
         """The ports of the first server by name."""
         state = self.server.state
-        return {"http": state.http_port, "grpc": state.grpc_port, "metrics": state.metrics_port}
+        return {"http": state.http_port, "grpc": state.grpc_port, "metrics": state.metrics_port, "supervisor": state.supervisor_port}
 
     @property
     def first(self) -> str:
-        """Name and version of the trapped member."""
-        return f"{self.members[0].name}@1"
+        """Name of the trapped member, which has another version after a repair."""
+        return self.members[0].name
 
     def expected(self, weight: float = _WEIGHT) -> Mapping[str, Array]:
         """Return the outputs for the pool, with a weight of the first member."""
@@ -153,7 +154,9 @@ def staged(
     """
     write_ensemble_repository(repository, members)
     with ExitStack() as stack:
-        servers = [stack.enter_context(start_server(repository))[0] for _ in range(replicas)]
+        servers = [
+            stack.enter_context(start_server(repository, check_interval_s=CHECK_INTERVAL_S, supervisor_port=0))[0] for _ in range(replicas)
+        ]
         stage = Stage(servers, repository, members, logits, pool, effort, seed)
         stage.edit(_WEIGHT)
         yield stage
