@@ -45,7 +45,7 @@ _PROBE_IMAGES = 16
 
 @dataclass(frozen=True)
 class Sample:
-    """Resources of Triton, of its guard and of the supervisor at one time. /dev/shm is that of the machine, without what was there before."""
+    """Resources of Triton, of its guard and the supervisor at one time, and the entries of /dev/shm that are new on the machine."""
 
     at: float
     triton_pid: int
@@ -251,8 +251,8 @@ class _Editor:
         self.acknowledged |= {edit.id for edit in self._ensembles.history(ENSEMBLE)}
 
     def _differ(self, first: State, second: State) -> bool:
-        probabilities = [state_probabilities(state, self._logits) for state in (first, second)]
-        return min_difference(*probabilities, BATCH) > MIN_DIFFERENCE
+        before, after = (state_probabilities(state, self._logits) for state in (first, second))
+        return min_difference(before, after, BATCH) > MIN_DIFFERENCE
 
 
 def _sample(server: Server, shared_before: set[str]) -> Sample:
