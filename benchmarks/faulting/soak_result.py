@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,9 +96,13 @@ def gain(times: Sequence[float], values: Sequence[float], scale: float) -> dict[
         return None
     means = np.stack([block.mean(axis=0) for block in np.array_split(second, BLOCKS)])
     duration = float(second[-1, 0] - second[0, 0])
-    fit = stats.linregress(means[:, 0], means[:, 1])
-    margin = float(stats.t.ppf(0.975, BLOCKS - 2)) * float(fit.stderr) * duration
-    middle = float(fit.slope) * duration
+    centred = means[:, 0] - means[:, 0].mean()
+    slope = float(centred @ means[:, 1] / (centred @ centred))
+    residuals = means[:, 1] - means[:, 1].mean() - slope * centred
+    # scipy's `linregress` has NaN as the error of constant values, such as an empty /dev/shm.
+    error = math.sqrt(float(residuals @ residuals) / (BLOCKS - 2) / float(centred @ centred))
+    margin = float(stats.t.ppf(0.975, BLOCKS - 2)) * error * duration
+    middle = slope * duration
     return {
         "gained": round(middle, 3),
         "low": round(middle - margin, 3),

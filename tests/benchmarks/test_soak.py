@@ -37,28 +37,11 @@ def test_a_gain_is_the_slope_of_the_second_half() -> None:
 
 
 def run_with(gained_files: int = 0, **values: Any) -> SoakRun:
-    samples = [
-        Sample(
-            at=time,
-            triton_pid=7,
-            pss_bytes=10**8,
-            open_files=60 + int(gained_files * time / 400),
-            threads=40,
-            guard_pss_bytes=10**7,
-            shared_memory=0,
-        )
-        for time in TIMES
-    ]
+    files = [60 + int(gained_files * time / 400) for time in TIMES]
+    samples = [Sample(time, 7, 10**8, open_files, 40, 10**7, 0) for time, open_files in zip(TIMES, files, strict=True)]
     outcomes = [Outcome("grpc", "cancel", ABORTED, 0.1), Outcome("grpc", PLAIN, PLAIN, 0.1), Outcome("grpc", PLAIN, REFUSED, 0.1)]
-    known: dict[str, Any] = {
-        "ended": 400.0,
-        "samples": samples,
-        "edits": 3,
-        "verdict": Verdict(calls=9),
-        "aborts": outcomes,
-        "probes": [(8, "")],
-    }
-    return SoakRun(0.0, **{**known, **values})
+    known: dict[str, Any] = {"ended": 400.0, "samples": samples, "edits": 3, "verdict": Verdict(calls=9), "aborts": outcomes}
+    return SoakRun(0.0, **{**known, "probes": [(8, "")], **values})
 
 
 @pytest.mark.parametrize(
