@@ -107,7 +107,7 @@ class Effort:
 
 
 FULL = Effort(
-    warm_s=3.0, flood_s=10.0, settle_s=3.0, patience_s=60.0, requests=500, slow_clients=500, closes=1000, inflated_bytes=3_000_000_000
+    warm_s=3.0, flood_s=10.0, settle_s=3.0, patience_s=60.0, requests=300, slow_clients=500, closes=1000, inflated_bytes=3_000_000_000
 )
 QUICK = Effort(warm_s=0.5, flood_s=1.5, settle_s=0.5, patience_s=30.0, requests=40, slow_clients=500, closes=60, inflated_bytes=300_000_000)
 
