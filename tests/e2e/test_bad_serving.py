@@ -109,7 +109,7 @@ def test_serve_reports_models_that_it_cannot_serve_and_serves_the_others(reposit
 def test_serve_rejects_a_taken_port(repository: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        options = ("--http-port", "0", "--grpc-port", str(port), "--metrics-port", "0")
+        options = ("--http-port", "0", "--grpc-port", str(port), "--metrics-port", "0", "--supervisor-port", "0")
         error = error_message(run("serve", "--repository", repository, *options, cwd=repository.parent))
     assert_facts(error, f"grpc port {port} | 127.0.0.1 | Address already in use | --grpc-port")
 

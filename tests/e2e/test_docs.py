@@ -57,6 +57,7 @@ NOT_RUN = {
     "docs/how-to/notebooks.md": 1,
     "docs/how-to/predict.md": 2,
     "docs/how-to/probe.md": 1,
+    "docs/how-to/run-as-a-service.md": 2,
     "docs/how-to/tensorrt.md": 1,
     "docs/how-to/train.md": 3,
     "docs/reference/cli.md": 1,

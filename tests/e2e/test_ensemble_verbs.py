@@ -21,7 +21,7 @@ from tests.support.facts import assert_facts
 from tests.support.tiny import content, leftovers
 from tests.support.world import ABC, KEY, World, times_of_change, write_world
 
-PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--drain", "1")
+PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--supervisor-port", "0", "--drain", "1")
 
 
 @dataclass(frozen=True)

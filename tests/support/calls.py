@@ -19,12 +19,12 @@ from tests.support import backend_graphs as graphs, tiny
 FREE = ServeOptions(http_port=0, grpc_port=0, metrics_port=0, drain_s=1)
 
 
-def ask(server: Server, model: str, images: tiny.Array, output: str) -> tiny.Array:
+def ask(server: Server, model: str, images: tiny.Array, output: str, *, timeout_s: float = 3.0) -> tiny.Array:
     body = {
         "inputs": [{"name": "images", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}],
         "outputs": [{"name": output}],
     }
-    answer = urllib3.request("POST", f"{server.http_url}/v2/models/{model}/infer", json=body)
+    answer = urllib3.request("POST", f"{server.http_url}/v2/models/{model}/infer", json=body, timeout=timeout_s)
     assert answer.status == 200, answer.data
     got = answer.json()["outputs"][0]
     values: tiny.Array = np.array(got["data"], np.float32).reshape(got["shape"])

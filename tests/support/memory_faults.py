@@ -42,20 +42,30 @@ def biased_member(name: str, seed: int) -> ExportedMember:
     return ExportedMember(name, model.SerializeToString(), tiny.SHAPE, 16, classes, f"masks-{seed}")
 
 
-def write_repository(folder: Path, *, ensemble: str | None = "ensemble", loops: bool = False) -> Path:
+def write_repository(folder: Path, *, ensemble: str | None = "ensemble", loops: bool = False, max_batch_size: int = 8) -> Path:
     """Write the members `alpha` (seed 1) and `beta` (seed 2), which can loop, and an ensemble of them."""
     members = [biased_member("alpha", 1), looping_member("beta", 2) if loops else biased_member("beta", 2)]
-    write_files(folder, planned_files(folder, members, ensemble=ensemble, max_batch_size=8))
+    write_files(folder, planned_files(folder, members, ensemble=ensemble, max_batch_size=max_batch_size))
     return folder
 
 
 def overwrite_bias(pid: int, seed: int, values: tiny.Array) -> int:
-    """Overwrite the bias of `biased_member(seed)` wherever it is in the writable memory of a process; return how often it was there.
+    """Overwrite the bias of `biased_member(seed)` in the memory of a process with `values`, as `overwrite` does."""
+    return overwrite(pid, bias(seed), values.astype(np.float32))
+
+
+def overwrite(pid: int, before: tiny.Array, after: tiny.Array) -> int:
+    """Overwrite numbers, such as the bias of a member, wherever they are in the writable memory of a process; return how often.
+
+    Args:
+        pid: The process.
+        before: The numbers, float32.
+        after: As many others.
 
     Raises:
         OSError: The process may not be traced.
     """
-    pattern, places = bias(seed).tobytes(), list[int]()
+    pattern, places = before.tobytes(), list[int]()
     with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         for line in maps:
             area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
@@ -70,7 +80,7 @@ def overwrite_bias(pid: int, seed: int, values: tiny.Array) -> int:
             places += [begin + found.start() for found in re.finditer(re.escape(pattern), content)]
         for place in places:  # all at once: a member that is loaded again meanwhile must stay right
             memory.seek(place)
-            memory.write(values.astype(np.float32).tobytes())
+            memory.write(after.tobytes())
     return len(places)
 
 

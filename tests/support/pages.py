@@ -132,7 +132,7 @@ class Ports:
         """Return a block's text with these ports."""
         for standard, free in (("8000", self.http), ("8001", self.grpc), ("8002", self.metrics)):
             text = text.replace(standard, str(free))
-        chosen = f"--http-port {self.http} --grpc-port {self.grpc} --metrics-port {self.metrics}"
+        chosen = f"--http-port {self.http} --grpc-port {self.grpc} --metrics-port {self.metrics} --supervisor-port 0"
         return re.sub(r"(defensemble serve .*?--detach)", rf"\1 {chosen}", text)
 
 

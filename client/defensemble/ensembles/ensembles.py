@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from defensemble_repository.checks.finding import Finding
 from defensemble_repository.ensemble import Ensemble
-from defensemble_repository.errors import EnsembleError, RepositoryError
-from defensemble_repository.reader import read_ensemble
 from defensemble_repository.target import TARGETS
 from defensemble_repository.view import RepositoryView, require_repository
 
 from .._client.client import Client
-from .._exceptions import ConnectionFailedError, DefensembleError, InputError
+from .._exceptions import ConnectionFailedError, InputError
 from .edit import EditRunner
 from .prune import prune
 from .refresh import refresh
+from .reload import reload_all
 from .results import Applied, EnsembleState, Replica
 from .rollback import roll_back
 from .server_models import ModelServer
@@ -306,25 +305,7 @@ class Ensembles:
 
         if name is not None:
             return [self._runner.run(Reload(name), message=message, dry_run=dry_run)]
-        results: list[Applied] = []
-        errors: list[Exception] = []
-        for ensemble in self.names():
-            try:
-                read_ensemble(self.repository, ensemble)
-            except EnsembleError as error:
-                self._runner.on_warning(f"skipped '{ensemble}': {error}")
-                continue
-            try:
-                results.append(self._runner.run(Reload(ensemble), message=message, dry_run=dry_run))
-            except (DefensembleError, RepositoryError) as error:
-                errors.append(error)
-        if errors:
-            for applied in results:
-                self._runner.on_warning(f"'{applied.ensemble}' was reloaded: {'; '.join(applied.changes) or 'no changes'}")
-            for other in errors[1:]:
-                self._runner.on_warning(str(other))
-            raise errors[0]
-        return results
+        return reload_all(self._runner, self.names(), message=message, dry_run=dry_run)
 
     def refresh(self, member: str, *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
         """Copy a member's files to a new version, and switch all ensembles with it to that, one edit each: servers load the file again.

@@ -49,26 +49,28 @@ class Checks:
             record.failure = record.right_at = record.right_since = None
 
     def run(self) -> None:
-        """Ask every model that does not wait for an answer, one after the other.
+        """Ask every model, one after the other; do nothing while a check waits, so that only users' requests make counters grow.
 
         Raises:
             One of `connection.FAILURES`: The server does not answer.
             NotServableError, RepositoryError, OSError: The repository cannot be read.
         """
+        if self._waiting:
+            return
         try:
             ready = self._connection().ready_versions()
         except FAILURES:
             self._drop()
             raise
+        is_edited = self._targets.is_edited
         targets = {target.label: target for target in self._targets.current(ready)}
         for label in [label for label in self.records if label not in targets]:
             del self.records[label]
-            if label in self._waiting:
-                self._waiting.pop(label).connection.close()
         for label, target in targets.items():
             record = self.records.setdefault(label, TargetRecord(target))
             record.target = target
-            if label not in self._waiting:
+            # An edit unloads models that no ensemble uses any more once they have had no requests for a second.
+            if not (is_edited and self._targets.is_unused(target)):
                 self._ask(record, ready)
 
     def receive(self) -> None:
@@ -84,25 +86,27 @@ class Checks:
                 finally:
                     check.connection.close()
 
-    def hangs(self) -> TargetRecord | None:
-        """Return a model that hangs: its check waits, and it has executed nothing for `hang_after_s`.
+    def hanging(self) -> list[TargetRecord]:
+        """Return the models that hang: their checks wait, and they have executed nothing for `hang_after_s`.
 
-        A server under load is no hang: the check waits in the queue, while the counters of the model grow.
+        A server under load is no hang: the check waits in the queue, while the counters of the model grow. Users of another model can keep
+        a model waiting for longer; while the counters of any model grow, a hang takes three times as long.
         """
-        now = time.monotonic()
+        now, found = time.monotonic(), list[TargetRecord]()
         if not self._waiting or now < self._progress_at:
-            return None
+            return found
         self._progress_at = now + _PROGRESS_EVERY_S
+        try:
+            counts = self._connection().progress()
+        except FAILURES:
+            self._drop()
+            return found
         for label, check in self._waiting.items():
             record = self.records[label]
-            try:
-                idle_s = check.note_progress(self._connection().progress(record.target.name))
-            except FAILURES:
-                self._drop()
-                return None
-            if idle_s >= self._hang_after_s:
-                return record
-        return None
+            own_s, any_s = check.own.idle_s(counts.get(record.target.name, 0)), check.any.idle_s(sum(counts.values()))
+            if own_s >= self._hang_after_s and (any_s >= self._hang_after_s or own_s >= 3 * self._hang_after_s):
+                found.append(record)
+        return found
 
     def _ask(self, record: TargetRecord, ready: Collection[tuple[str, int]]) -> None:
         connection = self._connection()

@@ -6,7 +6,8 @@ import http.client
 import json
 import select
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -95,13 +96,13 @@ class Connection:
         index = self._json("POST", "/v2/repository/index", "{}")
         return {(entry["name"], int(entry["version"])) for entry in index if entry.get("state") == "READY"}
 
-    def progress(self, model: str) -> int:
-        """Return a number that grows with every execution and every answered request of any version of a model."""
-        total = 0
-        for stats in self._json("GET", f"/v2/models/{model}/stats", None)["model_stats"]:
+    def progress(self) -> dict[str, int]:
+        """Return for each model a number that grows with every execution and every answered request of any of its versions."""
+        totals: Counter[str] = Counter()
+        for stats in self._json("GET", "/v2/models/stats", None)["model_stats"]:
             counts = stats["inference_stats"]
-            total += int(stats["execution_count"]) + int(counts["success"]["count"]) + int(counts["fail"]["count"])
-        return total
+            totals[stats["name"]] += int(stats["execution_count"]) + int(counts["success"]["count"]) + int(counts["fail"]["count"])
+        return dict(totals)
 
     def close(self) -> None:
         """Close the connection."""
@@ -117,24 +118,32 @@ class Connection:
 
 
 @dataclass
+class Progress:
+    """A counter, and since when it has not changed, by the monotonic clock."""
+
+    count: int | None = None
+    since: float = 0.0
+
+    def idle_s(self, count: int) -> float:
+        """Note the counter; return for how many seconds it has not changed."""
+        now = time.monotonic()
+        if count != self.count:
+            self.count, self.since = count, now
+        return now - self.since
+
+
+@dataclass
 class WaitingCheck:
     """A request that has not been answered yet, on a connection of its own.
 
     Args:
         connection: The connection.
         sent: When it was sent, by the monotonic clock.
-        progress: The latest `Connection.progress` of its model; None if it is not known.
-        progress_at: When that number changed last.
+        own: The counter of its model (`Connection.progress`).
+        any: The counter of all models.
     """
 
     connection: Connection
     sent: float
-    progress: int | None = None
-    progress_at: float = 0.0
-
-    def note_progress(self, progress: int) -> float:
-        """Note the counters of the model; return for how many seconds they have not changed."""
-        now = time.monotonic()
-        if progress != self.progress:
-            self.progress, self.progress_at = progress, now
-        return now - self.progress_at
+    own: Progress = field(default_factory=Progress)
+    any: Progress = field(default_factory=Progress)

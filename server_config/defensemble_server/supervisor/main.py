@@ -103,8 +103,8 @@ class Supervisor:
                 self._round()
                 is_urgent = self._treatment.is_urgent(self._checks.records)
                 self._round_at = now + min(self._options.check_interval_s, _URGENT_INTERVAL_S if is_urgent else math.inf)
-            if (hung := self._checks.hangs()) is not None:
-                self._treatment.hang(hung)
+            if hanging := self._checks.hanging():
+                self._treatment.hang(hanging)
             self._treatment.step(self._checks.records)
         within_s = max(3 * self._options.check_interval_s, _READY_WITHIN_S)
         reasons = readiness_problems(self._checks.records, self._targets.ensembles, self._problems, self._outages.kind, within_s)

@@ -105,6 +105,11 @@ class Targets:
         except FileNotFoundError:
             return False
 
+    def is_unused(self, target: Target) -> bool:
+        """Return whether a model is a part of no ensemble."""
+        used = {member for other in self._targets.values() for member, _ in other.members}
+        return not target.is_ensemble and target.name not in used
+
     def current(self, ready: Collection[tuple[str, int]]) -> list[Target]:
         """Return what to ask: classifiers and fused graphs first, then ensembles.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from .records import Failure, TargetRecord
 from .repair import RepairProcess
 from .targets import Targets
 
-# A model is the reason of at most one restart in so many seconds.
-RESTART_AGAIN_S = 60.0
+# For the same model, two repairs are at least so many seconds apart, and so are two restarts because of wrong answers: a model whose
+# answers always differ would fill the disk with versions.
+TREATED_AGAIN_S = 600.0
+# The same for restarts because of a hang, which nothing else ends.
+HUNG_AGAIN_S = 60.0
 # Right answers must follow a repair within so many seconds.
 _RIGHT_WITHIN_S = 5.0
 
@@ -22,7 +25,8 @@ class Treatment:
     """Repairs models by edits, one at a time, and asks the guard for restarts.
 
     The rule: a model whose file on disk is right is loaded again from it, under a new version, by an edit. If the edit fails, or an
-    ensemble is wrong although its members are right, the server is restarted. A model whose file is wrong is only reported.
+    ensemble is wrong although its members are right, the server is restarted. A model whose file is wrong, or that was treated in the last
+    `TREATED_AGAIN_S`, is only reported.
 
     Args:
         repository: The repository.
@@ -45,7 +49,8 @@ class Treatment:
         self._process: RepairProcess | None = None
         self._left: list[RepairProcess] = []
         self._repairing: tuple[TargetRecord, Failure, float | None] | None = None  # with the time when the edit had ended
-        self._restarted_at: dict[str, float] = {}
+        self._treated_at: dict[tuple[str, str], float] = {}  # by treatment and model
+        self._unrepaired: dict[str, dict[str, Any]] = {}  # the facts of models that were only reported, by label
         self.repairs: Counter[str] = Counter()
 
     def is_urgent(self, records: Mapping[str, TargetRecord]) -> bool:
@@ -64,6 +69,7 @@ class Treatment:
 
     def forget(self) -> None:
         """Drop the repair in progress: the server has ended. The process of its edit waits for the new server."""
+        self._unrepaired.clear()
         if self._repairing is not None and self._process is not None:
             self._left.append(self._process)
             self._process = self._repairing = None
@@ -75,11 +81,11 @@ class Treatment:
         self._left.clear()
         self._process = None
 
-    def hang(self, record: TargetRecord) -> None:
-        """Ask for a restart because of a model that hangs."""
-        target = record.target
-        facts = {"model": target.name, "version": target.version, "cause": f"{target.label} executes nothing", "detected_at": time.time()}
-        if self._may_restart(record.target.name):
+    def hang(self, records: Sequence[TargetRecord]) -> None:
+        """Ask for a restart because of models that hang."""
+        record, names = records[0], ", ".join(record.target.label for record in records)
+        facts = {"models": names.split(", "), "cause": f"no execution of {names} ends", "detected_at": round(time.time(), 3)}
+        if self._restarts and self._may_treat("hang", record.target.name, HUNG_AGAIN_S):
             self._send_restart("hung", facts)
 
     def step(self, records: Mapping[str, TargetRecord]) -> None:
@@ -90,6 +96,7 @@ class Treatment:
         if self._repairing is not None:
             self._continue(records)
             return
+        self._report_ends(records)
         new = [record for record in records.values() if record.failure is not None and not record.failure.is_handled]
         for record in sorted(new, key=lambda record: record.target.is_ensemble):
             failure = record.failure
@@ -102,6 +109,8 @@ class Treatment:
                 self._give_up(record, failure, "its members answer rightly, so that its average is wrong")
             elif (problem := self._targets.file_problem(record.target)) is not None:
                 self._not_repaired(record, failure, problem, restarts=False)
+            elif not self._may_treat("repair", record.target.name, TREATED_AGAIN_S):
+                self._give_up(record, failure, f"it was repaired less than {TREATED_AGAIN_S:g} s ago")
             else:
                 self.prepare()
                 assert self._process is not None
@@ -125,7 +134,9 @@ class Treatment:
             self._repairing = record, failure, ended
         name = record.target.name
         affected = [
-            other for other in records.values() if other.target.name == name or any(member == name for member, _ in other.target.members)
+            other
+            for other in records.values()
+            if other.target.name == name or (self._has_member(other, name) and not self._has_failing_member(records, other, name))
         ]
         if all(other.failure is None and (other.right_at or 0.0) > ended for other in affected):
             recovered_at = max(other.right_since or 0.0 for other in affected)
@@ -135,7 +146,7 @@ class Treatment:
             self._end_repair()
             self.repairs["done"] += 1
             self._send_event("repaired", self._facts(record, failure) | facts)
-        elif time.time() > ended + _RIGHT_WITHIN_S:
+        elif time.time() > ended + _RIGHT_WITHIN_S and any(other.failure and (other.checked_at or 0.0) > ended for other in affected):
             self._end_repair()
             self._give_up(record, failure, "its answers are wrong after the repair, too")
 
@@ -145,7 +156,8 @@ class Treatment:
         self._process = self._repairing = None
 
     def _give_up(self, record: TargetRecord, failure: Failure, error: str) -> None:
-        self._not_repaired(record, failure, error, restarts=self._may_restart(record.target.name))
+        restarts = self._restarts and self._may_treat("restart", record.target.name, TREATED_AGAIN_S)
+        self._not_repaired(record, failure, error, restarts=restarts)
 
     def _not_repaired(self, record: TargetRecord, failure: Failure, error: str, *, restarts: bool) -> None:
         self.repairs["failed"] += 1
@@ -153,13 +165,36 @@ class Treatment:
         self._send_event("not_repaired", facts | {"error": error, "restarts": restarts})
         if restarts:
             self._send_restart("faulty", facts | {"cause": f"{record.target.label} answers wrongly"})
+        else:
+            self._unrepaired[record.target.label] = facts
 
-    def _may_restart(self, name: str) -> bool:
+    def _report_ends(self, records: Mapping[str, TargetRecord]) -> None:
+        """Report the models that were only reported, and now answer rightly, or are no longer served."""
+        for label, facts in list(self._unrepaired.items()):
+            record = records.get(label)
+            if record is None or (record.failure is None and record.right_since is not None):
+                recovered_at = time.time() if record is None or record.right_since is None else record.right_since
+                times = {"recovered_at": round(recovered_at, 3), "seconds": round(recovered_at - facts["detected_at"], 3)}
+                del self._unrepaired[label]
+                self._send_event("repaired", facts | times)
+
+    def _may_treat(self, treatment: str, name: str, again_s: float) -> bool:
+        """Return whether a model may be treated now, and remember that it is."""
         now = time.monotonic()
-        if not self._restarts or now < self._restarted_at.get(name, -RESTART_AGAIN_S) + RESTART_AGAIN_S:
+        if now < self._treated_at.get((treatment, name), -again_s) + again_s:
             return False
-        self._restarted_at[name] = now
+        self._treated_at[treatment, name] = now
         return True
+
+    @staticmethod
+    def _has_member(record: TargetRecord, name: str) -> bool:
+        return any(member == name for member, _ in record.target.members)
+
+    @staticmethod
+    def _has_failing_member(records: Mapping[str, TargetRecord], ensemble: TargetRecord, name: str) -> bool:
+        """Return whether a member other than `name` fails, which is the next to be repaired."""
+        others = [records.get(f"{member}@{version}") for member, version in ensemble.target.members if member != name]
+        return any(other is not None and other.failure is not None for other in others)
 
     @staticmethod
     def _has_right_members(records: Mapping[str, TargetRecord], ensemble: TargetRecord, failure: Failure) -> bool:

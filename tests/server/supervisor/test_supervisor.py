@@ -26,6 +26,8 @@ WATCHED = replace(FREE, supervisor_port=0, check_interval_s=0.5, hang_after_s=2.
 DEADLINE_S = 90
 IMAGES = tiny.images(2, seed=3)
 RIGHT = (tiny.softmax(faults.logits(1, IMAGES)) + tiny.softmax(faults.logits(2, IMAGES))) / 2
+# NaN with payloads that occur nowhere else.
+BROKEN = np.arange(0x7FC12340, 0x7FC12350, dtype=np.uint32).view(np.float32)
 pytestmark = pytest.mark.slow
 
 
@@ -62,17 +64,18 @@ def watched(repository: Path, **options: Any) -> Iterator[Server]:
         yield server
 
 
-def break_memory(server: Server, seed: int, values: tiny.Array) -> None:
+def break_memory(server: Server, seed: int, values: tiny.Array, *, where: tiny.Array | None = None) -> None:
     try:
-        assert faults.overwrite_bias(server.triton_pid, seed, values) >= 1
+        assert faults.overwrite(server.triton_pid, faults.bias(seed) if where is None else where, values) >= 1
     except PermissionError:
         pytest.skip("this machine does not allow to write into the memory of another process (ptrace)")
 
 
 def ask_in_vain(server: Server, images: tiny.Array) -> None:
     """Ask a member that never answers; the connection ends with the server."""
-    with pytest.raises(urllib3.exceptions.HTTPError):
-        ask(server, "beta", images, "logits")
+    body = {"inputs": [{"name": "images", "shape": list(images.shape), "datatype": "FP32", "data": images.ravel().tolist()}]}
+    with pytest.raises(urllib3.exceptions.ProtocolError):
+        urllib3.request("POST", f"{server.http_url}/v2/models/beta/infer", json=body, retries=False, timeout=DEADLINE_S)
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_a_member_whose_memory_is_wrong_is_loaded_again_under_load(repository: P
     with watched(repository) as server, load_on(server, IMAGES, RIGHT) as load:
         until(lambda: len(load.right) > 50)
         begin = time.time()
-        break_memory(server, 1, np.full(16, np.nan) if fault == "nan" else faults.bias(1)[::-1])
+        break_memory(server, 1, BROKEN if fault == "nan" else faults.bias(1)[::-1])
         found, repaired = event(server, "wrong"), event(server, "repaired")
         after = len(load.right)
         until(lambda: len(load.right) > after + 50 and is_ready(server))
@@ -111,21 +114,26 @@ def test_a_member_that_hangs_is_found_and_the_server_restarted(tmp_path: Path) -
     repository = faults.write_repository(tmp_path / "repository", loops=True)
     endless = np.full((1, *tiny.SHAPE), faults.FOREVER, np.float32)
     with watched(repository) as server:
-        caller = threading.Thread(target=ask_in_vain, args=(server, endless))
-        caller.start()
+        callers = [threading.Thread(target=ask_in_vain, args=(server, endless)) for _ in range(8)]  # more than it has instances
+        for caller in callers:
+            caller.start()
         hung, restarted = event(server, "hung"), event(server, "restarted")
         until(lambda: is_ready(server))
         assert np.abs(ask(server, "ensemble", IMAGES, "probabilities") - RIGHT).max() < 1e-5
-        caller.join()
-    assert (hung.facts["model"], hung.facts["version"]) == ("beta", 1)
+        for caller in callers:
+            caller.join()
+    assert "beta@1" in hung.facts["models"]
     assert restarted.facts["detected_at"] == hung.facts["detected_at"] < restarted.facts["recovered_at"]
 
 
 def test_a_queue_that_is_longer_than_the_time_of_a_hang_is_no_hang(tmp_path: Path) -> None:
-    repository = faults.write_repository(tmp_path / "repository", loops=True)
+    repository = faults.write_repository(tmp_path / "repository", loops=True, max_batch_size=1)
     slow = np.zeros((1, *tiny.SHAPE), np.float32)
-    slow[0, 0, 0, 0] = 500_000
     with watched(repository) as server:
+        slow[0, 0, 0, 0] = 20_000
+        begin = time.monotonic()
+        ask(server, "beta", slow, "logits", timeout_s=DEADLINE_S)
+        slow[0, 0, 0, 0] *= 0.2 / (time.monotonic() - begin)  # a fifth of a second for each run, on a machine of any speed
         logits = faults.logits(2, slow)
         over = time.monotonic() + 12
         waits = []
@@ -133,10 +141,10 @@ def test_a_queue_that_is_longer_than_the_time_of_a_hang_is_no_hang(tmp_path: Pat
         def call() -> None:
             while time.monotonic() < over:
                 begin = time.monotonic()
-                assert np.abs(ask(server, "beta", slow, "logits") / logits - 1).max() < 1e-4
+                assert np.abs(ask(server, "beta", slow, "logits", timeout_s=DEADLINE_S) / logits - 1).max() < 1e-4
                 waits.append(time.monotonic() - begin)
 
-        threads = [threading.Thread(target=call) for _ in range(32)]
+        threads = [threading.Thread(target=call) for _ in range(64)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -166,7 +174,7 @@ def test_a_model_whose_file_was_changed_too_is_reported_and_not_repaired(reposit
     file = repository / "alpha/1/model.onnx"
     with watched(repository) as server:
         file.write_bytes(tiny.linear_onnx(9, classes=16))
-        break_memory(server, 1, np.full(16, np.nan))
+        break_memory(server, 1, BROKEN)
         failed = event(server, "not_repaired")
         assert str(file) in failed.facts["error"]
         assert failed.facts["restarts"] is False
@@ -176,13 +184,17 @@ def test_a_model_whose_file_was_changed_too_is_reported_and_not_repaired(reposit
         assert urllib3.request("GET", f"{server.http_url}/v2/health/ready").status == 200, "Triton takes itself for ready"
         assert list(server_status(server.state).wrong) == ["alpha@1"]
         assert [event.kind for event in server.events()] == ["started", "wrong", "not_repaired"]
-    assert not (repository / "alpha/2").exists()
+        assert not (repository / "alpha/2").exists()
+        break_memory(server, 1, faults.bias(1), where=BROKEN)
+        event(server, "repaired")
+        until(lambda: is_ready(server))
+        assert dict(server_status(server.state).wrong) == {}
 
 
 def test_without_a_possible_edit_the_server_is_restarted(repository: Path) -> None:
     (repository / "history.jsonl").mkdir()
     with watched(repository) as server:
-        break_memory(server, 1, np.full(16, np.nan))
+        break_memory(server, 1, BROKEN)
         failed, faulty = event(server, "not_repaired"), event(server, "faulty")
         event(server, "restarted")
         until(lambda: is_ready(server))

@@ -196,6 +196,7 @@ def values_from_samples(samples: Sequence[ServerSample], before: Sequence[Server
                 "round_trip_ms": None if sample.round_trip_s is None else round(1000 * sample.round_trip_s, 3),
                 "restarts": None if local is None else local.restarts,
                 "uptime_s": None if local is None else round(local.uptime_s, 3),
+                "wrong": {} if local is None else dict(local.wrong),
                 "restarting": local is not None and local.restarting_since is not None,
                 "has_statistics": sample.counters is not None,
                 "models": _models(sample, previous),
@@ -317,5 +318,7 @@ def _state(server: Mapping[str, Any]) -> str:
         return "restarting"
     if server["error"] is not None:
         return "error"
+    if server["wrong"]:
+        return f"WRONG answers: {', '.join(server['wrong'])}"
     state = "ready" if server["ready"] else "live, not ready" if server["live"] else "not live"
     return state if server["has_statistics"] else f"{state}; reports no statistics"
