@@ -77,7 +77,7 @@ def compute_figures(rows: Sequence[Mapping[str, Any]], faults: Mapping[str, Faul
 
 def _detection(run: FaultRun) -> float | None:
     """Return when a guard or supervisor recorded the first fault, in seconds of `time.monotonic`."""
-    findings = [event.time - run.epoch for event in run.events if event.is_fault or event.kind == "wrong"]
+    findings = [event.facts.get("detected_at", event.time) - run.epoch for event in run.events if event.is_fault or event.kind == "wrong"]
     times = [time for time in findings if time >= run.injection.began - 0.01]  # events are recorded to the millisecond
     return min(times, default=None)
 
