@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks.aborting.giving_up import ABORTED, ANSWERED, PLAIN, REFUSED, WRONG, Outcome
 from benchmarks.aborting.patient import LOST, RIGHT, PatientCall
 from benchmarks.aborting.under_aborts import Run
-from benchmarks.aborting.watching import Observations, find_outages, find_silences
 from benchmarks.common.figures import Figure, percentiles, zero_figure
+from benchmarks.common.watching import Observations, find_outages, find_silences
 from defensemble_server import ServerEvent
 
 SILENCE_S = 0.5

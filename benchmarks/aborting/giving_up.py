@@ -21,11 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 
-from benchmarks.aborting.oracle import find_mistake
 from benchmarks.aborting.patient import PATIENCE_S
-from benchmarks.aborting.plan import OUTPUTS, Abort, draw_aborts
+from benchmarks.aborting.plan import Abort, draw_aborts
 from benchmarks.common.answers import Array
 from benchmarks.common.callers import choose_rows
+from benchmarks.common.oracle import OUTPUTS, find_mistake
 from defensemble import GrpcTransport, HttpTransport, OutputRequest, ServiceError, Transport
 
 ABORTED, ANSWERED, REFUSED, PLAIN, WRONG = "aborted", "answered", "refused", "plain", "wrong"

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from benchmarks.aborting.giving_up import ABORTED, ANSWERED, REFUSED, Outcome, transport_to
 from benchmarks.aborting.patient import PATIENCE_S
-from benchmarks.aborting.plan import OUTPUTS, Abort, draw_aborts
+from benchmarks.aborting.plan import Abort, draw_aborts
 from benchmarks.common.callers import choose_rows
+from benchmarks.common.oracle import OUTPUTS
 from defensemble import OutputRequest, ServiceError
 
 _PAUSE_S = 0.05

@@ -7,22 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.aborting.oracle import find_mistake
 from benchmarks.aborting.plan import BATCHES, OUTPUT_CHOICES
 from benchmarks.common.answers import Array
 from benchmarks.common.callers import NO_RETRIES, choose_rows, run_in_threads
+from benchmarks.common.observed import ObservedTransport, observed_transport
+from benchmarks.common.oracle import find_mistake
 from defensemble import (
     Client,
     ConnectionFailedError,
-    GrpcTransport,
-    HttpTransport,
     NotReadyError,
-    Outputs,
     ServerFailedError,
     ServiceError,
 )
@@ -70,7 +67,7 @@ class PatientCallers:
 
     def _call_in_a_loop(self, caller: int, stop: Event, calls: list[PatientCall], first: threading.Barrier) -> None:
         generator = np.random.default_rng((self.seed, caller))
-        transport = _ObservedGrpc(self.url) if self.url.startswith("grpc") else _ObservedHttp(self.url)
+        transport = observed_transport(self.url)
         with Client(self.url, self.model, timeout_s=self.patience_s, transport=transport, retry=NO_RETRIES) as client:
             while not stop.is_set():
                 calls.append(self._call(client, transport, caller, len(calls), generator))
@@ -78,9 +75,7 @@ class PatientCallers:
                     first.wait()
                 stop.wait(float(generator.uniform(0, _MAX_PAUSE_S)))
 
-    def _call(
-        self, client: Client, transport: _ObservedGrpc | _ObservedHttp, caller: int, number: int, generator: np.random.Generator
-    ) -> PatientCall:
+    def _call(self, client: Client, transport: ObservedTransport, caller: int, number: int, generator: np.random.Generator) -> PatientCall:
         rows = choose_rows(self.seed, caller, number, len(self.pool), int(generator.choice(BATCHES)))
         outputs = OUTPUT_CHOICES[int(generator.integers(len(OUTPUT_CHOICES)))] or OUTPUT_CHOICES[0]  # our client always names its outputs
         failures: list[str] = []
@@ -106,23 +101,3 @@ class PatientCallers:
                 verdict, detail = LOST, f"response after {arrived - began:.1f} s"
             protocol = self.url.partition(":")[0]
             return PatientCall(protocol, caller, number, began, sent, arrived, verdict, detail, tuple(failures))
-
-
-class _Observed:
-    """A transport that records whether its last inference had a response, which the client may reject afterwards."""
-
-    has_response = False
-
-    def infer(self, *args: Any, **options: Any) -> Outputs:
-        self.has_response = False
-        response: Outputs = super().infer(*args, **options)  # type: ignore[misc]
-        self.has_response = True
-        return response
-
-
-class _ObservedGrpc(_Observed, GrpcTransport):
-    pass
-
-
-class _ObservedHttp(_Observed, HttpTransport):
-    pass

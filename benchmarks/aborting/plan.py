@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.common.oracle import OUTPUTS
+
 ABORTS: Mapping[str, Mapping[str, int]] = {
     "grpc": {"deadline": 10_000, "cancel": 10_000, "close": 1_000, "kill": 300},
     "http": {"expire": 10_000, "close": 1_000, "kill": 300},
 }
 """Number of aborts of each kind in a full run, by protocol. A close or a kill aborts several calls together."""
-OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
 OUTPUT_CHOICES: tuple[tuple[str, ...], ...] = (OUTPUTS, ("probabilities",), ("mutual_information",), OUTPUTS[::3], ())
 """The outputs that calls request; none means all."""
 BATCHES = (1, 1, 2, 4, 8)

@@ -15,12 +15,12 @@ from benchmarks.aborting.giving_up import AbortingCallers, Outcome
 from benchmarks.aborting.killed import KilledCallers
 from benchmarks.aborting.patient import PatientCall, PatientCallers
 from benchmarks.aborting.plan import scale_counts
-from benchmarks.aborting.watching import Observations, find_leftovers, list_shared_memory, observe_server
 from benchmarks.common.answers import Array, expected_outputs
 from benchmarks.common.callers import CONTEXT, Callers, Job, running_callers
 from benchmarks.common.command_line import OnProgress, silent
 from benchmarks.common.provenance import machine_info
 from benchmarks.common.servers import ENSEMBLE, start_server, write_ensemble_repository
+from benchmarks.common.watching import Observations, find_leftovers, list_shared_memory, observe_server
 from defensemble import Client
 from defensemble_export import ExportedMember
 from defensemble_server import ServerEvent

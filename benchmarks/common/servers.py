@@ -49,8 +49,8 @@ def memory_bytes(server: Server) -> dict[str, int]:
 
 
 @contextmanager
-def start_server(repository: Path) -> Iterator[tuple[Server, Start]]:
-    """Start a server of a repository on free ports. Yields the server and the duration of its start."""
+def start_server(repository: Path, **options: Any) -> Iterator[tuple[Server, Start]]:
+    """Start a server of a repository on free ports. Yields the server and the duration of its start. `options` are those of `serve`."""
     port = free_port()
     response_times: list[float] = []
     stop = threading.Event()
@@ -58,7 +58,7 @@ def start_server(repository: Path) -> Iterator[tuple[Server, Start]]:
     watcher.start()
     try:
         started_at = time.clock_gettime(time.CLOCK_BOOTTIME)
-        context = serve(repository, ServeOptions(http_port=port, grpc_port=0, metrics_port=0, drain_s=1))
+        context = serve(repository, ServeOptions(http_port=port, grpc_port=0, metrics_port=0, drain_s=1, **options))
         server = context.__enter__()
         serve_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_at
     finally:

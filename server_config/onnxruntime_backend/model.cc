@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include "sha256.h"
+
 namespace onnx_backend {
 
 namespace {
@@ -59,7 +61,9 @@ Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCo
     max_joined_rows_ = settings.max_joined_rows;
     threads_ = settings.threads_of_a_run();
     const std::string& file = config["default_model_filename"].text();
-    open_session(folder_ + "/" + std::to_string(version_) + "/" + (file.empty() ? "model.onnx" : file), settings);
+    const std::string path = folder_ + "/" + std::to_string(version_) + "/" + (file.empty() ? "model.onnx" : file);
+    check_digest(path, config);
+    open_session(path, settings);
     describe_graph();
     check_config(config);
     log(TRITONSERVER_LOG_INFO, name_ + " version " + std::to_string(version_) + ": " + text_from_settings(settings));
@@ -79,6 +83,19 @@ void Model::read_identity(TRITONBACKEND_Model* handle) {
     fail(TRITONSERVER_ERROR_UNSUPPORTED, "model '" + name_ + "' is not in a file system, from which this backend reads models");
   }
   folder_ = text;
+}
+
+// A damaged file mostly still loads, because changed weights look like weights.
+void Model::check_digest(const std::string& path, const Json& config) const {
+  const std::string parameter = "sha256." + std::to_string(version_);
+  const std::string& expected = config["parameters"][parameter]["string_value"].text();
+  if (expected.empty()) return;
+  const std::string actual = sha256_of_file(path);
+  if (actual != expected) {
+    throw_invalid_argument(
+        "'" + path + "' has SHA-256 " + actual.substr(0, 16) + "..., but parameter " + parameter + " is " + expected.substr(0, 16) +
+        "..., so the file was changed or damaged; put the right one back, or, if the change is " + "intended, write the new digest there");
+  }
 }
 
 void Model::open_session(const std::string& path, const ModelSettings& settings) {

@@ -64,6 +64,7 @@ class Model {
   enum class Shapes { unseen, confirmed, refuted };
 
   void read_identity(TRITONBACKEND_Model* handle);
+  void check_digest(const std::string& path, const Json& config) const;
   void open_session(const std::string& path, const ModelSettings& settings);
   void describe_graph();
   TensorInfo describe(bool is_input, size_t index) const;

@@ -19,12 +19,14 @@ from click.testing import CliRunner
 from benchmarks.aborted_calls import SCHEMA, main, measure
 from benchmarks.aborting.figures import build_result
 from benchmarks.aborting.giving_up import ABORTED, ANSWERED, PLAIN, REFUSED, WRONG, Outcome, Pace
-from benchmarks.aborting.oracle import find_mistake
 from benchmarks.aborting.page import page
 from benchmarks.aborting.patient import LOST, RIGHT, WRONG as WRONG_TO_PATIENT, PatientCall, PatientCallers
-from benchmarks.aborting.plan import ABORTS, BATCHES, LATEST, OUTPUT_CHOICES, OUTPUTS, draw_aborts, scale_counts
+from benchmarks.aborting.plan import ABORTS, BATCHES, LATEST, OUTPUT_CHOICES, draw_aborts, scale_counts
 from benchmarks.aborting.under_aborts import Effort, Run
-from benchmarks.aborting.watching import (
+from benchmarks.common.answers import expected_outputs
+from benchmarks.common.figures import exit_status
+from benchmarks.common.oracle import OUTPUTS, find_mistake
+from benchmarks.common.watching import (
     Observations,
     Outage,
     Sample,
@@ -34,8 +36,6 @@ from benchmarks.aborting.watching import (
     list_shared_memory,
     observe_server,
 )
-from benchmarks.common.answers import expected_outputs
-from benchmarks.common.figures import exit_status
 from defensemble_server import Server, ServerEvent
 from tests.support import tiny
 from tests.support.facts import assert_facts

@@ -35,7 +35,6 @@ STRICTER = {
     "instances-passive",  # the first call crashes the server
     "version-zero",
     "version-only-zero",
-    "file-changed",  # by its digest
     "file-name-path",
     "warmup-file-path",
     # The parameters of an average contradict its graph, or describe no computation.

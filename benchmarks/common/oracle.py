@@ -1,4 +1,4 @@
-"""Check a response."""
+"""Check a response of an ensemble."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.aborting.plan import OUTPUTS
 from benchmarks.common.answers import Array
 from defensemble_repository.averaging import TOLERANCE, largest_difference
+
+OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
 
 
 def find_mistake(
