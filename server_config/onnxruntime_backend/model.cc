@@ -94,7 +94,7 @@ void Model::check_digest(const std::string& path, const Json& config) const {
   if (actual != expected) {
     throw_invalid_argument(
         "'" + path + "' has SHA-256 " + actual.substr(0, 16) + "..., but parameter " + parameter + " is " + expected.substr(0, 16) +
-        "..., so the file was changed or damaged; put the right one back, or, if the change is " + "intended, write the new digest there");
+        "..., so the file was changed or damaged; put the right one back, or, if the change is intended, write the new digest there");
   }
 }
 

@@ -1,4 +1,4 @@
-// SHA-256 of a file (FIPS 180-4): whether it is the one that config.pbtxt was written for.
+// SHA-256 of a file, by OpenSSL: whether it is the one that config.pbtxt was written for.
 #pragma once
 
 #include <string>
