@@ -18,6 +18,7 @@ from defensemble_server import Server
 from tests.support.certificates import make_certificate
 from tests.support.checkout import ROOT
 from tests.support.pages import Ports, blocks_to_run
+from tests.support.scripted import free_port
 from tests.support.tiny import images
 from tests.support.tls_proxy import tls_proxy
 
@@ -40,7 +41,8 @@ def localised(triton: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     Path("photos").mkdir()
     for name, image in zip("ab", batch, strict=False):
         Image.fromarray((255 * image[0]).round().astype(np.uint8)).save(f"photos/{name}.png")
-    ports = Ports(*(int(url.rpartition(":")[2].partition("/")[0]) for url in (triton.http_url, triton.grpc_url, triton.metrics_url)))
+    state = triton.state
+    ports = Ports(state.http_port, state.grpc_port, state.metrics_port, free_port())
 
     def localise(text: str) -> str:
         return ports.put_into(text.replace("gpu-1", "127.0.0.1").replace("gpu-2", "localhost"))

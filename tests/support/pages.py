@@ -122,24 +122,26 @@ def check_blocks(page: Path) -> None:
 
 @dataclass(frozen=True)
 class Ports:
-    """Free ports that replace 8000, 8001 and 8002, which may be in use."""
+    """Free ports that replace 8000 to 8003, which may be in use."""
 
     http: int
     grpc: int
     metrics: int
+    supervisor: int
 
     def put_into(self, text: str) -> str:
         """Return a block's text with these ports."""
-        for standard, free in (("8000", self.http), ("8001", self.grpc), ("8002", self.metrics)):
+        for standard, free in (("8000", self.http), ("8001", self.grpc), ("8002", self.metrics), ("8003", self.supervisor)):
             text = text.replace(standard, str(free))
-        chosen = f"--http-port {self.http} --grpc-port {self.grpc} --metrics-port {self.metrics} --supervisor-port 0"
+        names = ("http", "grpc", "metrics", "supervisor")
+        chosen = " ".join(f"--{name}-port {getattr(self, name)}" for name in names)
         return re.sub(r"(defensemble serve .*?--detach)", rf"\1 {chosen}", text)
 
 
 def free_ports() -> Ports:
-    """Return three free ports."""
+    """Return four free ports."""
     chosen: set[int] = set()
-    while len(chosen) < 3:
+    while len(chosen) < 4:
         chosen.add(free_port())
     return Ports(*chosen)
 

@@ -102,6 +102,11 @@ KNOWN_FAULTS = (
         "an ensemble whose last two steps fail for the same request, as in repositories of older versions, can end the server",
         "`defensemble ensemble reload` converts old repositories to one last step",
     ),
+    Weakness(
+        (),
+        "a member that fails while Triton still starts the other members of the ensemble ends the server",
+        "`defensemble serve`, whose backend delays errors by 50 ms",
+    ),
     Weakness((), "an unload of a model that is still being loaded can end the server", "wait for a load to end first"),
     Weakness(
         ("server issue 7795",), "Triton's own trace of HTTP requests under load can end the server", "trace few calls, or calls over gRPC"
