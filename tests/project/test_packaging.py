@@ -69,7 +69,8 @@ def test_the_wheel_holds_the_packages_and_what_serving_needs(wheel: Path) -> Non
     assert len(expected) > 15
     place = "defensemble_server/_data/onnxruntime_backend/"
     assert {name.removeprefix(place) for name in names if name.startswith(place) and name.endswith((".cc", ".h"))} == expected
-    assert "defensemble_server/_data/triton-runtime.txt" in names
+    others = {"triton-runtime.txt", "nginx/defensemble.conf", "systemd/defensemble.service"}
+    assert {f"defensemble_server/_data/{name}" for name in others} <= set(names)
     assert f"{information}/licenses/LICENSE" in names
     assert not [name for name in names if name.endswith((".pyc", ".so", ".safetensors", ".onnx"))]
 
