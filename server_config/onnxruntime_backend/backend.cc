@@ -22,7 +22,8 @@ struct Backend {
 
   Runtime runtime;
   ThreadCounts threads;
-  RunQueue queue;
+  DelayedErrors errors;
+  RunQueue queue{errors};
   std::optional<DrainOnSignal> drain;
 };
 
@@ -135,7 +136,8 @@ TRITON_ENTRY_POINT TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND_ModelInst
       fail(TRITONSERVER_ERROR_UNSUPPORTED,
            "model '" + model->name() + "': instance_group asks for a GPU, but this backend runs only on CPUs: write kind: KIND_CPU");
     }
-    give_state(handle, TRITONBACKEND_ModelInstanceSetState, std::make_unique<Instance>(*model, handle, backend_of(model_handle)->queue));
+    Backend* backend = backend_of(model_handle);
+    give_state(handle, TRITONBACKEND_ModelInstanceSetState, std::make_unique<Instance>(*model, handle, backend->queue, backend->errors));
   });
 }
 

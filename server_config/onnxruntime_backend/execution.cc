@@ -1,9 +1,7 @@
 #include "execution.h"
 
-#include <chrono>
 #include <cstring>
 #include <new>
-#include <thread>
 
 #include "instance.h"
 
@@ -12,10 +10,6 @@ namespace onnx_backend {
 namespace {
 
 constexpr std::align_val_t kScratchAlignment{64};  // what ONNX Runtime's own allocator gives
-// Core 2.51 crashes if a step of an ensemble fails while its thread is still starting the other steps: it frees the request that the thread
-// uses. That takes microseconds on an idle machine, so an error is sent at the earliest this long after its run began. Without the delay,
-// the first to third error of a small member ended the server.
-constexpr std::chrono::milliseconds kErrorDelay{50};
 
 OrtPtr<OrtValue> value_over(const Runtime& runtime, const void* data, const Shape& shape, const ElementType& type) {
   return runtime.make<OrtValue>([&](OrtValue** made) {
@@ -247,13 +241,7 @@ void GroupRunner::deliver(const Output& output, Request& request, uint64_t row) 
 
 }  // namespace
 
-uint64_t now_ns() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
-}
-
-void answer(Group group, std::vector<Scratch>& scratch) noexcept {
-  const auto begin = std::chrono::steady_clock::now();
+Group answer(Group group, std::vector<Scratch>& scratch) noexcept {
   const uint64_t start_ns = now_ns();
   GroupRunner runner(group.front().model(), scratch);
   if (const ErrorPtr error = to_triton_error([&] { runner.run(group); })) {
@@ -261,19 +249,17 @@ void answer(Group group, std::vector<Scratch>& scratch) noexcept {
   }
   const uint64_t end_ns = now_ns();
   runner.report(group.front().instance().handle(), start_ns, end_ns);
-  bool any_failed = false;
-  for (Request& request : group) {
-    if (request.failed()) {
-      any_failed = true;
+  Group failed;
+  for (auto request = group.begin(); request != group.end();) {
+    const auto next = std::next(request);
+    if (request->failed()) {
+      failed.splice(failed.end(), group, request);
     } else {
-      request.finish(start_ns, end_ns);
+      request->finish(start_ns, end_ns);
     }
+    request = next;
   }
-  if (!any_failed) return;
-  std::this_thread::sleep_until(begin + kErrorDelay);
-  for (Request& request : group) {
-    if (request.failed()) request.finish(start_ns, end_ns);
-  }
+  return failed;
 }
 
 }  // namespace onnx_backend

@@ -26,12 +26,10 @@ class Scratch {
 // Requests of one model that can be one run.
 using Group = std::list<Request>;
 
-// Runs a group on this thread, answers every request, and reports the statistics. The model may be unloaded before it returns.
+// Runs a group on this thread, reports the runs, and answers every request but those that failed, which it returns: see DelayedErrors.
+// If it returns none, the model may be unloaded before it returns.
 //
 // `scratch`: memory of this thread, one entry for each input; it grows.
-void answer(Group group, std::vector<Scratch>& scratch) noexcept;
-
-// The clock of Triton's statistics.
-uint64_t now_ns();
+[[nodiscard]] Group answer(Group group, std::vector<Scratch>& scratch) noexcept;
 
 }  // namespace onnx_backend

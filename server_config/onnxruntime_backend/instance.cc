@@ -34,7 +34,7 @@ void Instance::execute(TRITONBACKEND_Request** handles, uint32_t count) {
   while (!requests.empty()) {
     Group group;
     group.splice(group.end(), requests, requests.begin());
-    answer(std::move(group), scratch_);
+    errors_.add(answer(std::move(group), scratch_));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <vector>
 
+#include "delayed_errors.h"
 #include "run_queue.h"
 
 namespace onnx_backend {
@@ -13,7 +14,8 @@ namespace onnx_backend {
 // All instances of a model share its session and the queue of the backend. Triton calls execute() from one thread at a time.
 class Instance {
  public:
-  Instance(Model& model, TRITONBACKEND_ModelInstance* handle, RunQueue& queue) : model_(model), handle_(handle), queue_(queue) {}
+  Instance(Model& model, TRITONBACKEND_ModelInstance* handle, RunQueue& queue, DelayedErrors& errors)
+      : model_(model), handle_(handle), queue_(queue), errors_(errors) {}
   // Waits until no request needs it: Triton removes instances while their model serves.
   ~Instance();
   Instance(const Instance&) = delete;
@@ -32,6 +34,7 @@ class Instance {
   Model& model_;
   TRITONBACKEND_ModelInstance* handle_;
   RunQueue& queue_;
+  DelayedErrors& errors_;
   std::vector<Scratch> scratch_;  // of averages
   std::mutex mutex_;
   std::condition_variable unused_;

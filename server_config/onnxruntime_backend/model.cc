@@ -88,8 +88,13 @@ void Model::read_identity(TRITONBACKEND_Model* handle) {
 // A damaged file mostly still loads, because changed weights look like weights.
 void Model::check_digest(const std::string& path, const Json& config) const {
   const std::string parameter = "sha256." + std::to_string(version_);
-  const std::string& expected = config["parameters"][parameter]["string_value"].text();
-  if (expected.empty()) return;
+  const Json& stated = config["parameters"][parameter];
+  if (!stated.exists()) return;
+  const std::string& expected = stated["string_value"].text();
+  if (expected.size() != 64 || expected.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    throw_invalid_argument("parameter " + parameter + " must be a SHA-256 as 64 lower-case hexadecimal digits, got '" + expected +
+                           "'; `sha256sum " + path + "` prints it; or remove the parameter, and any file is loaded");
+  }
   const std::string actual = sha256_of_file(path);
   if (actual != expected) {
     throw_invalid_argument(

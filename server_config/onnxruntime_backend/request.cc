@@ -1,10 +1,16 @@
 #include "request.h"
 
+#include <chrono>
 #include <cstring>
 
 #include "instance.h"
 
 namespace onnx_backend {
+
+uint64_t now_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(now).count());
+}
 
 Request::Request(TRITONBACKEND_Request* handle, Instance& instance)
     : handle_(handle), instance_(instance), model_(instance.model()), execution_(instance.model().averages()) {}

@@ -12,6 +12,9 @@ namespace onnx_backend {
 
 class Instance;
 
+// The clock of Triton's statistics.
+uint64_t now_ns();
+
 class Request {
  public:
   // `handle` stays Triton's until finish(). A response or an error that was not sent is deleted with the request.
@@ -20,6 +23,8 @@ class Request {
   Model& model() const { return model_; }
   // Statistics are reported for it. It exists until finish().
   Instance& instance() const { return instance_; }
+
+  uint64_t received_ns() const { return received_ns_; }
 
   // Creates the response and reads the request. Throws Failure if the request does not match the model, or the server is stopping.
   void begin();
@@ -72,6 +77,7 @@ class Request {
   std::string text_from_input(const TensorInfo& input) const;
   static const void* buffer(const Input& input, uint32_t index, uint64_t& bytes);
 
+  const uint64_t received_ns_ = now_ns();
   TRITONBACKEND_Request* handle_;
   Instance& instance_;
   Model& model_;

@@ -85,7 +85,7 @@ void lengthen_time_slice() {
 
 }  // namespace
 
-RunQueue::RunQueue() : cores_(available_cores()) {
+RunQueue::RunQueue(DelayedErrors& errors) : errors_(errors), cores_(available_cores()) {
   try {
     threads_.reserve(cores_.size());
     for (const int core : cores_) pin(threads_.emplace_back([this] { work(); }), core);
@@ -161,7 +161,7 @@ void RunQueue::work() noexcept {
     const bool another = can_start();
     lock.unlock();
     if (another) can_start_.notify_one();
-    answer(std::move(group), scratch);
+    errors_.add(answer(std::move(group), scratch));
     lock.lock();
     busy_cores_ -= threads;
   }

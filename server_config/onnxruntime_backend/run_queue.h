@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "delayed_errors.h"
 #include "execution.h"
 
 namespace onnx_backend {
@@ -17,7 +18,7 @@ namespace onnx_backend {
 class RunQueue {
  public:
   // Starts a thread on each core on which this process may run.
-  RunQueue();
+  explicit RunQueue(DelayedErrors& errors);
   ~RunQueue();
   RunQueue(const RunQueue&) = delete;
   RunQueue& operator=(const RunQueue&) = delete;
@@ -32,6 +33,7 @@ class RunQueue {
   bool can_start() const;
   Group take();
 
+  DelayedErrors& errors_;
   const std::vector<int> cores_;
   std::mutex mutex_;  // guards everything below, and the backlogs of the models
   std::condition_variable can_start_;

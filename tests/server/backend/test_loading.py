@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,28 @@ def test_a_missing_file_is_refused(triton: Triton) -> None:
     (triton.repository / name / "1" / "model.onnx").unlink()
     with raises(Exception, "1/model.onnx | File doesn't exist"):
         triton.client.load_model(name)
+
+
+def with_digest(digest: str) -> dict[str, Any]:
+    return changed(**graphs.parameters(sha256__1=digest))
+
+
+DIGEST = hashlib.sha256(graphs.affine().SerializeToString()).hexdigest()
+
+
+def test_a_file_with_the_digest_of_its_config_is_loaded(triton: Triton) -> None:
+    triton.load(with_digest(DIGEST), graphs.affine())
+
+
+@pytest.mark.parametrize("digest", ["", DIGEST.upper(), DIGEST[:63], DIGEST + "0", f"g{DIGEST[1:]}", f" {DIGEST}"])
+def test_a_malformed_digest_is_refused(triton: Triton, digest: str) -> None:
+    text = triton.load_error(with_digest(digest), graphs.affine())
+    assert_facts(text, f"sha256.1 | 64 lower-case hexadecimal digits | '{digest}' | sha256sum")
+
+
+def test_a_file_with_another_digest_is_refused(triton: Triton) -> None:
+    text = triton.load_error(with_digest("0" * 64), graphs.affine())
+    assert_facts(text, f"{DIGEST[:16]}... | sha256.1 | 0000000000000000...")
 
 
 def test_names_with_unusual_characters(triton: Triton) -> None:
