@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportedMember, planned_files, write_files
+from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from tests.support import backend_graphs as graphs, tiny
 
 # A pixel that makes `looping_member` run for thousands of years.
@@ -47,6 +49,14 @@ def write_repository(folder: Path, *, ensemble: str | None = "ensemble", loops: 
     members = [biased_member("alpha", 1), looping_member("beta", 2) if loops else biased_member("beta", 2)]
     write_files(folder, planned_files(folder, members, ensemble=ensemble, max_batch_size=max_batch_size))
     return folder
+
+
+def replace_file(folder: Path, seed: int) -> None:
+    """Replace the file of alpha@1 by that of another seed, and its SHA-256 in the configuration."""
+    content, config = biased_member("alpha", seed).onnx, config_from_file(folder / "alpha/config.pbtxt")
+    (folder / "alpha/1/model.onnx").write_bytes(content)
+    config.parameters["sha256.1"].string_value = hashlib.sha256(content).hexdigest()
+    (folder / "alpha/config.pbtxt").write_bytes(pbtxt_from_config(config))
 
 
 def overwrite_bias(pid: int, seed: int, values: tiny.Array) -> int:

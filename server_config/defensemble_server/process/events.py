@@ -28,7 +28,8 @@ class ServerEvent:
         time: Seconds since the epoch.
         kind: `started` (first verified answers), `died`, `hung` (and was killed), `faulty` (killed because a model that answers wrongly
             could not be repaired), `not_restarted` (a restart failed), `restarted` (verified answers again) or `ended`; of the supervisor:
-            `wrong` (a model answers wrongly), `repaired`, `not_repaired` and `supervisor_ended` (and is started again).
+            `wrong` (a model answers wrongly), `repaired`, `not_repaired`, `hanging` (a model hangs, and restarts are not allowed) and
+            `supervisor_ended` (and is started again).
         guard: Process ID of the server's guard.
         facts: Details, which depend on the kind.
 
@@ -61,8 +62,8 @@ class ServerEvent:
             return "stopped" if facts.get("ordered") else f"ended with status {facts.get('status')}, not restarted"
         if self.kind == "repaired":
             if not facts.get("new_version"):
-                return f"{self._model} answers rightly again, or is not served any more, after {facts.get('seconds')} s"
-            return f"{self._model} was loaded again as version {facts['new_version']}; right answers after {facts.get('seconds')} s"
+                return f"{self._model} answers correctly again, or is not served any more, after {facts.get('seconds')} s"
+            return f"{self._model} was loaded again as version {facts['new_version']}; correct answers after {facts.get('seconds')} s"
         if not self.is_fault:
             return self.cause
         wait_s = facts.get("restart_in_s")
@@ -83,6 +84,8 @@ class ServerEvent:
             return f"{self._model} answers wrongly: {facts.get('text')}"
         if self.kind == "not_repaired":
             return f"{self._model} answers wrongly and could not be repaired: {facts.get('error')}"
+        if self.kind == "hanging":
+            return f"{facts.get('cause')}; restarts are not allowed"
         if self.kind == "supervisor_ended":
             return f"the supervisor ended ({_status(facts.get('status'))}) and is started again"
         return f"the restart failed: {facts.get('error')}"
