@@ -185,7 +185,7 @@ class Step(msgspec.Struct, frozen=True):
         latency_ms: From sending in a closed loop, from the intended time in an open one. None without answers or if the step is invalid.
         histogram: The latencies in microseconds as an HdrHistogram (V2, compressed, base64); None as above.
         schedule: How well the generator kept its schedule; None in a closed loop.
-        valid: Whether the generator was able to make this load.
+        valid: Whether the generator kept its schedule; always true in a closed loop, where `problem` reports a generator at its limit.
         problem: Why it is invalid, or what else happened, such as an interruption.
         server_counters: The server's counters for the window; None if it has no statistics.
         client_counters: The client's counters for the window.
@@ -221,11 +221,11 @@ class Trial(msgspec.Struct, frozen=True):
 
     Attributes:
         rate_per_s: The rate.
-        attainment: Share of the calls that were answered within the objective; None if the generator missed its schedule.
-        quantile_ms: The objective's quantile over all calls, failures as infinite; None if it is infinite or the generator missed its
-            schedule.
+        attainment: Share of the calls that were answered within the objective; None without calls or if the trial is invalid.
+        quantile_ms: The objective's quantile over all calls, failures as infinite; None if it is infinite, or as above.
         holds: Whether the rate holds.
         problem: Why it does not hold; None if it does.
+        valid: Whether the generator kept its schedule.
     """
 
     rate_per_s: float
@@ -233,6 +233,7 @@ class Trial(msgspec.Struct, frozen=True):
     quantile_ms: float | None
     holds: bool
     problem: str | None
+    valid: bool = True
 
 
 class Capacity(msgspec.Struct, frozen=True):

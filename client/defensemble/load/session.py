@@ -223,7 +223,7 @@ class LoadSession:
         recording, end = self._run(target, name, phases, settings.step_s, "step")
         counters = counters_between(before, take_final_snapshot(target.client, before, target.models, recording.answered), target.models)
         step = self._step(recording, load, end, began_at, counters)
-        if step.sent + step.unsent:
+        if step.sent + step.unsent or not self.is_interrupted:
             target.steps.append(step)
             self._on_progress(Progress(target.url, name, "step", settings.step_s, settings.step_s, step=step))
         return recording, step
@@ -293,8 +293,12 @@ class LoadSession:
             )
         elif end.was_stopped:
             problem = f"interrupted after {seconds:.1f} of {settings.step_s:g} s"
+        elif not recording.sent + recording.unsent:
+            problem = "the step is too short for a call at this rate: no call was due"
         elif not recording.answered:
             problem = "no call was answered"
+        elif not settings.is_open and end.cpu_share > _BUSY_SHARE:
+            problem = f"the load generator used {100 * end.cpu_share:.0f} % of a core: the server may be faster"
         is_judged = is_valid and settings.slo is not None
         per_s = 1 / seconds if seconds else 0.0
         return Step(

@@ -80,6 +80,7 @@ def load_test(
 
     Raises:
         InputError: An argument is invalid, or a model does not accept the calls.
+        MissingExtraError: The extra `load` is not installed.
         ServiceError: A server cannot be reached before the test.
         OSError: A file cannot be read or written; the latter is checked before the test.
     """
@@ -91,7 +92,10 @@ def load_test(
         if path is not None:
             check_writable(path)
     if output.html_file is not None:
+        from ...reports.charts import require_charts
         from ...reports.load import write_load_report
+
+        require_charts("load")
     has_images = bool(choice.sources) or choice.dataset is not None
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)  # on a narrow terminal, lines wrap; rich would leave out digits
