@@ -18,6 +18,7 @@ from .._client.prediction import non_finite_values, response_mismatch
 from .._exceptions import ServerFailedError, ServiceError
 from .._transport.base import ConnectionOptions, OutputRequest, Transport
 from .._transport.factory import transport_from_url
+from .result import ClientCounters
 
 LATE_S = 0.001
 """A call that is sent later than this, although a slot was free, missed its schedule."""
@@ -76,6 +77,8 @@ class Caller:
     def __init__(self, spec: TargetSpec, transport: Transport | None = None) -> None:
         self._spec = spec
         self._transport = transport_from_url(spec.url, spec.options) if transport is None else transport
+        self._counted = np.zeros(3, np.int64)  # requests, failures, images
+        self._counting = threading.Lock()
 
     def call(self, first: int, count: int) -> tuple[float, str | None]:
         """Send some images. Returns when the call ended, and the class of the error, None if it was answered.
@@ -90,14 +93,23 @@ class Caller:
             inputs = {spec.info.input_name: spec.images[start : start + count]}
             response = self._transport.infer(spec.info.name, inputs, spec.outputs, spec.timeout_s)
         except ServiceError as error:
+            self._count(1, 1, 0)
             return time.monotonic(), type(error).__name__
         ended = time.monotonic()
+        self._count(1, 0, count)
         is_right = response_mismatch(response, spec.outputs, count, spec.info) is None and non_finite_values(response) is None
         return ended, None if is_right else ServerFailedError.__name__
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._transport.close()
+    def take_counters(self) -> ClientCounters:
+        """Return what was counted since the last time, independently of the records."""
+        with self._counting:
+            requests, failures, images = self._counted.tolist()
+            self._counted[:] = 0
+        return ClientCounters(requests, failures, images)
+
+    def _count(self, *counts: int) -> None:
+        with self._counting:
+            self._counted += counts
 
 
 @dataclass(frozen=True, eq=False)

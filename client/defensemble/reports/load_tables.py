@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..load.result import Latency, ModelCounters, Step, Target, TestSettings
+from ..load.result import Latency, ModelCounters, RunSettings, Step, TargetResult
 from .cells import MISSING
 from .model import Cell, Row, Table
 
@@ -36,7 +36,7 @@ def number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def target_names(targets: Sequence[Target]) -> list[str]:
+def target_names(targets: Sequence[TargetResult]) -> list[str]:
     """Return a name for each target: its URL or its model if only these differ, with its number where a name is not unique."""
     models, urls = {target.model for target in targets}, {target.url for target in targets}
     names = [
@@ -58,7 +58,7 @@ class LoadTables:
         >>> [table.title for table in LoadTables("s1", target, result.settings).all()]
     """
 
-    def __init__(self, section: str, target: Target, settings: TestSettings) -> None:
+    def __init__(self, section: str, target: TargetResult, settings: RunSettings) -> None:
         self.section = section
         self._target = target
         self._settings = settings

@@ -15,6 +15,7 @@ from defensemble import Client, ConnectionOptions, FakeModel, FakeTransport, Not
 from defensemble._client.model_info import requests_from_outputs
 from defensemble.load.calling import LATE_S, UNSENT, Caller, CallRecord, ClosedPhase, OpenPhase, PhaseRun, TargetSpec
 from defensemble.load.recording import Recording
+from defensemble.load.result import ClientCounters
 from defensemble.load.schedule import arrival_times
 from tests.support.fakes import Array
 
@@ -81,6 +82,8 @@ def test_a_closed_loop_calls_until_its_end_with_the_batch_sizes_in_turn() -> Non
     records = fake.run(ClosedPhase((0.0, 0.0, 0.02), 60.0, sizes), stop)
     assert len(records) == len(fake.sizes) == fake.transport.calls["m"]
     assert sum(record.images for record in records) == sum(fake.sizes) == fake.transport.images["m"]
+    assert fake.caller.take_counters() == ClientCounters(fake.transport.calls["m"], 0, fake.transport.images["m"])
+    assert fake.caller.take_counters() == ClientCounters(0, 0, 0)
     assert all(record.failure is None and record.ended > record.intended >= fake.begin for record in records)
     records = fake.run(ClosedPhase((0.0, 0.0), 0.05, sizes), lambda run, begin: runs.append(run))
     assert all(record.intended < fake.begin + 0.05 for record in records)
@@ -166,7 +169,9 @@ def test_failures_have_the_class_of_their_error_and_callers_pause_after_them() -
     def refuse(images: Array) -> dict[str, Array]:
         raise NotReadyError("the queue is full")
 
-    records = Fake(refuse).run(ClosedPhase((0.0, 0.0), 0.2, np.array([1])))
+    fake = Fake(refuse)
+    records = fake.run(ClosedPhase((0.0, 0.0), 0.2, np.array([1])))
+    assert fake.caller.take_counters() == ClientCounters(len(records), len(records), 0)
     assert {record.failure for record in records} == {"NotReadyError"}
     assert len(records) <= 2 * 5
 

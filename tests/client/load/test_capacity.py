@@ -64,7 +64,7 @@ def test_a_rate_that_held_once_by_luck_is_not_confirmed() -> None:
 def test_steps_without_calls_hold_nothing() -> None:
     slo = Slo(0.99, 50.0)
     empty = 0
-    for seed in range(20):
+    for seed in range(8):
         found, steps = CapacitySearch(8.0), 0
         while (rate := found.next_rate()) is not None:
             recording = Recording(5.0, slo)
@@ -78,7 +78,7 @@ def test_steps_without_calls_hold_nothing() -> None:
         assert capacity.rate_per_s is None
         assert capacity.problem is not None
         assert sum(trial.attainment is None for trial in capacity.tried) <= 1  # the search ends there
-    assert empty > 5
+    assert empty > 2
 
 
 def served(rate: float, service_s: float, seconds: float, seed: int = 0) -> Recording:

@@ -17,7 +17,7 @@ from ..._client.model_info import ModelInfo
 from ..._exceptions import InputError
 from ..._image_files import ReadCounts, ReadOptions, choose_preprocessing
 from ..._transport.base import TlsFiles
-from ...load import LoadResult, LoadSettings, Target, find_capacity, run_load
+from ...load import LoadResult, LoadSettings, TargetResult, find_capacity, run_load
 from ...probes.data import load_probe_data
 from ...results.result_file import check_writable, write_result
 from ..datasets import DatasetLocation
@@ -131,7 +131,7 @@ def exit_status(result: LoadResult, *, searches_capacity: bool) -> int:
     return int(not all(_passes(target, result) for target in result.targets))
 
 
-def _passes(target: Target, result: LoadResult) -> bool:
+def _passes(target: TargetResult, result: LoadResult) -> bool:
     slo = result.settings.slo
     if not target.steps or not all(step.valid and step.answered for step in target.steps):
         return False

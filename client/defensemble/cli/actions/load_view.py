@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ...load import LoadResult, LoadSettings, Progress, Slo, Step, Target, TimelineSecond
+from ...load import LoadResult, LoadSettings, Progress, Slo, Step, TargetResult, TimelineSecond
 from ...load.session import load_name
 from ..cells import cell
 from ..notes import print_note, print_progress, shows_progress
@@ -158,7 +158,7 @@ def _line(progress: Progress) -> str:
     return text if step.valid else f"{text}, invalid"
 
 
-def _capacity_line(target: Target, slo: Slo | None) -> str:
+def _capacity_line(target: TargetResult, slo: Slo | None) -> str:
     capacity = target.capacity
     assert capacity is not None
     found = "no capacity was found" if capacity.rate_per_s is None else f"capacity {capacity.rate_per_s:.4g} calls/s"
