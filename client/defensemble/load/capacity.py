@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from .display import number
 from .recording import Recording
 from .result import Capacity, Slo, Step, Trial
 from .settings import MAX_RATE_PER_S
@@ -91,9 +92,9 @@ class CapacitySearch:
         if was_interrupted:
             problem = "interrupted"
         elif self._generator_limit is not None:
-            problem = f"at {self._generator_limit:.4g}/s the load generator missed its schedule: the server may hold more"
+            problem = f"at {number(self._generator_limit)}/s the load generator missed its schedule: the server may hold more"
         elif self._empty_at is not None and not is_confirmed:
-            problem = f"at {self._empty_at:.4g}/s a step was too short for a single call: use longer steps"
+            problem = f"at {number(self._empty_at)}/s a step was too short for a single call: use longer steps"
         elif self._low is None:
             problem = "no rate that was tried holds"
         elif not is_confirmed:

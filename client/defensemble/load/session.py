@@ -24,6 +24,7 @@ from .._transport.base import ConnectionOptions, TlsFiles
 from ..results.provenance import provenance
 from .calling import CallRecord, ClosedPhase, OpenPhase, TargetSpec
 from .counters import counters_between, take_final_snapshot, take_snapshot
+from .display import load_name
 from .recording import Recording, new_histogram
 from .result import Capacity, LoadResult, RunSettings, ServerCounters, ServerInfo, Step, TargetResult, TimelineSecond
 from .schedule import arrival_times, draw_batch_sizes
@@ -327,11 +328,6 @@ class LoadSession:
             client_counters=end.counters,
             timeline=recording.timeline(with_latency=is_valid),
         )
-
-
-def load_name(load: float, *, is_open: bool) -> str:
-    """Return a load in words, such as `8 callers` or `50/s`."""
-    return f"{load:.4g}/s" if is_open else f"{load:g} caller{'s' * (load != 1)}"
 
 
 def _distinct(urls: str | Sequence[str]) -> list[str]:

@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 
+from ..load.display import load_text, number
 from ..load.result import LoadResult, Step, TargetResult
 from ..probes.outcome import STATUSES, Check
+from .cells import counted
 from .load_charts import charts_by_part
-from .load_tables import LoadTables, load_text, number, target_names
+from .load_tables import LoadTables, target_names
 from .model import CheckOfResult, Figure, Report, Section, Statement
 from .write import write_report
 
@@ -59,7 +61,7 @@ def load_report(result: LoadResult, title: str = TITLE) -> Report:
     checks = [CheckOfResult(name, check) for target, name in zip(result.targets, names, strict=True) for check in _checks(target)]
     return Report(
         title,
-        f"{_counted(len(names), 'target')}, {_counted(sum(len(target.steps) for target in result.targets), 'step')}",
+        f"{counted(len(names), 'target')}, {counted(sum(len(target.steps) for target in result.targets), 'step')}",
         tuple(_statements(result, names)),
         tuple(sorted(checks, key=lambda item: -STATUSES.index(item.status))),
         LoadTables.overview(names, tables),
@@ -67,10 +69,6 @@ def load_report(result: LoadResult, title: str = TITLE) -> Report:
         tuple(_figures(result, names)),
         partial(charts_by_part, result, names),
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _statements(result: LoadResult, names: Sequence[str]) -> Iterator[Statement]:
@@ -88,7 +86,7 @@ def _statements(result: LoadResult, names: Sequence[str]) -> Iterator[Statement]
                 if step.valid is valid and (step.problem is not None or not valid)
             )
             if items:
-                text = f"{name}: {text} {len(items)} of {_counted(len(target.steps), 'step')}."
+                text = f"{name}: {text} {len(items)} of {counted(len(target.steps), 'step')}."
                 yield Statement(text, is_alarm=True, note="Problems:", items=items)
         unsent = tuple(f"{load_text(step)}: {step.unsent:,}" for step in target.steps if step.unsent)
         if unsent:
@@ -101,7 +99,7 @@ def _statements(result: LoadResult, names: Sequence[str]) -> Iterator[Statement]
             items = tuple(
                 f"{load_text(step)}: {', '.join(f'{count:,} {kind}' for kind, count in sorted(step.failures.items()))}" for step in failing
             )
-            text = f"{name}: {failed:,} of {sent:,} calls failed in {_counted(len(failing), 'step')}. A failure is no latency."
+            text = f"{name}: {failed:,} of {sent:,} calls failed in {counted(len(failing), 'step')}. A failure is no latency."
             yield Statement(text, is_alarm=True, note="Failures by kind:", items=items)
 
 

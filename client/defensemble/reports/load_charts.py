@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from .._exceptions import MissingExtraError
+from ..load.display import load_of, load_text
 from ..load.result import LoadResult, Step, TargetResult
 from .charts import SERIES_COLOURS, altair_module, curves, data_of, make_chart, require_charts, series_of
-from .load_tables import QUANTILES, load_of, load_text
+from .load_tables import QUANTILES
 from .model import Chart
 
 _BINS_PER_DECADE = 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from ..load.display import load_of, load_text, number
 from ..load.result import Latency, ModelCounters, RunSettings, Step, TargetResult
 from .cells import MISSING
 from .model import Cell, Row, Table
@@ -15,25 +16,6 @@ _LONG_TABLE = 30  # rows, above which the page folds a table
 _COUNTERS = ("requests", "executions", "failures", "images", "mean_batch", "queue_ms", "compute_ms", "success_ms")
 _NOT_REPORTED = Cell("not reported", is_missing=True)
 _NONE = Cell("-")
-
-
-def load_text(step: Step) -> str:
-    """Return the load of a step, such as `8 callers` or `100/s`."""
-    if step.callers is not None:
-        return f"{step.callers:,} caller{'' if step.callers == 1 else 's'}"
-    return f"{number(load_of(step))}/s"
-
-
-def load_of(step: Step) -> float:
-    """Return the number of callers or the rate of a step."""
-    return float(step.callers if step.callers is not None else step.rate_per_s or 0)
-
-
-def number(value: float) -> str:
-    """Return a rate or a time with at least three significant digits, such as `0.123`, `8.75`, `31.2`, `1,234`."""
-    if value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def target_names(targets: Sequence[TargetResult]) -> list[str]:
