@@ -286,22 +286,7 @@ class LoadSession:
         else:
             seconds = float(np.mean(end.busy_s)) if end.busy_s else 0.0
         schedule = recording.schedule() if settings.is_open else None
-        is_valid = schedule is None or schedule.late_share <= MAX_LATE_SHARE
-        problem = None
-        if schedule is not None and not is_valid:
-            problem = (
-                f"the load generator sent {100 * schedule.late_share:.1f} % of the calls more than 1 ms late (the largest delay is "
-                f"{schedule.max_late_ms:.1f} ms; at most {100 * MAX_LATE_SHARE:g} % is allowed): no latency is reported. Run it on another "
-                "machine than the server, with more cores, or with real-time priority (as root, or after `ulimit -r 1`)."
-            )
-        elif end.was_stopped:
-            problem = f"interrupted after {seconds:.1f} of {settings.step_s:g} s"
-        elif not recording.sent + recording.unsent:
-            problem = "the step is too short for a call at this rate: no call was due"
-        elif not recording.answered:
-            problem = "no call was answered"
-        elif not settings.is_open and end.cpu_share > _BUSY_SHARE:
-            problem = f"the load generator used {100 * end.cpu_share:.0f} % of a core: the server may be faster"
+        is_valid, problem = judge_step(settings, recording, end, seconds)
         is_judged = is_valid and settings.slo is not None
         per_s = 1 / seconds if seconds else 0.0
         return Step(
@@ -328,6 +313,34 @@ class LoadSession:
             client_counters=end.counters,
             timeline=recording.timeline(with_latency=is_valid),
         )
+
+
+def judge_step(settings: LoadSettings, recording: Recording, end: PhaseEnd, seconds: float) -> tuple[bool, str | None]:
+    """Return whether the generator kept its schedule in a step, and what else a reader of its result must know, if anything.
+
+    Args:
+        settings: The settings of the test.
+        recording: The calls.
+        end: How the step ended.
+        seconds: Its length.
+    """
+    schedule = recording.schedule()
+    if settings.is_open and schedule.late_share > MAX_LATE_SHARE:
+        return False, (
+            f"the load generator sent {100 * schedule.late_share:.1f} % of the calls more than 1 ms late (the largest delay is "
+            f"{schedule.max_late_ms:.1f} ms; at most {100 * MAX_LATE_SHARE:g} % is allowed): no latency is reported. Run it on another "
+            "machine than the server, with more cores, or with real-time priority (as root, or after `ulimit -r 1`)."
+        )
+    problem = None
+    if end.was_stopped:
+        problem = f"interrupted after {seconds:.1f} of {settings.step_s:g} s"
+    elif not recording.sent + recording.unsent:
+        problem = "the step is too short for a call at this rate: no call was due"
+    elif not recording.answered:
+        problem = "no call was answered"
+    elif not settings.is_open and end.cpu_share > _BUSY_SHARE:
+        problem = f"the load generator used {100 * end.cpu_share:.0f} % of a core: the server may be faster"
+    return True, problem
 
 
 def _distinct(urls: str | Sequence[str]) -> list[str]:

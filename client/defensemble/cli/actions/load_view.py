@@ -163,7 +163,7 @@ def _capacity_line(target: TargetResult, slo: Slo | None) -> str:
     found = "no capacity was found" if capacity.rate_per_s is None else f"capacity {number(capacity.rate_per_s)} calls/s"
     above = "" if capacity.bracket[1] is None else f"; {number(capacity.bracket[1])}/s does not hold"
     problem = "" if capacity.problem is None else f" ({capacity.problem})"
-    return f"{target.url}: {found} at {slo}{above}; {len(capacity.tried)} trials{problem}"
+    return f"{target.url}: {found} at {slo}{above}; {len(capacity.tried)} trial{'s' * (len(capacity.tried) != 1)}{problem}"
 
 
 def _milliseconds(value: float | None) -> str:
