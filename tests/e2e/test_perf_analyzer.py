@@ -1,4 +1,8 @@
-"""`defensemble.load` and NVIDIA's perf_analyzer measure the same on the same server."""
+"""`defensemble.load` and NVIDIA's perf_analyzer measure the same on the same server.
+
+Both call it at the same time, so their calls wait in one queue: each measures the latency under the load of both. What this compares is how
+the two measure, not what the server does under one of them; other processes of the machine slow down both.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +67,7 @@ def our_step(url: str, settings: LoadSettings) -> Step:
 
 
 def both(url: str, folder: Path, settings: LoadSettings, *load: str) -> tuple[Step, Measured]:
-    """Both at the same time, with the same load each, so that other processes slow down both."""
+    """Both at the same time, with the same load each."""
     with ThreadPoolExecutor(1) as pool:
         theirs = pool.submit(measure, "ensemble", url, folder, *load, window_ms=int(1000 * SECONDS / 3))
         return our_step(url, settings), theirs.result()
@@ -91,7 +95,7 @@ def test_an_open_loop_measures_what_perf_analyzer_measures(heavy: Server, tmp_pa
         assert ours.sent == pytest.approx(rate * SECONDS, abs=1)
         if ours.latency_ms is not None:  # else other processes kept ours from its schedule
             medians.append(ours.latency_ms.p50 / theirs.p50_ms)
-    assert medians
+    assert len(medians) > ROUNDS / 2
     assert median(medians) == pytest.approx(1, abs=TOLERANCE), medians
 
 

@@ -15,13 +15,13 @@ from defensemble.load.result import (
     Latency,
     LoadResult,
     ModelCounters,
+    RunSettings,
     Schedule,
-    Server,
     ServerCounters,
+    ServerInfo,
     Slo,
     Step,
-    Target,
-    TestSettings,
+    TargetResult,
     TimelineSecond,
     Trial,
 )
@@ -99,14 +99,14 @@ def step(rate: float, capacity: float, *, is_open: bool = True, failures: dict[s
     )
 
 
-def target(url: str, steps: Sequence[Step], capacity: Capacity | None = None, model: str = "ensemble") -> Target:
-    return Target(url, model, Server("triton", "2.51.0"), (3, 32, 32), tuple(steps), capacity)
+def target(url: str, steps: Sequence[Step], capacity: Capacity | None = None, model: str = "ensemble") -> TargetResult:
+    return TargetResult(url, model, ServerInfo("triton", "2.51.0"), (3, 32, 32), tuple(steps), capacity)
 
 
-def result(*targets: Target, **changes: Any) -> LoadResult:
+def result(*targets: TargetResult, **changes: Any) -> LoadResult:
     """A result with these targets; `changes` are those of the settings."""
     is_open = targets[0].steps[0].rate_per_s is not None
-    settings = TestSettings(
+    settings = RunSettings(
         loop="open" if is_open else "closed",
         arrivals="poisson" if is_open else None,
         batch_sizes=((16, 1.0),),
@@ -121,6 +121,7 @@ def result(*targets: Target, **changes: Any) -> LoadResult:
         slo=SLO,
         seed=0,
         processes=1,
+        realtime=False,
     )
     return LoadResult(
         measured_at="2026-12-01T12:05:00+00:00",

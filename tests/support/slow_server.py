@@ -20,6 +20,7 @@ class SlowServer(ThreadingHTTPServer):
     Attributes:
         service_s: Seconds for a call, whatever its batch size.
         rows: Number of images of each call that was answered.
+        busy_s: Seconds in which it computed them.
     """
 
     daemon_threads = True
@@ -32,6 +33,7 @@ class SlowServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.service_s = service_s
         self.rows: list[int] = []
+        self.busy_s = 0.0
         self.lock = threading.Lock()
         self.connections: list[socket.socket] = []
 
@@ -85,7 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
         rows = header["inputs"][0]["shape"][0]
         if not header["outputs"][0].get("parameters", {}).get("classification"):  # of the look-up of class names, which it does not know
             with self.server.lock:
+                began = time.monotonic()
                 time.sleep(self.server.service_s)
+                self.server.busy_s += time.monotonic() - began
                 self.server.rows.append(rows)
         output = {"name": "logits", "datatype": "FP32", "shape": [rows, CLASSES], "data": [0.0] * rows * CLASSES}
         self._send({"model_name": "slow", "outputs": [output]})

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
         Latency as Latency,
         LoadResult as LoadResult,
         ModelCounters as ModelCounters,
+        RunSettings as RunSettings,
         Schedule as Schedule,
-        Server as Server,
         ServerCounters as ServerCounters,
+        ServerInfo as ServerInfo,
         Slo as Slo,
         Step as Step,
-        Target as Target,
-        TestSettings as TestSettings,
+        TargetResult as TargetResult,
         TimelineSecond as TimelineSecond,
         Trial as Trial,
         read_load_result as read_load_result,
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _NAMES_BY_MODULE = {
     "result": (
-        *("Capacity", "ClientCounters", "Latency", "LoadResult", "ModelCounters", "Schedule", "Server", "ServerCounters", "Slo", "Step"),
-        *("Target", "TestSettings", "TimelineSecond", "Trial", "read_load_result"),
+        *("Capacity", "ClientCounters", "Latency", "LoadResult", "ModelCounters", "RunSettings", "Schedule", "ServerCounters"),
+        *("ServerInfo", "Slo", "Step", "TargetResult", "TimelineSecond", "Trial", "read_load_result"),
     ),
     "run": ("find_capacity", "run_load"),
     "session": ("Progress",),

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from .._client.prediction import non_finite_values, response_mismatch
 from .._exceptions import ServerFailedError, ServiceError
 from .._transport.base import ConnectionOptions, OutputRequest, Transport
 from .._transport.factory import transport_from_url
+from .result import ClientCounters
 
 LATE_S = 0.001
 """A call that is sent later than this, although a slot was free, missed its schedule."""
@@ -76,6 +77,8 @@ class Caller:
     def __init__(self, spec: TargetSpec, transport: Transport | None = None) -> None:
         self._spec = spec
         self._transport = transport_from_url(spec.url, spec.options) if transport is None else transport
+        self._counted = np.zeros(3, np.int64)  # requests, failures, images
+        self._counting = threading.Lock()
 
     def call(self, first: int, count: int) -> tuple[float, str | None]:
         """Send some images. Returns when the call ended, and the class of the error, None if it was answered.
@@ -90,14 +93,23 @@ class Caller:
             inputs = {spec.info.input_name: spec.images[start : start + count]}
             response = self._transport.infer(spec.info.name, inputs, spec.outputs, spec.timeout_s)
         except ServiceError as error:
+            self._count(1, 1, 0)
             return time.monotonic(), type(error).__name__
         ended = time.monotonic()
+        self._count(1, 0, count)
         is_right = response_mismatch(response, spec.outputs, count, spec.info) is None and non_finite_values(response) is None
         return ended, None if is_right else ServerFailedError.__name__
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._transport.close()
+    def take_counters(self) -> ClientCounters:
+        """Return what was counted since the last time, independently of the records."""
+        with self._counting:
+            requests, failures, images = self._counted.tolist()
+            self._counted[:] = 0
+        return ClientCounters(requests, failures, images)
+
+    def _count(self, *counts: int) -> None:
+        with self._counting:
+            self._counted += counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +160,7 @@ class PhaseRun:
         self._may_begin = threading.Event()
         self._stop = threading.Event()
         self._records: deque[CallRecord] = deque()
+        self._error: Exception | None = None
         self.busy_s: list[float] = []
         if isinstance(phase, ClosedPhase):
             count, main = len(phase.starts), self._call_closed
@@ -156,7 +169,7 @@ class PhaseRun:
         self._is_calling = [False] * count
         self._numbers = itertools.count(count)  # of the calls that no thread has taken
         # Daemons: a thread that waits for its time does not keep the process.
-        self._threads = [threading.Thread(target=main, args=(number,), daemon=True) for number in range(count)]
+        self._threads = [threading.Thread(target=self._run, args=(main, number), daemon=True) for number in range(count)]
         for thread in self._threads:
             thread.start()
 
@@ -178,11 +191,20 @@ class PhaseRun:
         return not any(thread.is_alive() for thread in self._threads)
 
     def take_records(self) -> list[CallRecord]:
-        """Return the calls that ended since the last time."""
+        """Return the calls that ended since the last time, or raise what a caller raised that is no failed call."""
+        if self._error is not None:
+            raise self._error
         records = []
         while self._records:
             records.append(self._records.popleft())
         return records
+
+    def _run(self, main: Callable[[int], None], number: int) -> None:
+        try:
+            main(number)
+        except Exception as error:
+            self._error = error
+            self.stop()
 
     def _call_closed(self, number: int) -> None:
         phase = self._phase
@@ -192,7 +214,7 @@ class PhaseRun:
         sizes, end = phase.sizes.tolist(), self._begin + phase.seconds
         call = _STRIDE * number
         while not self._stop.is_set() and (sent := time.monotonic()) < end:
-            if not self._call(number, call, sent, 0.0, sizes[call % len(sizes)]):
+            if self._call(number, call, sent, 0.0, sizes[call % len(sizes)]):
                 time.sleep(_PAUSE_AFTER_FAILURE_S)
             call += 1
         self.busy_s.append(time.monotonic() - self._begin)
@@ -211,17 +233,20 @@ class PhaseRun:
                 self._records.append(CallRecord(intended, now, 0.0, size, UNSENT))
             else:
                 _sleep_until(intended)
-                if self._stop.is_set():
-                    return
                 self._call(number, taken, intended, time.monotonic() - intended if had_free_slot else 0.0, size)
             taken, is_first = next(self._numbers), False
 
     def _call(self, thread: int, call: int, intended: float, late_s: float, size: int) -> bool:
-        self._is_calling[thread] = True
-        ended, failure = self._caller.call(call, size)
-        self._records.append(CallRecord(intended, ended, late_s, size, failure))
-        self._is_calling[thread] = False
-        return failure is None
+        """Call, unless the phase was stopped. Returns whether the call failed."""
+        self._is_calling[thread] = True  # first, since `is_finished` reads the two in the other order
+        try:
+            if self._stop.is_set():
+                return False
+            ended, failure = self._caller.call(call, size)
+            self._records.append(CallRecord(intended, ended, late_s, size, failure))
+        finally:
+            self._is_calling[thread] = False
+        return failure is not None
 
 
 def _sleep_until(at: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from .display import number
 from .recording import Recording
 from .result import Capacity, Slo, Step, Trial
 from .settings import MAX_RATE_PER_S
@@ -38,6 +39,7 @@ class CapacitySearch:
         self._confirmed = 0
         self._missed = 0  # how often the generator missed its schedule at the current rate
         self._generator_limit: float | None = None
+        self._empty_at: float | None = None  # the rate at which a step had no call
         self._tried: list[Trial] = []
         self._holding: set[float] = set()
 
@@ -51,7 +53,7 @@ class CapacitySearch:
             rate = self._first if self._low is None else 2 * self._low
             return rate if rate <= MAX_RATE_PER_S else None
         if self._low is None:
-            return self._high / 2 if self._high / 2 >= _LOWEST_PER_S else None
+            return self._high / 2 if self._high / 2 >= _LOWEST_PER_S and self._empty_at is None else None
         if self._high > self._low * RESOLUTION:
             return (self._low + self._high) / 2
         return self._low if self._confirmed < CONFIRMATIONS else None
@@ -60,7 +62,7 @@ class CapacitySearch:
         """Add the trial of the rate that `next_rate` returned."""
         self._tried.append(trial)
         rate = trial.rate_per_s
-        if trial.attainment is None and self._missed + 1 < _TRIES_OF_THE_GENERATOR:
+        if not trial.valid and self._missed + 1 < _TRIES_OF_THE_GENERATOR:
             self._missed += 1
             return
         self._missed = 0
@@ -69,7 +71,9 @@ class CapacitySearch:
             self._holding.add(rate)
             self._low = rate
             return
-        if trial.attainment is None:
+        if trial.valid and trial.attainment is None:
+            self._empty_at = rate
+        if not trial.valid:
             self._generator_limit = rate
         elif self._generator_limit is not None and rate <= self._generator_limit:
             self._generator_limit = None
@@ -88,7 +92,9 @@ class CapacitySearch:
         if was_interrupted:
             problem = "interrupted"
         elif self._generator_limit is not None:
-            problem = f"at {self._generator_limit:.4g}/s the load generator missed its schedule: the server may hold more"
+            problem = f"at {number(self._generator_limit)}/s the load generator missed its schedule: the server may hold more"
+        elif self._empty_at is not None and not is_confirmed:
+            problem = f"at {number(self._empty_at)}/s a step was too short for a single call: use longer steps"
         elif self._low is None:
             problem = "no rate that was tried holds"
         elif not is_confirmed:
@@ -107,8 +113,8 @@ def trial_from_step(step: Step, recording: Recording, slo: Slo) -> Trial:
     """
     rate = step.rate_per_s
     assert rate is not None
-    if not step.valid:
-        return Trial(rate, None, None, False, step.problem)
+    if not step.valid or not step.sent + step.unsent:
+        return Trial(rate, None, None, False, step.problem, step.valid)
     quantile_ms = recording.quantile_ms(slo.quantile)
     finite_ms = quantile_ms if math.isfinite(quantile_ms) else None
     first, last = recording.in_flight()

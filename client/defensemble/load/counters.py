@@ -70,7 +70,8 @@ def counters_between(before: Snapshot, after: Snapshot, models: Collection[str])
     totals: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_NAMES, 0))
     for entry in after.entries:
         since = earlier.get((entry.name, entry.version))
-        was_reset = since is not None and entry.requests < since.requests  # an edit of an ensemble loads it again
+        # An edit of an ensemble loads it again.
+        was_reset = since is not None and any(getattr(entry, name) < getattr(since, name) for name in _NAMES)
         for name in _NAMES:
             totals[entry.name][name] += getattr(entry, name) - (0 if since is None or was_reset else getattr(since, name))
     reported = {name: counts for name, counts in totals.items() if (name in models if models else counts["requests"])}

@@ -32,14 +32,19 @@ class Slo(msgspec.Struct, frozen=True):
         return f"p{100 * self.quantile:.10g}={self.latency_ms:g}ms"
 
 
-class Server(msgspec.Struct, frozen=True):
-    """Name and version of a server, as it reports them."""
+class ServerInfo(msgspec.Struct, frozen=True):
+    """Name and version of a server, as it reports them.
+
+    Example:
+        >>> result.targets[0].server
+        ServerInfo(name='triton', version='2.51.0')
+    """
 
     name: str
     version: str
 
 
-class TestSettings(msgspec.Struct, frozen=True):
+class RunSettings(msgspec.Struct, frozen=True):
     """What all steps of a test have in common.
 
     Attributes:
@@ -57,10 +62,12 @@ class TestSettings(msgspec.Struct, frozen=True):
         slo: The latency objective; None for none.
         seed: Seed of arrivals, batch sizes and random images.
         processes: Processes that made the calls of the last step.
-        retries: Retries of a failed call; always 0.
-    """
+        realtime: Whether they had real-time priority (`SCHED_RR`), which those of an open loop get if the system allows it, as for root.
 
-    __test__ = False  # no test class of pytest
+    Example:
+        >>> result.settings.loop, result.settings.step_s
+        ('closed', 5.0)
+    """
 
     loop: str
     arrivals: str | None
@@ -76,11 +83,15 @@ class TestSettings(msgspec.Struct, frozen=True):
     slo: Slo | None
     seed: int
     processes: int
-    retries: int = 0
+    realtime: bool
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Latencies of the answered calls in milliseconds, from an HdrHistogram with three significant digits; max and mean are exact."""
+    """Latencies of the answered calls in milliseconds, from an HdrHistogram with three significant digits; max and mean are exact.
+
+    Example:
+        >>> step.latency_ms.p99
+    """
 
     p50: float
     p90: float
@@ -96,6 +107,9 @@ class Schedule(msgspec.Struct, frozen=True):
     Attributes:
         late_share: Share of the calls that were sent more than 1 ms late although a slot was free.
         max_late_ms: The largest delay of such a call; of any call with a free slot if none was more than 1 ms late.
+
+    Example:
+        >>> step.schedule.late_share <= 0.01
     """
 
     late_share: float
@@ -114,6 +128,9 @@ class ModelCounters(msgspec.Struct, frozen=True):
         queue_ms: Mean time in the queue of the successful requests; None without any, as for the next two.
         compute_ms: Mean time of computing, input and output included.
         success_ms: Mean time from arrival to response.
+
+    Example:
+        >>> step.server_counters.models["ensemble"].queue_ms
     """
 
     requests: int
@@ -127,14 +144,32 @@ class ModelCounters(msgspec.Struct, frozen=True):
 
 
 class ServerCounters(msgspec.Struct, frozen=True):
-    """What a server counted between two looks at its statistics, before the first and after the last call of a step."""
+    """What a server counted between two readings of its statistics, before the first and after the last call of a step.
+
+    Attributes:
+        window_s: Seconds between the two.
+        models: The counters by the name of the model.
+
+    Example:
+        >>> sorted(step.server_counters.models)
+        ['alpha', 'beta', 'ensemble']
+    """
 
     window_s: float
     models: dict[str, ModelCounters]
 
 
 class ClientCounters(msgspec.Struct, frozen=True):
-    """What the client counted in the same window: requests sent, failed requests, and images in the answered ones."""
+    """What was counted in the same window where the calls were made, independently of the other numbers of the step.
+
+    Attributes:
+        requests: Requests that were sent.
+        failures: Those without an answer, or with an error. A wrong answer, which the step counts as failed, is none of them.
+        images: Images in the answered requests.
+
+    Example:
+        >>> step.client_counters.requests == step.server_counters.models["ensemble"].requests
+    """
 
     requests: int
     failures: int
@@ -152,6 +187,9 @@ class TimelineSecond(msgspec.Struct, frozen=True):
         p50_ms: Median latency of its answers; None without any, as for the next two.
         p99_ms: 99th percentile of them.
         max_ms: The largest.
+
+    Example:
+        >>> [second.answered for second in step.timeline]
     """
 
     s: int
@@ -185,11 +223,15 @@ class Step(msgspec.Struct, frozen=True):
         latency_ms: From sending in a closed loop, from the intended time in an open one. None without answers or if the step is invalid.
         histogram: The latencies in microseconds as an HdrHistogram (V2, compressed, base64); None as above.
         schedule: How well the generator kept its schedule; None in a closed loop.
-        valid: Whether the generator was able to make this load.
+        valid: Whether the generator kept its schedule; always true in a closed loop, where `problem` reports a generator at its limit.
         problem: Why it is invalid, or what else happened, such as an interruption.
         server_counters: The server's counters for the window; None if it has no statistics.
         client_counters: The client's counters for the window.
         timeline: The seconds of the window, in order.
+
+    Example:
+        >>> step = result.targets[0].steps[0]
+        >>> step.callers, step.requests_per_s, step.failures
     """
 
     callers: int | None
@@ -221,11 +263,14 @@ class Trial(msgspec.Struct, frozen=True):
 
     Attributes:
         rate_per_s: The rate.
-        attainment: Share of the calls that were answered within the objective; None if the generator missed its schedule.
-        quantile_ms: The objective's quantile over all calls, failures as infinite; None if it is infinite or the generator missed its
-            schedule.
+        attainment: Share of the calls that were answered within the objective; None without calls or if the trial is invalid.
+        quantile_ms: The objective's quantile over all calls, failures as infinite; None if it is infinite, or as above.
         holds: Whether the rate holds.
         problem: Why it does not hold; None if it does.
+        valid: Whether the generator kept its schedule.
+
+    Example:
+        >>> [(trial.rate_per_s, trial.holds) for trial in capacity.tried]
     """
 
     rate_per_s: float
@@ -233,6 +278,7 @@ class Trial(msgspec.Struct, frozen=True):
     quantile_ms: float | None
     holds: bool
     problem: str | None
+    valid: bool = True
 
 
 class Capacity(msgspec.Struct, frozen=True):
@@ -243,6 +289,9 @@ class Capacity(msgspec.Struct, frozen=True):
         tried: All trials, in order.
         bracket: The highest rate that holds and the lowest that does not; None for a bound that was not found.
         problem: What kept the search from its end; None if nothing did.
+
+    Example:
+        >>> result.targets[0].capacity.rate_per_s
     """
 
     rate_per_s: float | None
@@ -251,7 +300,7 @@ class Capacity(msgspec.Struct, frozen=True):
     problem: str | None
 
 
-class Target(msgspec.Struct, frozen=True):
+class TargetResult(msgspec.Struct, frozen=True):
     """A model on a server, and its results.
 
     Attributes:
@@ -261,11 +310,14 @@ class Target(msgspec.Struct, frozen=True):
         images_shape: (C, H, W) of the images that were sent.
         steps: The steps, in order; those of the capacity's trials.
         capacity: The capacity; None if it was not searched.
+
+    Example:
+        >>> [(target.url, len(target.steps)) for target in result.targets]
     """
 
     url: str
     model: str
-    server: Server | None
+    server: ServerInfo | None
     images_shape: tuple[int, ...]
     steps: tuple[Step, ...]
     capacity: Capacity | None
@@ -292,8 +344,8 @@ class LoadResult(msgspec.Struct, frozen=True):
     hardware: dict[str, Any]
     versions: dict[str, Any]
     git_commit: str | None
-    settings: TestSettings
-    targets: tuple[Target, ...]
+    settings: RunSettings
+    targets: tuple[TargetResult, ...]
     interrupted: bool = False
 
     def json(self) -> dict[str, Any]:

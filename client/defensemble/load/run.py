@@ -14,13 +14,13 @@ from .session import LoadSession, OnProgress
 from .settings import LoadSettings
 
 if TYPE_CHECKING:
-    from .session import Images
+    from .session import ImagesToSend
 
 
 def run_load(
     urls: str | Sequence[str],
     settings: LoadSettings,
-    images: Images | None = None,
+    images: ImagesToSend | None = None,
     *,
     images_name: str | None = None,
     tls: TlsFiles | None = None,
@@ -62,7 +62,7 @@ def run_load(
 def find_capacity(
     urls: str | Sequence[str],
     settings: LoadSettings,
-    images: Images | None = None,
+    images: ImagesToSend | None = None,
     *,
     images_name: str | None = None,
     tls: TlsFiles | None = None,

@@ -24,16 +24,17 @@ from .._transport.base import ConnectionOptions, TlsFiles
 from ..results.provenance import provenance
 from .calling import CallRecord, ClosedPhase, OpenPhase, TargetSpec
 from .counters import counters_between, take_final_snapshot, take_snapshot
+from .display import load_name
 from .recording import Recording, new_histogram
-from .result import Capacity, ClientCounters, LoadResult, Server, ServerCounters, Step, Target, TestSettings, TimelineSecond
+from .result import Capacity, LoadResult, RunSettings, ServerCounters, ServerInfo, Step, TargetResult, TimelineSecond
 from .schedule import arrival_times, draw_batch_sizes
 from .settings import LoadSettings, cores
 from .worker import GeneratorProcesses, Phase, PhaseEnd
 
 if TYPE_CHECKING:
-    from .._client.images import Images as Pictures
+    from .._client.images import Images
 
-    Images: TypeAlias = "Pictures | Callable[[ModelInfo], NDArray[np.float32]]"
+    ImagesToSend: TypeAlias = "Images | Callable[[ModelInfo], NDArray[np.float32]]"
 
 MAX_LATE_SHARE = 0.01
 """Of a valid step, at most this share of the calls was sent more than 1 ms late by the generator's own fault."""
@@ -88,7 +89,7 @@ class LoadTarget:
         ServiceError: The server cannot be reached.
     """
 
-    def __init__(self, index: int, url: str, settings: LoadSettings, images: Images | None, tls: TlsFiles | None) -> None:
+    def __init__(self, index: int, url: str, settings: LoadSettings, images: ImagesToSend | None, tls: TlsFiles | None) -> None:
         own_tls = tls if address_from_url(url).scheme in TLS_SCHEMES else None
         self.index = index
         self.url = url
@@ -109,7 +110,7 @@ class LoadTarget:
         except BaseException:
             self.client.close()
             raise
-        self.server = Server(metadata.name, metadata.version)
+        self.server = ServerInfo(metadata.name, metadata.version)
         self.models = {info.name, *info.steps} if info.steps or not info.is_ensemble else set()
         self.steps: list[Step] = []
 
@@ -134,7 +135,7 @@ class LoadSession:
         self,
         urls: str | Sequence[str],
         settings: LoadSettings,
-        images: Images | None,
+        images: ImagesToSend | None,
         images_name: str | None,
         tls: TlsFiles | None,
         on_progress: OnProgress,
@@ -157,7 +158,7 @@ class LoadSession:
         except BaseException:
             self._cleanup.close()
             raise
-        self._was_stopped = False
+        self._was_stopped = self._is_realtime = False
 
     def __enter__(self) -> LoadSession:
         return self
@@ -177,7 +178,7 @@ class LoadSession:
             capacities: The capacities that were found, by URL.
         """
         settings, found = self._settings, capacities or {}
-        common = TestSettings(
+        common = RunSettings(
             loop="open" if settings.is_open else "closed",
             arrivals=settings.arrivals if settings.is_open else None,
             batch_sizes=settings.batch_shares,
@@ -192,14 +193,15 @@ class LoadSession:
             slo=settings.slo,
             seed=settings.seed,
             processes=len(self._processes),
+            realtime=self._is_realtime,
         )
-        targets = tuple(
-            Target(target.url, target.info.name, target.server, target.spec.images.shape[1:], tuple(target.steps), found.get(target.url))
-            for target in self.targets
-        )
+        targets = []
+        for target in self.targets:
+            shape, steps = target.spec.images.shape[1:], tuple(target.steps)
+            targets.append(TargetResult(target.url, target.info.name, target.server, shape, steps, found.get(target.url)))
         about = provenance()
         del about["server"]
-        return LoadResult(**about, settings=common, targets=targets, interrupted=self.is_interrupted)
+        return LoadResult(**about, settings=common, targets=tuple(targets), interrupted=self.is_interrupted)
 
     def single_caller_rate(self, target: LoadTarget) -> float:
         """Return the calls per second of a single caller, from a short phase that is not reported."""
@@ -223,7 +225,7 @@ class LoadSession:
         recording, end = self._run(target, name, phases, settings.step_s, "step")
         counters = counters_between(before, take_final_snapshot(target.client, before, target.models, recording.answered), target.models)
         step = self._step(recording, load, end, began_at, counters)
-        if step.sent + step.unsent:
+        if step.sent + step.unsent or not self.is_interrupted:
             target.steps.append(step)
             self._on_progress(Progress(target.url, name, "step", settings.step_s, settings.step_s, step=step))
         return recording, step
@@ -252,6 +254,7 @@ class LoadSession:
         self._on_progress(Progress(target.url, name, kind, 0.0, seconds))
         end = self._processes.run(target.index, phases, recording.begin_at, on_records, self._interrupts)
         self._was_stopped |= end.was_stopped
+        self._is_realtime = end.is_realtime
         return recording, end
 
     def _phases(self, target: LoadTarget, load: float, seconds: float, ramp_s: float, *, is_step: bool) -> list[Phase]:
@@ -283,18 +286,7 @@ class LoadSession:
         else:
             seconds = float(np.mean(end.busy_s)) if end.busy_s else 0.0
         schedule = recording.schedule() if settings.is_open else None
-        is_valid = schedule is None or schedule.late_share <= MAX_LATE_SHARE
-        problem = None
-        if schedule is not None and not is_valid:
-            problem = (
-                f"the load generator sent {100 * schedule.late_share:.1f} % of the calls more than 1 ms late (the largest delay is "
-                f"{schedule.max_late_ms:.1f} ms; at most {100 * MAX_LATE_SHARE:g} % is allowed): no latency is reported. Run it on another "
-                "machine than the server, with more cores, or with real-time priority (as root, or after `ulimit -r 1`)."
-            )
-        elif end.was_stopped:
-            problem = f"interrupted after {seconds:.1f} of {settings.step_s:g} s"
-        elif not recording.answered:
-            problem = "no call was answered"
+        is_valid, problem = judge_step(settings, recording, end, seconds)
         is_judged = is_valid and settings.slo is not None
         per_s = 1 / seconds if seconds else 0.0
         return Step(
@@ -318,14 +310,37 @@ class LoadSession:
             valid=is_valid,
             problem=problem,
             server_counters=counters,
-            client_counters=ClientCounters(recording.sent, recording.failed, recording.images),
+            client_counters=end.counters,
             timeline=recording.timeline(with_latency=is_valid),
         )
 
 
-def load_name(load: float, *, is_open: bool) -> str:
-    """Return a load in words, such as `8 callers` or `50/s`."""
-    return f"{load:.4g}/s" if is_open else f"{load:g} caller{'s' * (load != 1)}"
+def judge_step(settings: LoadSettings, recording: Recording, end: PhaseEnd, seconds: float) -> tuple[bool, str | None]:
+    """Return whether the generator kept its schedule in a step, and what else a reader of its result must know, if anything.
+
+    Args:
+        settings: The settings of the test.
+        recording: The calls.
+        end: How the step ended.
+        seconds: Its length.
+    """
+    schedule = recording.schedule()
+    if settings.is_open and schedule.late_share > MAX_LATE_SHARE:
+        return False, (
+            f"the load generator sent {100 * schedule.late_share:.1f} % of the calls more than 1 ms late (the largest delay is "
+            f"{schedule.max_late_ms:.1f} ms; at most {100 * MAX_LATE_SHARE:g} % is allowed): no latency is reported. Run it on another "
+            "machine than the server, with more cores, or with real-time priority (as root, or after `ulimit -r 1`)."
+        )
+    problem = None
+    if end.was_stopped:
+        problem = f"interrupted after {seconds:.1f} of {settings.step_s:g} s"
+    elif not recording.sent + recording.unsent:
+        problem = "the step is too short for a call at this rate: no call was due"
+    elif not recording.answered:
+        problem = "no call was answered"
+    elif not settings.is_open and end.cpu_share > _BUSY_SHARE:
+        problem = f"the load generator used {100 * end.cpu_share:.0f} % of a core: the server may be faster"
+    return True, problem
 
 
 def _distinct(urls: str | Sequence[str]) -> list[str]:
@@ -339,7 +354,7 @@ def _distinct(urls: str | Sequence[str]) -> list[str]:
     return normalised
 
 
-def _find_images(images: Images | None, info: ModelInfo, count: int, seed: int) -> NDArray[np.float32]:
+def _find_images(images: ImagesToSend | None, info: ModelInfo, count: int, seed: int) -> NDArray[np.float32]:
     if images is None:
         if min(info.image_shape) <= 0:
             raise InputError(f"model {info.name!r} takes images of any size: pass images, since random ones need a size")

@@ -19,7 +19,7 @@ from ..probes.merging import SHARD_PROVENANCE, TARGET_PROVENANCE
 from ..probes.outcome import STATUSES, Check
 from ..probes.suite import WORST_CASE
 from ..results.packed import is_packed
-from .cells import MISSING, cell_from_figure
+from .cells import MISSING, cell_from_figure, counted
 from .figures import SHAPE_BIAS, ResultFigures
 from .model import Cell, CheckOfResult, Example, ProbeSection, Report, Result, Row, Statement, Table
 from .probe_charts import charts_of
@@ -78,7 +78,7 @@ def build_report(results: Sequence[Result], title: str = TITLE) -> Report:
     order = [row.cells[0].text for row in overview.rows]
     return Report(
         title,
-        f"{_counted(len(sections), 'result')}, {_counted(len(order), 'target')}",
+        f"{counted(len(sections), 'result')}, {counted(len(order), 'target')}",
         tuple(_statements(sections, figures)),
         tuple(checks),
         overview,
@@ -86,10 +86,6 @@ def build_report(results: Sequence[Result], title: str = TITLE) -> Report:
         (*(figure for own in figures for figure in own.all), *paper_figures),
         lambda: {section.id: charts_of(section, order) for section in sections},
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _titles(results: Sequence[Result]) -> list[str]:

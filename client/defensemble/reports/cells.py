@@ -35,6 +35,11 @@ def cell_from_figure(figure: Figure, *, with_n: bool = False) -> Cell:
     return Cell(_text(figure, figure.value), (*interval, *suffix), figure.value)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, such as `1 step` or `1,200 steps`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def number_text(value: float) -> str:
     """Return a number with up to four significant digits, such as `0.0314` or `7.3e-06`."""
     return f"{value:.4g}"

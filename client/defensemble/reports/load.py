@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 
-from ..load.result import LoadResult, Step, Target
+from ..load.display import load_text, number
+from ..load.result import LoadResult, Step, TargetResult
 from ..probes.outcome import STATUSES, Check
+from .cells import counted
 from .load_charts import charts_by_part
-from .load_tables import LoadTables, load_text, number, target_names
+from .load_tables import LoadTables, target_names
 from .model import CheckOfResult, Figure, Report, Section, Statement
 from .write import write_report
 
@@ -59,7 +61,7 @@ def load_report(result: LoadResult, title: str = TITLE) -> Report:
     checks = [CheckOfResult(name, check) for target, name in zip(result.targets, names, strict=True) for check in _checks(target)]
     return Report(
         title,
-        f"{_counted(len(names), 'target')}, {_counted(sum(len(target.steps) for target in result.targets), 'step')}",
+        f"{counted(len(names), 'target')}, {counted(sum(len(target.steps) for target in result.targets), 'step')}",
         tuple(_statements(result, names)),
         tuple(sorted(checks, key=lambda item: -STATUSES.index(item.status))),
         LoadTables.overview(names, tables),
@@ -67,10 +69,6 @@ def load_report(result: LoadResult, title: str = TITLE) -> Report:
         tuple(_figures(result, names)),
         partial(charts_by_part, result, names),
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _statements(result: LoadResult, names: Sequence[str]) -> Iterator[Statement]:
@@ -88,7 +86,7 @@ def _statements(result: LoadResult, names: Sequence[str]) -> Iterator[Statement]
                 if step.valid is valid and (step.problem is not None or not valid)
             )
             if items:
-                text = f"{name}: {text} {len(items)} of {_counted(len(target.steps), 'step')}."
+                text = f"{name}: {text} {len(items)} of {counted(len(target.steps), 'step')}."
                 yield Statement(text, is_alarm=True, note="Problems:", items=items)
         unsent = tuple(f"{load_text(step)}: {step.unsent:,}" for step in target.steps if step.unsent)
         if unsent:
@@ -101,11 +99,11 @@ def _statements(result: LoadResult, names: Sequence[str]) -> Iterator[Statement]
             items = tuple(
                 f"{load_text(step)}: {', '.join(f'{count:,} {kind}' for kind, count in sorted(step.failures.items()))}" for step in failing
             )
-            text = f"{name}: {failed:,} of {sent:,} calls failed in {_counted(len(failing), 'step')}. A failure is no latency."
+            text = f"{name}: {failed:,} of {sent:,} calls failed in {counted(len(failing), 'step')}. A failure is no latency."
             yield Statement(text, is_alarm=True, note="Failures by kind:", items=items)
 
 
-def _main_statement(name: str, target: Target, result: LoadResult) -> Statement:
+def _main_statement(name: str, target: TargetResult, result: LoadResult) -> Statement:
     slo, capacity = result.settings.slo, target.capacity
     if capacity is not None:
         high = capacity.bracket[1]
@@ -124,18 +122,18 @@ def _main_statement(name: str, target: Target, result: LoadResult) -> Statement:
     return Statement(f"{text}.", is_alarm=False)
 
 
-def _checks(target: Target) -> Iterator[Check]:
+def _checks(target: TargetResult) -> Iterator[Check]:
     """Yield whether the measurement can be trusted."""
     schedules = [(step.schedule.late_share, step) for step in target.steps if step.schedule is not None]
     if schedules:
         share, worst = max(schedules, key=lambda one: one[0])
         text = f"at most {100 * share:.2g} % of the calls of a step were sent more than 1 ms late, at {load_text(worst)}; 1 % may be"
         yield Check("schedule of the generator", "PASS" if all(step.valid for step in target.steps) else "FAIL", text)
-    differing = [
-        f"{load_text(step)}: {step.client_counters.requests:,} and {counted.requests:,}"
-        for step in target.steps
-        if (counted := _counted_by_server(target, step)) is not None and counted.requests != step.client_counters.requests
-    ]
+    differing = []
+    for step in target.steps:
+        by_client, by_server = step.client_counters.requests, _counted_by_server(target, step)
+        if by_server is not None and len({step.sent, by_client, by_server.requests}) > 1:
+            differing.append(f"{load_text(step)}: {by_client:,} and {by_server.requests:,}, {step.sent:,} in the result")
     has_counters = any(_counted_by_server(target, step) is not None for step in target.steps)
     if differing:
         text = "client and server counted different numbers of calls, as with other callers, or calls that never arrived"
@@ -147,11 +145,11 @@ def _checks(target: Target) -> Iterator[Check]:
         yield Check("calls counted", "WARN", "the server reported no counters")
 
 
-def _counted_by_server(target: Target, step: Step) -> Any:
+def _counted_by_server(target: TargetResult, step: Step) -> Any:
     return None if step.server_counters is None else step.server_counters.models.get(target.model)
 
 
-def _section(result: LoadResult, target: Target, name: str, tables: LoadTables) -> Section:
+def _section(result: LoadResult, target: TargetResult, name: str, tables: LoadTables) -> Section:
     settings = result.settings
     batches = ", ".join(f"{size}" if share == 1 else f"{size} ({100 * share:.3g} %)" for size, share in settings.batch_sizes)
     facts = {
@@ -164,6 +162,7 @@ def _section(result: LoadResult, target: Target, name: str, tables: LoadTables) 
         "ramp": f"{settings.ramp_s:g} s" if settings.ramp_s else None,
         "warm-up": f"{settings.warm_up_s:g} s",
         "step": f"{settings.step_s:g} s",
+        "priority": "real-time, which takes the processor from other processes" if settings.realtime else None,
         "objective": None if settings.slo is None else str(settings.slo),
         "measured": result.measured_at,
     }
@@ -188,9 +187,8 @@ def _figures(result: LoadResult, names: Sequence[str]) -> Iterator[Figure]:
             def figure(quantity: str, value: float | None, name: str = name, load: str = load_text(step)) -> Figure:
                 return Figure("", f"load-{result.settings.loop}", name, "", load, quantity, value)
 
-            for quantity in ("seconds", "sent", "answered", "failed", "unsent", "images", "requests_per_s", "images_per_s"):
-                yield figure(quantity, getattr(step, quantity))
-            for quantity in ("goodput_per_s", "attainment"):
+            counts = ("seconds", "sent", "answered", "failed", "unsent", "images")
+            for quantity in (*counts, "requests_per_s", "images_per_s", "goodput_per_s", "attainment"):
                 yield figure(quantity, getattr(step, quantity))
             for quantity, value in ({} if step.latency_ms is None else msgspec.to_builtins(step.latency_ms)).items():
                 yield figure(f"{quantity}_ms", value)

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from .._exceptions import MissingExtraError
-from ..load.result import LoadResult, Step, Target
+from ..load.display import load_of, load_text
+from ..load.result import LoadResult, Step, TargetResult
 from .charts import SERIES_COLOURS, altair_module, curves, data_of, make_chart, require_charts, series_of
-from .load_tables import QUANTILES, load_of, load_text
+from .load_tables import QUANTILES
 from .model import Chart
 
 _BINS_PER_DECADE = 20
@@ -86,7 +87,7 @@ def _log_scale(values: Iterable[float]) -> dict[str, Any]:
     return {"type": "log", "nice": False, "clamp": True, "domain": [min(shown) / 1.25, max(shown) * 1.25]}
 
 
-def _records(series: str, target: Target, value: _Value) -> list[dict[str, Any]]:
+def _records(series: str, target: TargetResult, value: _Value) -> list[dict[str, Any]]:
     return [
         {"target": series, "x": load_of(step), "y": y, "condition": load_text(step)}
         for step in target.steps
@@ -104,7 +105,7 @@ def _rule(y: float) -> Any:
     return alt.Chart(data_of([{"y": y}])).mark_rule(strokeWidth=1.5, color="currentColor", opacity=0.5, aria=False).encode(alt.Y("y:Q"))
 
 
-def _timelines(section: str, target: Target) -> Iterator[Chart]:
+def _timelines(section: str, target: TargetResult) -> Iterator[Chart]:
     """Yield throughput and latency per second, with the steps one after another."""
     counts: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []
@@ -153,7 +154,7 @@ def _step_marks(starts: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     yield base.mark_text(**text, aria=False).encode(alt.X("x:Q"), alt.Text("text:N"), y=alt.value(0))
 
 
-def _histogram(section: str, target: Target) -> Iterator[Chart]:
+def _histogram(section: str, target: TargetResult) -> Iterator[Chart]:
     """Yield the histogram of each step in a row of its own, on one logarithmic axis."""
     alt = altair_module()
     steps = [step for step in target.steps if step.valid and step.histogram is not None]
@@ -203,7 +204,7 @@ def _binned(encoded: str) -> dict[int, int]:
     return counts
 
 
-def _failures(section: str, target: Target) -> Iterator[Chart]:
+def _failures(section: str, target: TargetResult) -> Iterator[Chart]:
     alt = altair_module()
     records = [
         {"row": f"{load_text(step)}\n{kind}", "kind": kind, "condition": load_text(step), "y": 100 * count / step.sent, "count": count}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..load.result import Latency, ModelCounters, Step, Target, TestSettings
+from ..load.display import load_of, load_text, number
+from ..load.result import Latency, ModelCounters, RunSettings, Step, TargetResult
 from .cells import MISSING
 from .model import Cell, Row, Table
 
@@ -17,26 +18,7 @@ _NOT_REPORTED = Cell("not reported", is_missing=True)
 _NONE = Cell("-")
 
 
-def load_text(step: Step) -> str:
-    """Return the load of a step, such as `8 callers` or `100/s`."""
-    if step.callers is not None:
-        return f"{step.callers:,} caller{'' if step.callers == 1 else 's'}"
-    return f"{number(load_of(step))}/s"
-
-
-def load_of(step: Step) -> float:
-    """Return the number of callers or the rate of a step."""
-    return float(step.callers if step.callers is not None else step.rate_per_s or 0)
-
-
-def number(value: float) -> str:
-    """Return a rate or a time with at least three significant digits, such as `0.123`, `8.75`, `31.2`, `1,234`."""
-    if value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def target_names(targets: Sequence[Target]) -> list[str]:
+def target_names(targets: Sequence[TargetResult]) -> list[str]:
     """Return a name for each target: its URL or its model if only these differ, with its number where a name is not unique."""
     models, urls = {target.model for target in targets}, {target.url for target in targets}
     names = [
@@ -58,7 +40,7 @@ class LoadTables:
         >>> [table.title for table in LoadTables("s1", target, result.settings).all()]
     """
 
-    def __init__(self, section: str, target: Target, settings: TestSettings) -> None:
+    def __init__(self, section: str, target: TargetResult, settings: RunSettings) -> None:
         self.section = section
         self._target = target
         self._settings = settings

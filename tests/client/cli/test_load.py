@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ def test_a_server_that_cannot_be_reached_and_one_that_is_named_twice() -> None:
         done = run(*arguments)
         assert done.exit_code == 1
         assert_facts(done.output, url)
+
+
+def test_a_report_without_its_extra_is_refused_before_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "altair", None)
+    done = run(f"http://127.0.0.1:{free_port()}", "--html", tmp_path / "load.html")
+    assert done.exit_code == 1
+    assert_facts(done.output, "defensemble[load]")  # and not that there is no server
 
 
 def test_what_the_model_does_not_accept(triton: Server) -> None:

@@ -15,6 +15,7 @@ from defensemble import Client, ConnectionOptions, FakeModel, FakeTransport, Not
 from defensemble._client.model_info import requests_from_outputs
 from defensemble.load.calling import LATE_S, UNSENT, Caller, CallRecord, ClosedPhase, OpenPhase, PhaseRun, TargetSpec
 from defensemble.load.recording import Recording
+from defensemble.load.result import ClientCounters
 from defensemble.load.schedule import arrival_times
 from tests.support.fakes import Array
 
@@ -54,10 +55,7 @@ class Fake:
         run.begin(begin)
         if while_running is not None:
             while_running(run, begin)
-        deadline = time.monotonic() + DEADLINE_S
-        while not run.is_finished:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda: run.is_finished)
         return sorted(run.take_records())
 
 
@@ -66,66 +64,77 @@ def at_rate(rate: float, seconds: float, max_in_flight: int = 512, size: int = 1
     return OpenPhase(times, np.full(len(times), size), max_in_flight)
 
 
-def test_a_closed_loop_calls_until_its_end_with_the_batch_sizes_in_turn() -> None:
-    def slowly(images: Array) -> dict[str, Array]:
-        time.sleep(0.005)
-        return logits(images)
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
-    fake = Fake(slowly)
+
+def test_a_closed_loop_calls_until_its_end_with_the_batch_sizes_in_turn() -> None:
+    fake, runs = Fake(), []
     sizes = np.array([1, 1, 2, 8])
-    records = fake.run(ClosedPhase((0.0, 0.0, 0.05), 0.15, sizes))
+
+    def stop(run: PhaseRun, begin: float) -> None:
+        wait_until(lambda: set(fake.sizes) == {1, 2, 8})  # each caller begins at another one
+        run.stop()
+
+    records = fake.run(ClosedPhase((0.0, 0.0, 0.02), 60.0, sizes), stop)
     assert len(records) == len(fake.sizes) == fake.transport.calls["m"]
     assert sum(record.images for record in records) == sum(fake.sizes) == fake.transport.images["m"]
-    assert set(fake.sizes) == {1, 2, 8}
-    assert all(record.failure is None and record.ended - record.intended >= 0.005 for record in records)
-    assert records[-1].intended < fake.begin + 0.15 <= max(record.ended for record in records)
+    assert fake.caller.take_counters() == ClientCounters(fake.transport.calls["m"], 0, fake.transport.images["m"])
+    assert fake.caller.take_counters() == ClientCounters(0, 0, 0)
+    assert all(record.failure is None and record.ended > record.intended >= fake.begin for record in records)
+    records = fake.run(ClosedPhase((0.0, 0.0), 0.05, sizes), lambda run, begin: runs.append(run))
+    assert all(record.intended < fake.begin + 0.05 for record in records)
+    assert len(runs[0].busy_s) == 2
+    assert min(runs[0].busy_s) >= 0.05
 
 
-@pytest.fixture
-def stalling() -> Fake:
-    """A server that answers at once but for 0.2 s, in which everything waits."""
+class Gated(Fake):
+    """A fake server whose answers wait until it is opened."""
 
-    def answer(images: Array) -> dict[str, Array]:
-        now = time.monotonic() - fake.begin
-        if 0.1 < now < 0.3:
-            time.sleep(0.3 - now)
-        return logits(images)
+    def __init__(self) -> None:
+        super().__init__(lambda images: (self.gate.wait(DEADLINE_S), logits(images))[1])
+        self.gate = threading.Event()
+        self.opened = 0.0
 
-    fake = Fake(answer)
-    return fake
+    def run_and_open(self, phase: ClosedPhase | OpenPhase, after_s: float, calls: int) -> list[CallRecord]:
+        """Run a phase, and open the gate once it is so old and has sent so many calls."""
+        self.gate.clear()
+        self.sizes.clear()
+
+        def open_gate(run: PhaseRun, begin: float) -> None:
+            wait_until(lambda: time.monotonic() > begin + after_s and len(self.sizes) >= calls)
+            self.opened = time.monotonic()
+            self.gate.set()
+
+        return self.run(phase, open_gate)
 
 
-def test_a_stall_is_in_the_latencies_of_an_open_loop(stalling: Fake) -> None:
-    records = stalling.run(at_rate(200, 0.4))
-    assert len(records) == 80
-    late = np.array([record.ended - record.intended for record in records])
-    # Each of the 40 calls of the stall waits for its end, at most 0.2 s.
-    assert 25 <= np.count_nonzero(late > 0.05) <= 45
-    assert np.quantile(late, 0.99) > 0.15
-    recording = Recording(0.6)
+def test_a_stall_is_in_the_latencies_of_an_open_loop() -> None:
+    stalling = Gated()
+    records = stalling.run_and_open(at_rate(200, 0.25), 0.2, 40)
+    assert len(records) == 50
+    stalled = [record for record in records if record.intended < stalling.opened]
+    assert len(stalled) >= 40
+    assert all(record.ended >= stalling.opened for record in stalled)
+    recording = Recording(0.3)
     recording.begin_at(stalling.begin)
     recording.add(records)
     latency = recording.latency()
     assert latency is not None
     assert latency.p99 > 150
     # One caller in a closed loop makes a single call in the stall.
-    closed = stalling.run(ClosedPhase((0.0,), 0.35, np.array([1])))
-    assert sum(record.ended - record.intended > 0.05 for record in closed) == 1
+    closed = stalling.run_and_open(ClosedPhase((0.0,), 0.05, np.array([1])), 0.05, 1)
+    assert len(closed) == 1
 
 
 def test_a_call_that_finds_no_free_slot_is_unsent_and_not_late() -> None:
-    gate = threading.Event()
-    fake = Fake(lambda images: (gate.wait(DEADLINE_S), logits(images))[1])
-
-    def open_gate(run: PhaseRun, begin: float) -> None:
-        time.sleep(begin + 0.15 - time.monotonic())
-        gate.set()
-
-    records = fake.run(at_rate(100, 0.2, max_in_flight=4), open_gate)
+    fake = Gated()
+    records = fake.run_and_open(at_rate(100, 0.1, max_in_flight=4), 0.1, 4)
     unsent = [record for record in records if record.failure == UNSENT]
-    assert len(records) == 20
-    assert len(fake.sizes) == 20 - len(unsent)
-    assert 8 <= len(unsent) <= 13  # those from 0.04 to 0.15 s
+    assert (len(records), len(unsent), len(fake.sizes)) == (10, 6, 4)
     assert all(record.late_s == 0 for record in unsent)
 
 
@@ -160,7 +169,9 @@ def test_failures_have_the_class_of_their_error_and_callers_pause_after_them() -
     def refuse(images: Array) -> dict[str, Array]:
         raise NotReadyError("the queue is full")
 
-    records = Fake(refuse).run(ClosedPhase((0.0, 0.0), 0.2, np.array([1])))
+    fake = Fake(refuse)
+    records = fake.run(ClosedPhase((0.0, 0.0), 0.2, np.array([1])))
+    assert fake.caller.take_counters() == ClientCounters(len(records), len(records), 0)
     assert {record.failure for record in records} == {"NotReadyError"}
     assert len(records) <= 2 * 5
 
@@ -177,8 +188,18 @@ def test_a_stopped_phase_ends_without_the_calls_that_are_to_come() -> None:
     fake = Fake()
 
     def stop(run: PhaseRun, begin: float) -> None:
-        time.sleep(begin + 0.12 - time.monotonic())
+        wait_until(lambda: len(fake.sizes) == 3)
         run.stop()
 
-    records = fake.run(at_rate(20, 30.0), stop)
+    records = fake.run(OpenPhase(np.array([0.0, 0.01, 0.02, 3600.0]), np.ones(4, np.int64), 4), stop)
     assert len(records) == len(fake.sizes) == 3
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [ClosedPhase((0.0, 0.0), 60.0, np.array([33])), OpenPhase(np.array([0.0, 3600.0]), np.array([33, 1]), 2)],
+    ids=["closed", "open"],
+)
+def test_an_error_that_is_no_failed_call_ends_the_phase_and_is_raised(phase: ClosedPhase | OpenPhase) -> None:
+    with pytest.raises(ZeroDivisionError):  # there are 32 images
+        Fake().run(phase)

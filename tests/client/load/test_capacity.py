@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from defensemble.load import Capacity, Slo, Trial
 from defensemble.load.calling import CallRecord
@@ -20,10 +20,11 @@ def search(first: float, limit: float, generator_limit: float = np.inf) -> Capac
     found = CapacitySearch(first)
     while (rate := found.next_rate()) is not None:
         is_late = rate > generator_limit
-        found.add(Trial(rate, None if is_late else float(rate <= limit), None, rate <= limit and not is_late, "" if is_late else None))
+        found.add(Trial(rate, float(rate <= limit), None, rate <= limit and not is_late, None, valid=not is_late))
     return found.result()
 
 
+@settings(max_examples=40)
 @given(first=st.floats(0.5, 1e4), limit=st.floats(0.5, 1e5))
 def test_the_rate_is_within_five_percent_and_was_confirmed(first: float, limit: float) -> None:
     found = search(first, limit)
@@ -59,6 +60,26 @@ def test_a_rate_that_held_once_by_luck_is_not_confirmed() -> None:
     rate = found.result().rate_per_s
     assert rate is not None
     assert 70 / 1.05 <= rate <= 70
+
+
+def test_steps_without_calls_hold_nothing() -> None:
+    slo = Slo(0.99, 50.0)
+    empty = 0
+    for seed in range(4):
+        found, steps = CapacitySearch(8.0), 0
+        while (rate := found.next_rate()) is not None:
+            recording = Recording(5.0, slo)
+            times = arrival_times("poisson", rate, 5.0, 0.0, np.random.default_rng((seed, steps)))
+            recording.add([CallRecord(time, time + 0.2, 0.0, 1, None) for time in times])  # none is answered within the objective
+            trial = trial_from_step(open_step(rate, recording), recording, slo)
+            assert (trial.holds, trial.valid, trial.attainment) == (False, True, 0.0 if len(times) else None)
+            found.add(trial)
+            steps, empty = steps + 1, empty + (not len(times))
+        capacity = found.result()
+        assert capacity.rate_per_s is None
+        assert capacity.problem is not None
+        assert sum(trial.attainment is None for trial in capacity.tried) <= 1  # the search ends there
+    assert empty > 1
 
 
 def served(rate: float, service_s: float, seconds: float, seed: int = 0) -> Recording:

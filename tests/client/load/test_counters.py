@@ -1,4 +1,4 @@
-"""What a server counted between two looks at its statistics."""
+"""What a server counted between two readings of its statistics."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def test_a_model_that_was_loaded_again_counts_from_then_on() -> None:
     counted = counters_between(Snapshot(0.0, [entry("a", 1, 100)]), Snapshot(1.0, [entry("a", 1, 7)]), set())
     assert counted is not None
     assert counted.models["a"].requests == 7
+    # Since then it has had more requests than before, but has computed less.
+    before = [entry("a", 1, 100, compute_ns=9_000_000)]
+    counted = counters_between(Snapshot(0.0, before), Snapshot(1.0, [entry("a", 1, 150, compute_ns=3_000_000)]), set())
+    assert counted is not None
+    assert (counted.models["a"].requests, counted.models["a"].compute_ms) == (150, 0.02)
 
 
 def test_without_names_the_models_that_got_requests_are_reported_and_without_statistics_none() -> None:

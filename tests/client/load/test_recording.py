@@ -9,9 +9,12 @@ import pytest
 from hdrh.histogram import HdrHistogram
 from hypothesis import given, settings, strategies as st
 
-from defensemble.load import Slo
+from defensemble.load import ClientCounters, LoadSettings, Slo
 from defensemble.load.calling import UNSENT, CallRecord
 from defensemble.load.recording import Recording
+from defensemble.load.session import judge_step
+from defensemble.load.worker import PhaseEnd
+from tests.support.facts import assert_facts
 
 BEGIN = 1000.0
 PRECISION = 1.5e-3  # three significant digits, and rounding to microseconds
@@ -92,3 +95,17 @@ def test_the_calls_under_way_are_their_mean() -> None:
     first, last = recorded(calls, 9.0).in_flight()
     assert first == pytest.approx(10, abs=0.5)
     assert last == pytest.approx(15, abs=2)
+
+
+def test_a_busy_generator_is_a_problem_of_a_closed_loop_which_stays_valid() -> None:
+    answered = recorded(answers([0.01] * 5))
+    for settings_, share, facts in (
+        (LoadSettings(callers=(1,)), 0.9, "90 %"),
+        (LoadSettings(callers=(1,)), 0.5, None),
+        (LoadSettings(rates=(1.0,)), 0.9, None),  # a schedule that is kept is enough
+    ):
+        valid, problem = judge_step(settings_, answered, PhaseEnd((1.0,), share, ClientCounters(5, 0, 5), is_realtime=False), 1.0)
+        assert valid
+        assert (problem is None) == (facts is None)
+        if problem is not None and facts is not None:
+            assert_facts(problem, facts)

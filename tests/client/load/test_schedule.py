@@ -11,6 +11,7 @@ from defensemble.load.schedule import arrival_times, draw_batch_sizes
 KINDS = st.sampled_from(["poisson", "constant"])
 
 
+@settings(max_examples=30)
 @given(
     kind=KINDS,
     rate=st.floats(0.5, 300),

@@ -17,7 +17,7 @@ from ..._client.model_info import ModelInfo
 from ..._exceptions import InputError
 from ..._image_files import ReadCounts, ReadOptions, choose_preprocessing
 from ..._transport.base import TlsFiles
-from ...load import LoadResult, LoadSettings, Target, find_capacity, run_load
+from ...load import LoadResult, LoadSettings, TargetResult, find_capacity, run_load
 from ...probes.data import load_probe_data
 from ...results.result_file import check_writable, write_result
 from ..datasets import DatasetLocation
@@ -80,6 +80,7 @@ def load_test(
 
     Raises:
         InputError: An argument is invalid, or a model does not accept the calls.
+        MissingExtraError: The extra `load` is not installed.
         ServiceError: A server cannot be reached before the test.
         OSError: A file cannot be read or written; the latter is checked before the test.
     """
@@ -91,7 +92,10 @@ def load_test(
         if path is not None:
             check_writable(path)
     if output.html_file is not None:
+        from ...reports.charts import require_charts
         from ...reports.load import write_load_report
+
+        require_charts("load")
     has_images = bool(choice.sources) or choice.dataset is not None
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)  # on a narrow terminal, lines wrap; rich would leave out digits
@@ -127,7 +131,7 @@ def exit_status(result: LoadResult, *, searches_capacity: bool) -> int:
     return int(not all(_passes(target, result) for target in result.targets))
 
 
-def _passes(target: Target, result: LoadResult) -> bool:
+def _passes(target: TargetResult, result: LoadResult) -> bool:
     slo = result.settings.slo
     if not target.steps or not all(step.valid and step.answered for step in target.steps):
         return False

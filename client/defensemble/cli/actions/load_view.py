@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ...load import LoadResult, LoadSettings, Progress, Slo, Step, Target, TimelineSecond
-from ...load.session import load_name
+from ...load import LoadResult, LoadSettings, Progress, Slo, Step, TargetResult, TimelineSecond
+from ...load.display import load_text, number
 from ..cells import cell
 from ..notes import print_note, print_progress, shows_progress
 
@@ -99,9 +99,8 @@ def tables_from_result(result: LoadResult) -> Iterator[Table | Text]:
     for target in result.targets:
         if target.steps:
             yield step_table(f"{target.url}, model {target.model}", target.steps, result.settings.slo)
-        is_open = result.settings.loop == "open"
         for step in target.steps:
-            name = load_name(step.callers or step.rate_per_s or 0, is_open=is_open)
+            name = load_text(step)
             if step.problem is not None and target.capacity is None:
                 yield Text(f"{name}: {step.problem}")
             if step.failed or step.unsent:
@@ -136,7 +135,7 @@ def step_table(title: str | None, steps: Sequence[Step], slo: Slo | None) -> Tab
 def _row(step: Step, slo: Slo | None) -> list[str]:
     latency = step.latency_ms
     values = [None] * 5 if latency is None else [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max]
-    row = [load_name(step.callers or step.rate_per_s or 0, is_open=step.callers is None)]
+    row = [load_text(step)]
     row += [f"{step.requests_per_s:,.1f}", f"{step.images_per_s:,.1f}", *map(_milliseconds, values), f"{step.failed + step.unsent:,}"]
     if slo is not None:
         row.append("-" if step.attainment is None else f"{100 * step.attainment:.1f}%")
@@ -158,13 +157,13 @@ def _line(progress: Progress) -> str:
     return text if step.valid else f"{text}, invalid"
 
 
-def _capacity_line(target: Target, slo: Slo | None) -> str:
+def _capacity_line(target: TargetResult, slo: Slo | None) -> str:
     capacity = target.capacity
     assert capacity is not None
-    found = "no capacity was found" if capacity.rate_per_s is None else f"capacity {capacity.rate_per_s:.4g} calls/s"
-    above = "" if capacity.bracket[1] is None else f"; {capacity.bracket[1]:.4g}/s does not hold"
+    found = "no capacity was found" if capacity.rate_per_s is None else f"capacity {number(capacity.rate_per_s)} calls/s"
+    above = "" if capacity.bracket[1] is None else f"; {number(capacity.bracket[1])}/s does not hold"
     problem = "" if capacity.problem is None else f" ({capacity.problem})"
-    return f"{target.url}: {found} at {slo}{above}; {len(capacity.tried)} trials{problem}"
+    return f"{target.url}: {found} at {slo}{above}; {len(capacity.tried)} trial{'s' * (len(capacity.tried) != 1)}{problem}"
 
 
 def _milliseconds(value: float | None) -> str:
