@@ -150,6 +150,7 @@ def curves(
     tooltip: Sequence[Any] = (),
     x_scale: Mapping[str, Any] | None = None,
     y_scale: Mapping[str, Any] | None = None,
+    x_axis: Mapping[str, Any] | None = None,
     step: bool = False,
     points: bool = True,
     detail: str | None = None,
@@ -164,13 +165,16 @@ def curves(
         tooltip: What a point shows.
         x_scale: Scale of the horizontal axis.
         y_scale: Scale of the vertical axis.
+        x_axis: Properties of the horizontal axis.
         step: Whether a value holds until the next one.
         points: Whether there are points.
         detail: A field of the records; a line ends where its value changes. None: it never does.
     """
     alt = altair_module()
     colour, dash, shape = series_encodings(records, series)
-    horizontal = alt.X("x:Q", title=x, axis=alt.Axis(grid=False, tickCount=6), scale=alt.Scale(**x_scale or {}))
+    if points:
+        dash = dash.legend(None)  # the legend would draw the outlines of its points dashed
+    horizontal = alt.X("x:Q", title=x, axis=alt.Axis(grid=False, tickCount=6, **x_axis or {}), scale=alt.Scale(**x_scale or {}))
     vertical = alt.Y("y:Q", title=y, axis=alt.Axis(tickCount=5), scale=alt.Scale(**y_scale or {}))
     base, interpolate = alt.Chart(data_of(records)), "step-after" if step else "linear"
     line = base.mark_line(strokeWidth=2, interpolate=interpolate, aria=False)
@@ -181,4 +185,4 @@ def curves(
     if points:
         dots = base.mark_point(filled=True, size=45, opacity=1, aria=False)
         layers.append(dots.encode(horizontal, vertical, colour, shape, tooltip=list(tooltip)))
-    return alt.layer(*layers)
+    return alt.layer(*layers).resolve_legend(strokeDash="independent" if points else "shared")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from ..load.display import load_text, number
+from ..load.display import load_of, load_text, number
 from ..load.result import LoadResult, Step, TargetResult
 from ..probes.outcome import STATUSES, Check
 from .cells import counted
 from .load_charts import charts_by_part
-from .load_tables import LoadTables, target_names
+from .load_tables import LoadTables, has_enough_calls, holds, percent, target_names
 from .model import CheckOfResult, Figure, Report, Section, Statement
 from .write import write_report
 
@@ -77,6 +78,7 @@ def _statements(result: LoadResult, names: Sequence[str]) -> Iterator[Statement]
         yield Statement("The test was interrupted: the last step may be shorter, and steps may be missing.", is_alarm=True)
     for name, target in zip(names, result.targets, strict=True):
         yield _main_statement(name, target, result)
+        yield from _missed_objective(name, target, result)
         if target.capacity is not None and target.capacity.problem is not None:
             yield Statement(f"{name}: the search for the capacity is incomplete: {target.capacity.problem}", is_alarm=True)
         for valid, text in ((False, "no latencies of"), (True, "a problem in")):
@@ -99,7 +101,8 @@ def _statements(result: LoadResult, names: Sequence[str]) -> Iterator[Statement]
             items = tuple(
                 f"{load_text(step)}: {', '.join(f'{count:,} {kind}' for kind, count in sorted(step.failures.items()))}" for step in failing
             )
-            text = f"{name}: {failed:,} of {sent:,} calls failed in {counted(len(failing), 'step')}. A failure is no latency."
+            text = f"{name}: {failed:,} of {sent:,} calls failed in {counted(len(failing), 'step')}. "
+            text += "Failed calls have no latency and are not in the percentiles."
             yield Statement(text, is_alarm=True, note="Failures by kind:", items=items)
 
 
@@ -112,14 +115,49 @@ def _main_statement(name: str, target: TargetResult, result: LoadResult) -> Stat
             return Statement(f"{name}: no rate holds {slo}{lowest}.", is_alarm=True)
         above = "no higher rate was tried" if high is None else f"{number(high)}/s does not"
         return Statement(f"{name}: {number(capacity.rate_per_s)} calls/s hold {slo}; {above}.", is_alarm=False)
-    best = max(target.steps, key=lambda step: step.images_per_s, default=None)
-    if best is None:
+    if not target.steps:
         return Statement(f"{name}: no step was measured.", is_alarm=True)
+    is_closed = result.settings.loop == "closed"
+    steps = [step for step in target.steps if step.valid and not step.failed and not step.unsent]
+    if slo is not None and not is_closed:
+        steps = [step for step in steps if holds(step, slo)]
+    best = max(steps, key=lambda step: step.images_per_s if is_closed else load_of(step), default=None)
+    if best is None:
+        if slo is not None and not is_closed and not any(holds(step, slo) for step in target.steps):
+            return Statement(f"{name}: no step holds {slo}.", is_alarm=True)
+        kind = "valid step is" if slo is None or is_closed else f"step holds {slo}"
+        return Statement(f"{name}: no {kind} without failures.", is_alarm=True)
     throughput = f"{number(best.requests_per_s)} calls/s ({number(best.images_per_s)} images/s)"
-    text = f"{name}: the highest throughput is {throughput} at {load_text(best)}"
+    if is_closed:
+        text = f"{name}: the highest throughput is {throughput} at {load_text(best)}"
+    else:
+        kind = "was answered" if slo is None else f"holds {slo}"
+        text = f"{name}: the highest rate that {kind} without failures is {load_text(best)}: {throughput}"
     if best.latency_ms is not None:
-        text += f", with a p50 of {number(best.latency_ms.p50)} ms and a p99 of {number(best.latency_ms.p99)} ms"
+        text += f", with a p50 of {number(best.latency_ms.p50)} ms"
+        text += f" and a p99 of {number(best.latency_ms.p99)} ms" if has_enough_calls("p99", best.answered) else ""
     return Statement(f"{text}.", is_alarm=False)
+
+
+def _missed_objective(name: str, target: TargetResult, result: LoadResult) -> Iterator[Statement]:
+    """Yield which steps miss the objective. Those of a search for the capacity are meant to."""
+    slo = result.settings.slo
+    if slo is None or target.capacity is not None:
+        return
+    missed = [
+        f"{load_text(step)} ({_distinct_percent(step.attainment, slo.quantile)})"
+        for step in target.steps
+        if step.attainment is not None and not holds(step, slo)
+    ]
+    if missed:
+        verb = "does" if len(missed) == 1 else "do"
+        needed = f"{100 * slo.quantile:.10g} % within {slo.latency_ms:g} ms needed"
+        yield Statement(f"{name}: {', '.join(missed)} {verb} not hold {slo}: {needed}.", is_alarm=True)
+
+
+def _distinct_percent(share: float, limit: float) -> str:
+    """Return a share below a limit, with more digits if rounding would hide the difference."""
+    return f"{percent(share)} %" if limit - share >= 0.001 else f"{100 * share:.6g} %"
 
 
 def _checks(target: TargetResult) -> Iterator[Check]:
@@ -127,20 +165,32 @@ def _checks(target: TargetResult) -> Iterator[Check]:
     schedules = [(step.schedule.late_share, step) for step in target.steps if step.schedule is not None]
     if schedules:
         share, worst = max(schedules, key=lambda one: one[0])
-        text = f"at most {100 * share:.2g} % of the calls of a step were sent more than 1 ms late, at {load_text(worst)}; 1 % may be"
+        text = f"at most {percent(share)} % of the calls of a step were sent more than 1 ms late, at {load_text(worst)}; the limit is 1 %"
         yield Check("schedule of the generator", "PASS" if all(step.valid for step in target.steps) else "FAIL", text)
+    counts: list[tuple[int, int]] = []
     differing = []
     for step in target.steps:
         by_client, by_server = step.client_counters.requests, _counted_by_server(target, step)
-        if by_server is not None and len({step.sent, by_client, by_server.requests}) > 1:
+        if by_server is None:
+            continue
+        more = by_server.requests - by_client
+        counts.append((by_client, more))
+        # The supervisor of `defensemble serve` checks each model once per second.
+        if by_client != step.sent or not 0 <= more <= math.ceil(step.seconds) + 1:
             differing.append(f"{load_text(step)}: {by_client:,} and {by_server.requests:,}, {step.sent:,} in the result")
-    has_counters = any(_counted_by_server(target, step) is not None for step in target.steps)
     if differing:
-        text = "client and server counted different numbers of calls, as with other callers, or calls that never arrived"
-        yield Check("calls counted", "WARN", f"{text}: {'; '.join(differing)}")
-    elif has_counters:
-        total = sum(step.client_counters.requests for step in target.steps)
-        yield Check("calls counted", "PASS", f"client and server counted the same {total:,} calls")
+        text = (
+            "client and server counted different numbers of calls. Possible reasons: other callers, the checks of a supervisor, "
+            f"calls that did not reach the server. Client and server: {'; '.join(differing)}"
+        )
+        yield Check("calls counted", "WARN", text)
+    elif counts:
+        total, more = (sum(column) for column in zip(*counts, strict=True))
+        text = f"client and server counted the same {total:,} calls"
+        if more:
+            text = f"the client counted {total:,} calls and the server {more:,} more, at most one per second: "
+            text += "the checks of a supervisor may be included"
+        yield Check("calls counted", "PASS", text)
     else:
         yield Check("calls counted", "WARN", "the server reported no counters")
 
@@ -153,8 +203,6 @@ def _section(result: LoadResult, target: TargetResult, name: str, tables: LoadTa
     settings = result.settings
     batches = ", ".join(f"{size}" if share == 1 else f"{size} ({100 * share:.3g} %)" for size, share in settings.batch_sizes)
     facts = {
-        "url": target.url,
-        "model": target.model,
         "server": None if target.server is None else f"{target.server.name} {target.server.version}",
         "images": f"{settings.images}, {settings.image_count:,} of {'x'.join(map(str, target.images_shape))}",
         "batch size": batches,

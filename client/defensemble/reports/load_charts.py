@@ -11,7 +11,7 @@ from .._exceptions import MissingExtraError
 from ..load.display import load_of, load_text
 from ..load.result import LoadResult, Step, TargetResult
 from .charts import SERIES_COLOURS, altair_module, curves, data_of, make_chart, require_charts, series_of
-from .load_tables import QUANTILES
+from .load_tables import QUANTILES, has_enough_calls
 from .model import Chart
 
 _BINS_PER_DECADE = 20
@@ -21,6 +21,8 @@ _TOLERANCE_S = 0.05
 _MOST_POINTS = 120  # seconds, above which lines have no points
 _LONG_LABEL = 280  # pixels, which a phone has
 _LEAST_MS = 0.001  # a logarithm of 0 has no place on an axis
+_MOST_HORIZONTAL = 4  # names of steps, which a phone has space for
+_INTEGERS = {"tickMinStep": 1}
 _Value = Callable[[Step], "float | None"]
 
 
@@ -50,7 +52,8 @@ def _against_load(result: LoadResult, names: Sequence[str]) -> Iterator[Chart]:
     named = list(zip(names, result.targets, strict=True))
     if all(len({load_of(step) for step in target.steps}) < 2 for target in result.targets):
         return
-    x = "callers" if result.settings.loop == "closed" else "calls per second"
+    is_closed = result.settings.loop == "closed"
+    x, x_axis = ("callers", _INTEGERS) if is_closed else ("calls per second", None)
     slo = result.settings.slo
     values: dict[str, _Value] = {label: partial(_quantile, key) for key, label in QUANTILES.items()}
     throughput: dict[str, _Value] = {"answered": lambda step: step.requests_per_s}
@@ -69,7 +72,7 @@ def _against_load(result: LoadResult, names: Sequence[str]) -> Iterator[Chart]:
             title = f"{key.capitalize()} against load{f': {label}' if label else ''}"
             alt = f"Lines of {', '.join(series)}: {y} against {x}. The table Overview has the numbers."
             scale = _log_scale(record["y"] for record in records) if key == "latency" else None
-            layers = curves(records, series, x, y, tooltip=_tooltip(y), x_scale={"zero": True}, y_scale=scale)
+            layers = curves(records, series, x, y, tooltip=_tooltip(y), x_scale={"zero": True}, y_scale=scale, x_axis=x_axis)
             if slo is not None and scale is not None and scale["domain"][0] < slo.latency_ms < scale["domain"][1]:
                 layers = altair_module().layer(_rule(slo.latency_ms), layers)
                 title += f"; the grey line is {slo.latency_ms:g} ms"
@@ -78,12 +81,12 @@ def _against_load(result: LoadResult, names: Sequence[str]) -> Iterator[Chart]:
 
 
 def _quantile(key: str, step: Step) -> float | None:
-    return None if step.latency_ms is None else float(getattr(step.latency_ms, key))
+    return float(getattr(step.latency_ms, key)) if step.latency_ms is not None and has_enough_calls(key, step.answered) else None
 
 
-def _log_scale(values: Iterable[float]) -> dict[str, Any]:
+def _log_scale(values: Iterable[float | None]) -> dict[str, Any]:
     """Return a logarithmic scale with some space around the values."""
-    shown = [max(value, _LEAST_MS) for value in values]
+    shown = [max(value, _LEAST_MS) for value in values if value is not None]
     return {"type": "log", "nice": False, "clamp": True, "domain": [min(shown) / 1.25, max(shown) * 1.25]}
 
 
@@ -97,7 +100,7 @@ def _records(series: str, target: TargetResult, value: _Value) -> list[dict[str,
 
 def _tooltip(y: str) -> list[Any]:
     alt = altair_module()
-    return [alt.Tooltip("target:N", title="line"), alt.Tooltip("condition:N", title="load"), alt.Tooltip("y:Q", title=y, format=",.4~g")]
+    return [alt.Tooltip("target:N", title="line"), alt.Tooltip("condition:N", title="load"), alt.Tooltip("y:Q", title=y, format=",.4~r")]
 
 
 def _rule(y: float) -> Any:
@@ -119,10 +122,13 @@ def _timelines(section: str, target: TargetResult) -> Iterator[Chart]:
         for second in whole:
             record = {"x": start + second.s, "condition": load, "step": index}
             counts += [{**record, "target": key, "y": getattr(second, key)} for key in ("sent", "answered", "failed")]
-            latencies = {"p50": second.p50_ms, "p99": second.p99_ms, "max": second.max_ms} if step.valid else {}
-            times += [{**record, "target": key, "y": value} for key, value in latencies.items() if value is not None]
+            p99_ms = second.p99_ms if has_enough_calls("p99", second.answered) else None
+            latencies = {"p50": second.p50_ms, "p99": p99_ms, "max": second.max_ms} if step.valid else {}
+            times += [{**record, "target": key, "y": value} for key, value in latencies.items()]  # None breaks the line
         start += 1 + max((second.s for second in whole), default=0)
-    x = "second of the steps, warm-ups left out"
+    with_values = {record["target"] for record in times if record["y"] is not None}
+    times = [record for record in times if record["target"] in with_values]
+    x = "time, s (warm-ups left out)"
     for key, title, y, records in (
         ("calls", "Calls per second", "calls per second", counts),
         ("times", "Latency per second", "latency, ms", times),
@@ -140,18 +146,21 @@ def _timelines(section: str, target: TargetResult) -> Iterator[Chart]:
                 points=start <= _MOST_POINTS,
                 detail="step",
                 x_scale={"domain": [0, start]},
+                x_axis=_INTEGERS,
             )
             alt = f"Lines of {', '.join(series)} over {start} seconds of {len(starts)} steps. The table Timeline has the numbers."
-            yield make_chart(f"{section}-{key}", title, alt, altair_module().layer(*_step_marks(starts), layers), columns=3)
+            yield make_chart(f"{section}-{key}", title, alt, _with_step_marks(starts, layers), columns=3)
 
 
-def _step_marks(starts: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """Yield a line and a text where a step starts."""
+def _with_step_marks(starts: Sequence[Mapping[str, Any]], layers: Any) -> Any:
+    """Return a chart with a line where a step starts, and its load on an axis above the chart."""
     alt = altair_module()
-    base = alt.Chart(data_of(starts))
-    yield base.mark_rule(color="currentColor", opacity=0.25, aria=False).encode(alt.X("x:Q"))
-    text = {"angle": 270, "align": "right", "baseline": "top", "dx": -4, "dy": 3, "fontSize": 10, "color": "currentColor", "opacity": 0.8}
-    yield base.mark_text(**text, aria=False).encode(alt.X("x:Q"), alt.Text("text:N"), y=alt.value(0))
+    values, texts = ([start[key] for start in starts] for key in ("x", "text"))
+    direction = {"labelAlign": "left", "labelOffset": -2} if len(starts) <= _MOST_HORIZONTAL else {"labelAngle": 270}
+    label = f"{texts}[indexof({values}, datum.value)]"
+    axis = alt.Axis(orient="top", values=values, labelExpr=label, grid=False, ticks=False, domain=False, **direction)
+    marks = alt.Chart(data_of(starts)).mark_rule(color="currentColor", opacity=0.25, aria=False).encode(alt.X("x:Q", title=None, axis=axis))
+    return alt.layer(marks, layers).resolve_axis(x="independent")
 
 
 def _histogram(section: str, target: TargetResult) -> Iterator[Chart]:
@@ -172,8 +181,8 @@ def _histogram(section: str, target: TargetResult) -> Iterator[Chart]:
     axis = alt.Axis(values=list(range(1, len(steps) + 1)), labelExpr=labels, labelBaseline="bottom", grid=True, ticks=False, domain=False)
     tooltip = [
         alt.Tooltip("condition:N", title="load"),
-        *(alt.Tooltip(f"{key}:Q", title=f"{title}, ms", format=".3~g") for key, title in (("low", "from"), ("high", "to"))),
-        alt.Tooltip("share:Q", title="% of the answers", format=".2f"),
+        *(alt.Tooltip(f"{key}:Q", title=f"{title}, ms", format=",.3~r") for key, title in (("low", "from"), ("high", "to"))),
+        alt.Tooltip("share:Q", title="% of the answers", format=".1f"),
     ]
     bars = (
         alt.Chart(data_of(records))
@@ -216,8 +225,9 @@ def _failures(section: str, target: TargetResult) -> Iterator[Chart]:
         return
     rows = [record["row"] for record in records]
     tooltip = [
-        *(alt.Tooltip(f"{key}:N", title=title) for key, title in (("condition", "load"), ("kind", "error"), ("count", "calls"))),
-        alt.Tooltip("y:Q", title="% of sent", format=".2f"),
+        *(alt.Tooltip(f"{key}:N", title=title) for key, title in (("condition", "load"), ("kind", "error"))),
+        alt.Tooltip("count:Q", title="calls", format=","),
+        alt.Tooltip("y:Q", title="% of sent", format=".1f"),
     ]
     bars = (
         alt.Chart(data_of(records))

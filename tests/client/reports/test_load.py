@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from defensemble.cli import cli
-from defensemble.load.result import Capacity, LoadResult, read_load_result
+from defensemble.load.result import Capacity, LoadResult, Slo, TimelineSecond, read_load_result
+from defensemble.probes.outcome import Check
 from defensemble.reports import Report, load_report
 from defensemble.reports.csv_file import csv_from_report
 from defensemble.reports.markdown_page import markdown_from_report
@@ -64,9 +65,10 @@ def test_the_tables_have_the_quantiles_and_counts_of_each_step(result: LoadResul
     assert head == ["load", "answered", "p50", "p90", "p99", "p99.9", "max", "mean", "within %"]
     for row, step in zip(rows[:5], result.targets[0].steps, strict=False):
         assert step.latency_ms is not None
-        assert [float(cell) for cell in row[1:8]] == pytest.approx(
-            [step.answered, *msgspec.to_builtins(step.latency_ms).values()], rel=0.005
-        )
+        assert step.answered < 1000
+        assert row[5] == "-"  # a p99.9 of fewer than 1,000 calls would be their maximum
+        expected = [value for key, value in msgspec.to_builtins(step.latency_ms).items() if key != "p99_9"]
+        assert [float(cell) for cell in (*row[1:5], *row[6:8])] == pytest.approx([step.answered, *expected], rel=0.005)
     counts = [[int(cell.replace(",", "")) for cell in row[2:7]] for row in table(tables, "Throughput")[1:]]
     assert counts == [[step.sent, step.answered, step.failed, step.unsent, step.images] for step in result.targets[0].steps]
     assert [row[:3] for row in table(tables, "Failures by kind")[1:]] == [
@@ -113,7 +115,9 @@ def test_the_histogram_has_every_answer_once_in_its_bin(result: LoadResult, spec
 
 def test_html_and_csv_have_the_same_numbers_as_markdown(result: LoadResult, tables: Tables, page_text: str) -> None:
     in_html = tables_from_html(page_from_html(page_text))
-    assert [[row[0] for row in rows] for rows in in_html.values()] == [[row[0] for row in rows] for rows in tables.values()]
+    assert [[row[0] for row in rows] for rows in in_html.values()] == [
+        [row[0].replace(", ", " ") for row in rows] for rows in tables.values()
+    ]
     rows = list(csv.DictReader(io.StringIO(csv_from_report(load_report(result)))))
     found = {(row["condition"], row["quantity"]): row["value"] for row in rows}
     for step, rate in zip(result.targets[0].steps, VALID_RATES, strict=False):
@@ -124,14 +128,72 @@ def test_html_and_csv_have_the_same_numbers_as_markdown(result: LoadResult, tabl
     assert float(found["", "capacity_per_s"]) == 100
 
 
+def calls_counted(result: LoadResult) -> Check:
+    (check,) = [one.check for one in load_report(result).checks if "counted" in one.check.name]
+    return check
+
+
 def test_client_and_server_are_compared(result: LoadResult) -> None:
     steps = [load_results.step(rate, 220) for rate in (20.0, 50.0)]
-    (check,) = [
-        one.check for one in load_report(load_results.result(load_results.target("http://a", steps))).checks if "counted" in one.check.name
-    ]
+    check = calls_counted(load_results.result(load_results.target("http://a", steps)))
     assert (check.status, "350" in check.text) == ("PASS", True)
-    (check,) = [one.check for one in load_report(result).checks if "counted" in one.check.name]
+    check = calls_counted(result)
     assert (check.status, "200/s: 1,000 and 991" in check.text) == ("WARN", True)
+
+
+@pytest.mark.parametrize(("more", "status"), [(6, "PASS"), (7, "WARN"), (-1, "WARN")])
+def test_the_server_may_count_one_call_more_per_second(more: int, status: str) -> None:
+    step = load_results.step(20.0, 220)  # of five seconds
+    assert step.server_counters is not None
+    counted = msgspec.structs.replace(step.server_counters.models["ensemble"], requests=step.sent + more)
+    counters = msgspec.structs.replace(step.server_counters, models={"ensemble": counted})
+    check = calls_counted(load_results.result(load_results.target("http://a", [msgspec.structs.replace(step, server_counters=counters)])))
+    assert check.status == status
+    assert "supervisor" in check.text
+
+
+def test_the_highest_rate_that_holds_is_named_and_those_that_do_not_are_marked() -> None:
+    steps = [
+        load_results.step(20.0, 220),
+        load_results.step(50.0, 220, failures={"ServerUnavailableError": 1}),
+        load_results.step(200.0, 220),
+    ]
+    report = load_report(load_results.result(load_results.target("http://a", steps)))
+    texts = {statement.is_alarm: statement.text for statement in reversed(report.statements)}
+    assert_facts(texts[False], "http://a, ensemble | 20/s | p99=50ms")
+    assert steps[2].attainment is not None
+    missed = report.statements[1]
+    assert missed.is_alarm
+    assert_facts(missed.text, f"200/s ({100 * steps[2].attainment:.1f} %) | p99=50ms | 99 %")
+    assert "20/s (" not in missed.text.replace("200/s", "")
+    overview = table(tables_from_markdown(markdown_from_report(report, {}, "")), "Overview")
+    assert [row[overview[0].index("holds")] for row in overview[1:]] == ["yes", "yes", "no"]
+
+
+@pytest.mark.parametrize(("is_open", "slo"), [(True, load_results.SLO), (True, None), (False, None)])
+def test_a_step_with_failures_is_never_the_best(is_open: bool, slo: Slo | None) -> None:
+    steps = [
+        load_results.step(4.0, 220, is_open=is_open),
+        load_results.step(8.0, 220, is_open=is_open, failures={"ServerUnavailableError": 1}),
+    ]
+    first, *_ = load_report(load_results.result(load_results.target("http://a", steps), slo=slo)).statements
+    assert not first.is_alarm
+    assert ("4/s" if is_open else "4 callers") in first.text
+    assert ("throughput" in first.text) is not is_open
+    first, *_ = load_report(load_results.result(load_results.target("http://a", steps[1:]), slo=slo)).statements
+    assert first.is_alarm
+
+
+def test_a_second_without_answers_breaks_the_line_of_latencies() -> None:
+    pytest.importorskip("altair")
+    step = load_results.step(200.0, 220)
+    stalled = TimelineSecond(2, 200, 0, 0, None, None, None)
+    timeline = tuple(stalled if second.s == 2 else second for second in step.timeline)
+    target = load_results.target("http://a", [msgspec.structs.replace(step, timeline=timeline)])
+    (chart,) = [chart for chart in load_report(load_results.result(target)).draw_charts()["s1"] if chart.id == "s1-times"]
+    values = {int(str(record["x"])): record["y"] for record in _records(chart.spec) if record.get("target") == "p50"}
+    assert [second for second, value in values.items() if value is None] == [2]
+    assert len(values) == 5
 
 
 @pytest.mark.parametrize(
@@ -167,7 +229,7 @@ def test_several_targets_have_the_same_colours_and_own_dashes_in_every_chart() -
         for chart in charts["overview"]
     }
     assert len(scales) == 1
-    assert {"http://127.0.0.1:8000", "grpc://127.0.0.1:8001"} <= set(json.loads(scales.pop())[0]["domain"])
+    assert {"http://127.0.0.1:8000, ensemble", "grpc://127.0.0.1:8001, ensemble"} <= set(json.loads(scales.pop())[0]["domain"])
 
 
 def test_names_from_a_file_are_text() -> None:
