@@ -1,4 +1,4 @@
-"""A real Triton: that it answers rightly, and what its folders and state files may look like."""
+"""A real Triton: that it answers correctly, and what its folders and state files may look like."""
 
 from __future__ import annotations
 

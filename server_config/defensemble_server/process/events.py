@@ -61,8 +61,8 @@ class ServerEvent:
             return "stopped" if facts.get("ordered") else f"ended with status {facts.get('status')}, not restarted"
         if self.kind == "repaired":
             if not facts.get("new_version"):
-                return f"{self._model} answers rightly again, or is not served any more, after {facts.get('seconds')} s"
-            return f"{self._model} was loaded again as version {facts['new_version']}; right answers after {facts.get('seconds')} s"
+                return f"{self._model} answers correctly again, or is not served any more, after {facts.get('seconds')} s"
+            return f"{self._model} was loaded again as version {facts['new_version']}; correct answers after {facts.get('seconds')} s"
         if not self.is_fault:
             return self.cause
         wait_s = facts.get("restart_in_s")

@@ -22,7 +22,7 @@ class Checks:
     """The checks of a server's models.
 
     Args:
-        targets: The models and their right answers.
+        targets: The models and their correct answers.
         connect: Opens a connection to the server.
         hang_after_s: A check that was not answered for so long, while its model executed nothing, is a hang.
     """
@@ -45,8 +45,9 @@ class Checks:
             check.connection.close()
         self._waiting.clear()
         self._drop()
+        self._targets.forget()
         for record in self.records.values():
-            record.failure = record.right_at = record.right_since = None
+            record.failure = record.correct_at = record.correct_since = None
 
     def run(self) -> None:
         """Ask every model, one after the other; do nothing while a check waits, so that only users' requests make counters grow.
@@ -130,14 +131,14 @@ class Checks:
             return
         problem = self._problem(record.target, answer)
         if problem is None:
-            record.note("right", latency_s)
+            record.note("correct", latency_s)
         elif record.failure is not None:
             record.note(problem.fault, latency_s)
         elif (confirmed := self._confirmed(record)) is not None:
             record.note(confirmed.fault, latency_s)
             record.fail(confirmed, detected_at)
         else:
-            record.right_since = None  # an edit is in progress, or the second answer was right
+            record.correct_since = None  # an edit is in progress, or the second answer was correct
 
     def _problem(self, target: Target, answer: InferAnswer) -> Problem | None:
         if answer.values is None:

@@ -1,6 +1,7 @@
 """The process of the supervisor.
 
-Its first line of input is JSON (`SupervisorRequest`). Further lines from the guard state what the server does: `{"state": "serving"}`,
+Its first line of input is JSON: the repository, the options, and the descriptor of the file for the correct answers, which the guard keeps
+for the next supervisor. Further lines from the guard state what the server does: `{"state": "serving"}`,
 `{"state": "down"}` or `{"state": "ends"}`. Its output are lines of JSON for the guard: `alive` at least once a second, `event` to record,
 and `restart`. It ends with its input.
 """
@@ -13,7 +14,7 @@ import os
 import select
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from defensemble_repository.errors import RepositoryError
 
@@ -46,7 +47,8 @@ def main() -> None:
     request = json.loads(read_line(0))
     reports = os.dup(1)
     os.dup2(2, 1)  # other output must not get into the reports
-    Supervisor(Path(request["repository"]), ServeOptions(**request["options"]), reports).run()
+    with os.fdopen(request["references"], "r+b", buffering=0) as references:
+        Supervisor(Path(request["repository"]), ServeOptions(**request["options"]), reports, references).run()
 
 
 class Supervisor:
@@ -56,16 +58,17 @@ class Supervisor:
         repository: The repository.
         options: The options of the server, with its real ports.
         reports: Descriptor of the pipe to the guard.
+        references: The file for the correct answers.
 
     Example:
-        >>> Supervisor(Path("model_repository"), options, reports=1).run()
+        >>> Supervisor(Path("model_repository"), options, 1, references).run()
     """
 
-    def __init__(self, repository: Path, options: ServeOptions, reports: int) -> None:
+    def __init__(self, repository: Path, options: ServeOptions, reports: int, references: BinaryIO) -> None:
         assert options.admin_key is not None
         self._options, self._reports = options, reports
         host, port, key = connect_host(options.host), options.http_port, options.admin_key
-        self._targets = Targets(repository, options)
+        self._targets = Targets(repository, options, references)
         self._checks = Checks(self._targets, lambda: Connection(host, port, key), options.hang_after_s)
         restarts = options.restart and options.runtime != "docker"
         self._treatment = Treatment(repository, self._targets, restarts, self._send_event, self._send_restart)

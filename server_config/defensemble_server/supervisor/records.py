@@ -16,7 +16,7 @@ SCHEMA = "defensemble.supervisor/1"
 
 @dataclass
 class Failure:
-    """A confirmed failure, until the model answers rightly again.
+    """A confirmed failure, until the model answers correctly again.
 
     Args:
         problem: What was wrong.
@@ -35,13 +35,13 @@ class TargetRecord:
 
     Args:
         target: The model.
-        results: Number of checks by result: `right`, `refused`, `nan`, `wrong` or `error`.
+        results: Number of checks by result: `correct`, `refused`, `nan`, `wrong` or `error`.
         failure: The present failure.
         last_failure: The latest failure, also after it has ended.
         latency_s: Time of the latest answer.
         checked_at: Time of the latest answer, in seconds since the epoch.
-        right_at: Time of the latest right answer, in seconds since the epoch; None before it.
-        right_since: Time of the first right answer after the latest other one, in seconds since the epoch.
+        correct_at: Time of the latest correct answer, in seconds since the epoch; None before it.
+        correct_since: Time of the first correct answer after the latest other one, in seconds since the epoch.
     """
 
     target: Target
@@ -50,18 +50,18 @@ class TargetRecord:
     last_failure: Failure | None = None
     latency_s: float | None = None
     checked_at: float | None = None
-    right_at: float | None = None
-    right_since: float | None = None
+    correct_at: float | None = None
+    correct_since: float | None = None
 
     def note(self, result: str, latency_s: float) -> None:
         """Note an answer."""
         self.results[result] += 1
         self.checked_at, self.latency_s = time.time(), latency_s
-        if result == "right":
-            self.right_at, self.failure = self.checked_at, None
-            self.right_since = self.right_since or self.checked_at
+        if result == "correct":
+            self.correct_at, self.failure = self.checked_at, None
+            self.correct_since = self.correct_since or self.checked_at
         elif result != "refused":
-            self.right_since = None
+            self.correct_since = None
 
     def fail(self, problem: Problem, detected_at: float) -> bool:
         """Note a confirmed failure; return whether it is a new one."""
@@ -76,9 +76,13 @@ class TargetRecord:
         return {
             "name": self.target.name,
             "version": self.target.version,
-            "state": self.failure.problem.fault if self.failure is not None else "right" if self.right_at is not None else "not answered",
+            "state": self.failure.problem.fault
+            if self.failure is not None
+            else "correct"
+            if self.correct_at is not None
+            else "not answered",
             "checked_at": self.checked_at,
-            "right_at": self.right_at,
+            "correct_at": self.correct_at,
             "latency_ms": None if self.latency_s is None else round(1000 * self.latency_s, 3),
             "checks": dict(self.results),
             "last_failure": None
@@ -123,14 +127,14 @@ class Outages:
 def readiness_problems(
     records: Mapping[str, TargetRecord], ensembles: Sequence[str], problems: Mapping[str, str], outage: str | None, within_s: float
 ) -> list[str]:
-    """Return why the server is not ready: empty if every ensemble has answered rightly in the last `within_s` seconds.
+    """Return why the server is not ready: empty if every ensemble has answered correctly in the last `within_s` seconds.
 
     Args:
         records: The checks, by label.
-        ensembles: The ensembles of the repository; without any, every model must have answered rightly.
+        ensembles: The ensembles of the repository; without any, every model must have answered correctly.
         problems: The models that the server does not serve, and why.
         outage: Why the server does not run, or None.
-        within_s: The longest time since the last right answer.
+        within_s: The longest time since the last correct answer.
     """
     if outage is not None:
         return [f"the server is not running: {outage}"]
@@ -141,10 +145,10 @@ def readiness_problems(
             continue
         if record.failure is not None:
             reasons.append(f"{label}: {record.failure.problem.text}")
-        elif record.right_at is None:
+        elif record.correct_at is None:
             reasons.append(f"{label} has not answered yet")
-        elif now - record.right_at > within_s:
-            reasons.append(f"{label} has not answered for {now - record.right_at:.1f} s")
+        elif now - record.correct_at > within_s:
+            reasons.append(f"{label} has not answered for {now - record.correct_at:.1f} s")
     if not records:
         reasons.append("no model was checked yet")
     return reasons
@@ -168,18 +172,18 @@ def metrics_text(
             [({"result": result}, repairs[result]) for result in ("done", "failed")],
         ),
     ]
-    checks, latencies, right, failing = [], [], [], []
+    checks, latencies, correct, failing = [], [], [], []
     for record in records.values():
         labels = {"model": record.target.name, "version": "" if record.target.version is None else str(record.target.version)}
         checks += [({**labels, "result": result}, float(count)) for result, count in sorted(record.results.items())]
         failing.append((labels, float(record.failure is not None)))
         latencies += [(labels, record.latency_s)] if record.latency_s is not None else []
-        right += [(labels, record.right_at)] if record.right_at is not None else []
+        correct += [(labels, record.correct_at)] if record.correct_at is not None else []
     families += [
         ("checks_total", "counter", "Checks by result.", checks),
         ("check_failing", "gauge", "1 while a model answers wrongly.", failing),
         ("check_latency_seconds", "gauge", "Seconds until the latest answer.", latencies),
-        ("check_right_timestamp_seconds", "gauge", "When a model last answered rightly.", right),
+        ("check_correct_timestamp_seconds", "gauge", "When a model last answered correctly.", correct),
     ]
     lines = []
     for name, kind, text, samples in families:

@@ -1,4 +1,4 @@
-"""What the supervisor asks, and what the right answers are."""
+"""What the supervisor asks, and what the correct answers are."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from defensemble_repository.averaging import ROUNDED_TOLERANCE, largest_difference, read_averaging, reference_outputs
 from defensemble_repository.names import MODEL_FILE, PENDING_FILE
@@ -21,11 +20,11 @@ from ..process.launch import read_content
 from ..readiness import images_for
 from ..repository import Model, Repository, config_path
 from .connection import InferRequest
+from .references import Array, References
 
 # Largest difference, as `largest_difference` measures it, of float32 answers on a CPU: rounding depends on the requests that share a batch.
 FLOAT32_TOLERANCE = 1e-4
 _LONGEST_EDIT_S = 60.0
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,12 @@ class Target:
     Args:
         name: Its name.
         version: Its version; None for an ensemble.
-        digest: SHA-256 of what determines its answers: its model file, or the configuration of an ensemble.
+        digest: SHA-256 of what determines its answers: its model file, or the configuration of an ensemble and its members' files.
         request: The request.
         members: The members of an ensemble, with their versions.
         average: What the ensemble averages and its weights; None if that is not known.
-        tolerance: Largest difference from the right answer.
+        tolerance: Largest difference from the correct answer.
+        is_known: Whether the server has loaded the file of this digest, and not one that was replaced since.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Target:
     members: tuple[tuple[str, int], ...] = ()
     average: tuple[str, tuple[float, ...]] | None = None
     tolerance: float = FLOAT32_TOLERANCE
+    is_known: bool = True
 
     @property
     def is_ensemble(self) -> bool:
@@ -75,21 +76,25 @@ class Problem:
 
 
 class Targets:
-    """The models of a repository that a server has loaded, and their right answers.
+    """The models of a repository that a server has loaded, and their correct answers.
 
-    The first answer of a model file, which was verified just before, is the reference for every later load of the same file. The right
-    answer of an ensemble is the average of its members' references.
+    The first answer of a model file, which was verified just before, is the reference for every later load of the same file. The correct
+    answer of an ensemble is the average of its members' references. A file that is replaced while its version stays loaded has none: the
+    server answers from the old file, until an unknown time at which it loads the new one.
 
     Args:
         folder: The repository.
         options: The options of the server.
+        references: A file for the correct answers (`References`).
     """
 
-    def __init__(self, folder: Path, options: ServeOptions) -> None:
+    def __init__(self, folder: Path, options: ServeOptions, references: BinaryIO) -> None:
         self._folder, self._options = folder, options
         self._seen: Any = None
+        self._references = References(references)
+        # The digest of each file when it was loaded; None once it has been replaced.
+        self._loaded: dict[tuple[str, int], str | None] = {**self._references.loaded}
         self._content = Repository(folder, {}, {})
-        self._references: dict[tuple[str, str], Array] = {}
         self._targets: dict[str, Target] = {}
 
     @property
@@ -122,25 +127,35 @@ class Targets:
         seen = (frozenset(ready), self._signature())
         if seen != self._seen:
             self._content = read_content(self._folder, self._options)
-            targets = [target for model in self._content.models.values() for target in self._of_model(model, ready)]
-            self._targets = {target.label: target for target in sorted(targets, key=lambda target: target.is_ensemble)}
+            self._loaded = {version: digest for version, digest in self._loaded.items() if version in ready}
+            self._targets = {}
+            for model in sorted(self._content.models.values(), key=lambda model: model.is_ensemble):
+                self._targets.update({target.label: target for target in self._of_model(model, ready)})
             self._seen = seen
         return list(self._targets.values())
+
+    def forget(self) -> None:
+        """Forget which files are loaded: the server has ended, and loads all of them again."""
+        self._seen = None
+        self._loaded.clear()
 
     def problem(self, target: Target, answer: Array) -> Problem | None:
         """Return what is wrong with an answer; the first finite answer of a model file becomes its reference."""
         if not np.isfinite(answer).all():
             return Problem("nan", "its answer has values that are not finite")
+        if not target.is_known:
+            return None
         expected = self._expected(target)
         if expected is None:
-            expected = self._references.setdefault((target.name, target.digest), answer)
+            self._references.add(target.name, target.version, target.digest, answer)
+            return None
         difference = largest_difference(answer, expected)
         if difference <= target.tolerance:
             return None
-        return Problem("wrong", f"its answer differs by {difference:.3g} from the right one, more than {target.tolerance:g}")
+        return Problem("wrong", f"its answer differs by {difference:.3g} from the correct one, more than {target.tolerance:g}")
 
     def file_problem(self, target: Target) -> str | None:
-        """Return what is wrong with the file of a model on disk, or None if it is the one whose answers were right."""
+        """Return what is wrong with the file of a model on disk, or None if it is the one whose answers were correct."""
         model = self._content.models[target.name]
         path = _file(self._folder, model, target.version or 0)
         try:
@@ -150,16 +165,17 @@ class Targets:
         stated = model.parameter(f"sha256.{target.version}")
         if digest == target.digest and stated in (None, digest):
             return None
-        return f"{path} was changed: its SHA-256 is {digest[:16]}..., expected {(stated or target.digest)[:16]}..."
+        expected = target.digest if stated in (None, digest) else stated
+        return f"{path} was changed: its SHA-256 is {digest[:16]}..., expected {expected[:16]}..."
 
     def _expected(self, target: Target) -> Array | None:
         if target.average is None:
-            return self._references.get((target.name, target.digest))
+            return self._references.answer(target.name, target.digest)
         members = [self._targets.get(f"{name}@{version}") for name, version in target.members]
-        logits = [self._references.get((member.name, member.digest)) for member in members if member is not None]
+        logits = [self._references.answer(member.name, member.digest) for member in members if member is not None]
         known = [values for values in logits if values is not None]
         if len(known) < len(target.members):
-            return self._references.get((target.name, target.digest))
+            return self._references.answer(target.name, target.digest)
         average, weights = target.average
         expected: Array = reference_outputs(known, average, weights)["probabilities"].astype(np.float32)
         return expected
@@ -175,24 +191,26 @@ class Targets:
             members = tuple((member, version if version > 0 else newest[member]) for member, version in model.members)
             averaging = read_averaging(config, self._content.configs)
             average = None if averaging is None else (averaging[0], tuple(averaging[1]))
-            digest = hashlib.sha256(config_path(self._folder / name, self._options.profile).read_bytes()).hexdigest()
+            loaded = [self._targets[label] for label in (f"{member}@{version}" for member, version in members) if label in self._targets]
+            config_digest = file_digest(config_path(self._folder / name, self._options.profile))
+            digest = hashlib.sha256("".join([config_digest, *(target.digest for target in loaded)]).encode()).hexdigest()
             tolerance = max([_tolerance(self._content.models[member], version) for member, version in members], default=FLOAT32_TOLERANCE)
             request = InferRequest.encode(name, None, images_for(model), "probabilities")
-            return [Target(name, None, digest, request, members, average, tolerance)]
+            is_known = all(target.is_known for target in loaded)
+            return [Target(name, None, digest, request, members, average, tolerance, is_known)]
         if not (model.is_classifier or model.is_fused):
             return []
         output = "logits" if model.is_classifier else "probabilities"
-        return [
-            Target(
-                name,
-                version,
-                file_digest(_file(self._folder, model, version)),
-                InferRequest.encode(name, version, images_for(model), output),
-                tolerance=_tolerance(model, version),
-            )
-            for version in model.versions
-            if (name, version) in ready
-        ]
+        targets = []
+        for version in model.versions:
+            if (name, version) in ready:
+                digest = file_digest(_file(self._folder, model, version))
+                if self._loaded.setdefault((name, version), digest) != digest:
+                    self._loaded[name, version] = None
+                request = InferRequest.encode(name, version, images_for(model), output)
+                is_known = self._loaded[name, version] is not None
+                targets.append(Target(name, version, digest, request, tolerance=_tolerance(model, version), is_known=is_known))
+        return targets
 
     def _signature(self) -> Any:
         """Return what changes if a configuration of the repository changes."""

@@ -17,16 +17,16 @@ from .targets import Targets
 TREATED_AGAIN_S = 600.0
 # The same for restarts because of a hang, which nothing else ends.
 HUNG_AGAIN_S = 60.0
-# Right answers must follow a repair within so many seconds.
-_RIGHT_WITHIN_S = 5.0
+# Correct answers must follow a repair within so many seconds.
+_CORRECT_WITHIN_S = 5.0
 
 
 class Treatment:
     """Repairs models by edits, one at a time, and asks the guard for restarts.
 
-    The rule: a model whose file on disk is right is loaded again from it, under a new version, by an edit. If the edit fails, or an
-    ensemble is wrong although its members are right, the server is restarted. A model whose file is wrong, or that was treated in the last
-    `TREATED_AGAIN_S`, is only reported.
+    The rule: a model whose file on disk is correct is loaded again from it, under a new version, by an edit. If the edit fails, or an
+    ensemble is wrong although its members are correct, the server is restarted. A model whose file is wrong, or that was treated in the
+    last `TREATED_AGAIN_S`, is only reported.
 
     Args:
         repository: The repository.
@@ -101,12 +101,12 @@ class Treatment:
         for record in sorted(new, key=lambda record: record.target.is_ensemble):
             failure = record.failure
             assert failure is not None
-            if record.target.is_ensemble and not self._has_right_members(records, record, failure):
+            if record.target.is_ensemble and not self._has_correct_members(records, record, failure):
                 continue  # a consequence of the failure of a member, or it is not known yet
             failure.is_handled = True
-            self._send_event("wrong", self._facts(record, failure) | {"text": failure.problem.text, "right_at": record.right_at})
+            self._send_event("wrong", self._facts(record, failure) | {"text": failure.problem.text, "correct_at": record.correct_at})
             if record.target.is_ensemble:
-                self._give_up(record, failure, "its members answer rightly, so that its average is wrong")
+                self._give_up(record, failure, "its members answer correctly, so that its average is wrong")
             elif (problem := self._targets.file_problem(record.target)) is not None:
                 self._not_repaired(record, failure, problem, restarts=False)
             elif not self._may_treat("repair", record.target.name, TREATED_AGAIN_S):
@@ -138,15 +138,18 @@ class Treatment:
             for other in records.values()
             if other.target.name == name or (self._has_member(other, name) and not self._has_failing_member(records, other, name))
         ]
-        if all(other.failure is None and (other.right_at or 0.0) > ended for other in affected):
-            recovered_at = max(other.right_since or 0.0 for other in affected)
+        if not affected:  # it was unloaded meanwhile, which the next step reports
+            self._end_repair()
+            self._unrepaired[record.target.label] = self._facts(record, failure)
+        elif all(other.failure is None and (other.correct_at or 0.0) > ended for other in affected):
+            recovered_at = max(other.correct_since or 0.0 for other in affected)
             versions = [other.target.version for other in affected if other.target.name == name and other.target.version is not None]
             seconds = round(recovered_at - failure.detected_at, 3)
             facts = {"new_version": max(versions, default=None), "recovered_at": round(recovered_at, 3), "seconds": seconds}
             self._end_repair()
             self.repairs["done"] += 1
             self._send_event("repaired", self._facts(record, failure) | facts)
-        elif time.time() > ended + _RIGHT_WITHIN_S and any(other.failure and (other.checked_at or 0.0) > ended for other in affected):
+        elif time.time() > ended + _CORRECT_WITHIN_S and any(other.failure and (other.checked_at or 0.0) > ended for other in affected):
             self._end_repair()
             self._give_up(record, failure, "its answers are wrong after the repair, too")
 
@@ -169,11 +172,11 @@ class Treatment:
             self._unrepaired[record.target.label] = facts
 
     def _report_ends(self, records: Mapping[str, TargetRecord]) -> None:
-        """Report the models that were only reported, and now answer rightly, or are no longer served."""
+        """Report the models that were only reported, and now answer correctly, or are no longer served."""
         for label, facts in list(self._unrepaired.items()):
             record = records.get(label)
-            if record is None or (record.failure is None and record.right_since is not None):
-                recovered_at = time.time() if record is None or record.right_since is None else record.right_since
+            if record is None or (record.failure is None and record.correct_since is not None):
+                recovered_at = time.time() if record is None or record.correct_since is None else record.correct_since
                 times = {"recovered_at": round(recovered_at, 3), "seconds": round(recovered_at - facts["detected_at"], 3)}
                 del self._unrepaired[label]
                 self._send_event("repaired", facts | times)
@@ -197,10 +200,10 @@ class Treatment:
         return any(other is not None and other.failure is not None for other in others)
 
     @staticmethod
-    def _has_right_members(records: Mapping[str, TargetRecord], ensemble: TargetRecord, failure: Failure) -> bool:
-        """Return whether all members have answered rightly since a failure of their ensemble."""
+    def _has_correct_members(records: Mapping[str, TargetRecord], ensemble: TargetRecord, failure: Failure) -> bool:
+        """Return whether all members have answered correctly since a failure of their ensemble."""
         members = [records.get(f"{name}@{version}") for name, version in ensemble.target.members]
-        return all(member is None or (member.failure is None and (member.right_at or 0.0) > failure.detected_at) for member in members)
+        return all(member is None or (member.failure is None and (member.correct_at or 0.0) > failure.detected_at) for member in members)
 
     @staticmethod
     def _facts(record: TargetRecord, failure: Failure) -> dict[str, Any]:

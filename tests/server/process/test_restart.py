@@ -53,7 +53,7 @@ def restarts_after(server: Server, act: Callable[[], None]) -> ServerEvent:
     return next(event for event in reversed(server.events()) if event.is_fault)
 
 
-def answers_rightly(server: Server) -> bool:
+def answers_correctly(server: Server) -> bool:
     images = tiny.images(3)
     expected = (tiny.softmax(tiny.logits(1, images)) + tiny.softmax(tiny.logits(2, images))) / 2
     return bool(np.abs(ask(server, "ensemble", images, "probabilities") - expected).max() < 1e-6)
@@ -65,7 +65,7 @@ def test_a_killed_server_is_back_on_its_ports_with_its_key(repository: Path) -> 
         fault = restarts_after(server, lambda: os.kill(first, signal.SIGKILL))
         assert (fault.kind, fault.facts["status"], fault.facts["pid"], fault.facts["restart_in_s"]) == ("died", -signal.SIGKILL, first, 0)
         assert "SIGKILL" in fault.text
-        assert answers_rightly(server)
+        assert answers_correctly(server)
         status = server_status(state)
         assert state in read_states()
         assert status.pid == server.triton_pid != first
@@ -89,9 +89,9 @@ def test_a_detached_server_that_crashes_is_restarted(repository: Path, number: s
         for _ in range(2):
             pid = server.triton_pid
             fault = restarts_after(server, lambda pid=pid: os.kill(pid, number))  # type: ignore[misc]
-            assert (fault.kind, fault.facts["restart_in_s"]) == ("died", 0), "a right answer was between them"
+            assert (fault.kind, fault.facts["restart_in_s"]) == ("died", 0), "a correct answer was between them"
             assert fault.facts["status"] in (-number, 128 + number)
-            assert answers_rightly(server)
+            assert answers_correctly(server)
     finally:
         stop_server(server.state.grpc_port)
         server.wait()
@@ -104,7 +104,7 @@ def test_a_server_that_hangs_is_killed_and_restarted(repository: Path) -> None:
             pid = server.triton_pid
             fault = restarts_after(server, lambda pid=pid: os.kill(pid, signal.SIGSTOP))  # type: ignore[misc]
             assert (fault.kind, fault.facts["pid"]) == ("hung", pid)
-            assert answers_rightly(server)
+            assert answers_correctly(server)
 
 
 @pytest.mark.slow
@@ -241,7 +241,7 @@ def test_a_crash_loop_ends_after_its_waits(repository: Path, breakable: Path) ->
 
 
 @pytest.mark.slow
-def test_a_right_answer_ends_a_row_of_deaths(repository: Path, breakable: Path) -> None:
+def test_a_correct_answer_ends_a_row_of_deaths(repository: Path, breakable: Path) -> None:
     with serve(repository, replace(FREE, runtime="path")) as server:
         for _ in range(2):
             breakable.touch()
@@ -302,7 +302,7 @@ def test_a_repository_that_cannot_be_served_at_a_restart_is_an_event_and_is_trie
         assert status.uptime_s == 0
         kept.rename(repository)
         until(lambda: kinds(server)[-1] == "restarted")
-        assert answers_rightly(server)
+        assert answers_correctly(server)
     (failed, *_) = [event for event in server.events() if event.kind == "not_restarted"]
     assert str(repository) in failed.facts["error"]
 
@@ -329,7 +329,7 @@ def test_a_port_that_is_taken_at_a_restart_is_named_and_tried_again(repository: 
             os.kill(server.state.pid, signal.SIGCONT)
             until(lambda: "not_restarted" in kinds(server))
         until(lambda: kinds(server)[-1] == "restarted")
-        assert answers_rightly(server)
+        assert answers_correctly(server)
     (failed, *_) = [event for event in server.events() if event.kind == "not_restarted"]
     assert f"grpc port {port}" in failed.text
 

@@ -21,7 +21,7 @@ NOTHING = InferRequest("", b"", 0)
 def records() -> dict[str, TargetRecord]:
     member, ensemble = TargetRecord(Target("alpha", 1, "digest", NOTHING)), TargetRecord(Target('odd"name', None, "digest", NOTHING))
     for record in (member, ensemble):
-        record.note("right", 0.25)
+        record.note("correct", 0.25)
     return {record.target.label: record for record in (member, ensemble)}
 
 
@@ -57,7 +57,7 @@ def test_promtool_accepts_the_metrics() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_ready_means_that_every_ensemble_was_right_a_moment_ago() -> None:
+def test_ready_means_that_every_ensemble_was_correct_a_moment_ago() -> None:
     found = records()
     ready: Any = (found, ['odd"name'], {}, None, 3.0)
     assert readiness_problems(*ready) == []
@@ -67,7 +67,7 @@ def test_ready_means_that_every_ensemble_was_right_a_moment_ago() -> None:
     assert len(readiness_problems(found, ['odd"name', "other"], {"other": "no members"}, None, 3.0)) == 1
     assert "died" in readiness_problems(found, ['odd"name'], {}, "died", 3.0)[0]
     ensemble = found['odd"name']
-    ensemble.right_at = time.time() - 4
+    ensemble.correct_at = time.time() - 4
     assert "4.0 s" in readiness_problems(*ready)[0]
     ensemble.fail(Problem("wrong", "differs by 2"), 1.0)
     assert "differs by 2" in readiness_problems(*ready)[0]

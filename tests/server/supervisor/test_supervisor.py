@@ -58,7 +58,7 @@ def is_ready(server: Server) -> bool:
 
 @contextmanager
 def watched(repository: Path, **options: Any) -> Iterator[Server]:
-    """Serve a repository with a supervisor that has found everything right."""
+    """Serve a repository with a supervisor that has found every answer correct."""
     with serve(repository, replace(WATCHED, **options)) as server:
         until(lambda: is_ready(server))
         yield server
@@ -227,7 +227,7 @@ def test_an_edit_and_an_unload_are_no_failures(repository: Path) -> None:
         until(lambda: {model["name"] for model in get(server, "/status")[1]["models"]} == {"alpha", "ensemble"})
         until(lambda: is_ready(server))
         assert [event.kind for event in server.events()] == ["started"]
-    assert set(shown["ensemble"]["checks"]) == {"right"}
+    assert set(shown["ensemble"]["checks"]) == {"correct"}
 
 
 def test_no_answer_contains_the_key(repository: Path) -> None:

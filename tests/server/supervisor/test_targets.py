@@ -1,12 +1,15 @@
-"""What the supervisor asks, and which answers it takes for right ones."""
+"""What the supervisor asks, and which answers it takes for correct ones."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from defensemble_server.readiness import fixed_images
 from defensemble_server.supervisor.targets import Target, Targets
 from tests.support import memory_faults as faults, tiny
@@ -32,9 +35,9 @@ def answer(label: str) -> tiny.Array:
     return np.asarray(sum(tiny.softmax(faults.logits(seed, IMAGE)) for seed in SEEDS.values()) / 2, np.float32)
 
 
-def known(folder: Path) -> tuple[Targets, dict[str, Target]]:
-    """The targets of a repository, all of which have answered rightly."""
-    targets = Targets(folder, FREE)
+def known(folder: Path, references: io.BytesIO | None = None) -> tuple[Targets, dict[str, Target]]:
+    """The targets of a repository, all of which have answered correctly."""
+    targets = Targets(folder, FREE, references or io.BytesIO())
     by_label = {target.label: target for target in targets.current(loaded(folder))}
     for label, target in by_label.items():
         assert targets.problem(target, answer(label)) is None
@@ -51,12 +54,12 @@ def test_members_are_asked_before_ensembles(folder: Path) -> None:
 @pytest.mark.parametrize("label", ["alpha@1", "ensemble"])
 def test_other_answers_are_wrong(folder: Path, label: str) -> None:
     targets, by_label = known(folder)
-    right = answer(label)
-    for values, fault in ((right + np.float32(0.001), "wrong"), (right[:, :3], "wrong"), (np.full_like(right, np.nan), "nan")):
+    correct = answer(label)
+    for values, fault in ((correct + np.float32(0.001), "wrong"), (correct[:, :3], "wrong"), (np.full_like(correct, np.nan), "nan")):
         problem = targets.problem(by_label[label], values)
         assert problem is not None
         assert problem.fault == fault
-    assert targets.problem(by_label[label], right + np.float32(1e-6)) is None, "rounding differs between batches"
+    assert targets.problem(by_label[label], correct + np.float32(1e-6)) is None, "rounding differs between batches"
 
 
 def test_the_reference_belongs_to_the_file_not_to_its_version(folder: Path) -> None:
@@ -71,7 +74,7 @@ def test_the_reference_belongs_to_the_file_not_to_its_version(folder: Path) -> N
     assert targets.problem(fresh["ensemble"], answer("ensemble")) is None
 
 
-def test_an_edit_changes_the_right_answer_of_its_ensemble(folder: Path) -> None:
+def test_an_edit_changes_the_correct_answer_of_its_ensemble(folder: Path) -> None:
     from defensemble.ensembles import Ensembles
 
     targets, _ = known(folder)
@@ -90,3 +93,44 @@ def test_a_file_that_was_changed_is_named(folder: Path) -> None:
     assert str(path) in str(targets.file_problem(by_label["alpha@1"]))
     path.unlink()
     assert str(path) in str(targets.file_problem(by_label["alpha@1"]))
+
+
+def replace_file(folder: Path, seed: int) -> None:
+    """Replace the file of alpha@1, and its SHA-256."""
+    content, config = faults.biased_member("alpha", seed).onnx, config_from_file(folder / "alpha/config.pbtxt")
+    (folder / "alpha/1/model.onnx").write_bytes(content)
+    config.parameters["sha256.1"].string_value = hashlib.sha256(content).hexdigest()
+    (folder / "alpha/config.pbtxt").write_bytes(pbtxt_from_config(config))
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_file_that_is_replaced_has_no_reference_until_it_is_loaded(folder: Path, restarts: bool) -> None:
+    references = io.BytesIO()
+    targets, _ = known(folder, references)
+    replace_file(folder, 7)
+    for current in (targets, Targets(folder, FREE, references)):  # the second one is that of a supervisor that was started again
+        changed = {target.label: target for target in current.current(loaded(folder))}
+        for label in ("alpha@1", "ensemble"):
+            for values in (answer(label), answer(label) + 1):  # of the old file and of the new one, which is loaded at an unknown time
+                assert current.problem(changed[label], values) is None
+            problem = current.problem(changed[label], np.full_like(answer(label), np.nan))
+            assert problem is not None
+            assert problem.fault == "nan"
+    if restarts:
+        targets.forget()
+    else:
+        targets.current({("beta", 1)})
+    (alpha,) = [target for target in targets.current(loaded(folder)) if target.name == "alpha"]
+    assert targets.problem(alpha, faults.logits(7, IMAGE).astype(np.float32)) is None
+    assert targets.problem(alpha, answer("alpha@1")) is not None
+
+
+def test_a_supervisor_that_is_started_again_knows_the_correct_answers(folder: Path) -> None:
+    references = io.BytesIO()
+    known(folder, references)
+    references.write(b'{"model": "al')  # it was killed while it wrote
+    for _ in range(2):
+        targets = Targets(folder, FREE, references)
+        for target in targets.current(loaded(folder)):
+            assert targets.problem(target, answer(target.label)) is None
+            assert targets.problem(target, answer(target.label) + np.float32(0.001)) is not None

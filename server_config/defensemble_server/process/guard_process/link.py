@@ -23,15 +23,18 @@ class Link:
         command: Its command line.
         request: The first line that it reads.
         log: Receives its errors.
+        references: Descriptor of a file that each supervisor inherits from the previous one, because a line of input has a limit: a pipe
+            that is not read holds 64 KiB.
     """
 
-    def __init__(self, command: list[str], request: dict[str, Any], *, log: BinaryIO) -> None:
+    def __init__(self, command: list[str], request: dict[str, Any], *, log: BinaryIO, references: int) -> None:
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             bufsize=0,
+            pass_fds=(references,),
             preexec_fn=lambda: die_with_parent(signal.SIGKILL),
         )
         assert self.process.stdin is not None
@@ -41,7 +44,7 @@ class Link:
         os.set_blocking(self._output, False)
         self._received = b""
         self._heard_at = time.monotonic()
-        self.send(request)
+        self.send(request | {"references": references})
 
     def fileno(self) -> int:
         """Return the descriptor to wait for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ class Supervision:
     def __init__(self, settings: dict[str, Any] | None, log: str, on_end: Callable[[int], None]) -> None:
         self._settings = settings
         self._log = log
+        self._references = None if settings is None else os.memfd_create("references")
         self._on_end = on_end
         self._link: Link | None = None
         self._state: dict[str, Any] = {"state": "down"}
@@ -100,9 +102,10 @@ class Supervision:
 
     def _start(self) -> None:
         assert self._settings is not None
+        assert self._references is not None
         try:
             with appended(self._log) as log:
-                self._link = Link(self._settings["command"], self._settings["request"], log=log)
+                self._link = Link(self._settings["command"], self._settings["request"], log=log, references=self._references)
         except OSError as error:
             write_line(2, f"{error}: could not start the supervisor")
             self._start_at = time.monotonic() + self._wait_s
