@@ -230,6 +230,19 @@ def test_an_edit_and_an_unload_are_no_failures(repository: Path) -> None:
     assert set(shown["ensemble"]["checks"]) == {"correct"}
 
 
+def test_a_server_whose_only_ensemble_is_not_served_is_not_ready(repository: Path) -> None:
+    (repository / "alpha/1/model.onnx").write_bytes(b"damaged")
+    with serve(repository, WATCHED) as server:
+        assert server.models == ["beta"]
+        until(lambda: "alpha" in str(get(server, "/readyz")[1]))
+        status, answer = get(server, "/readyz")
+        shown = get(server, "/status")[1]
+    assert (status, answer["ready"]) == (503, False)
+    (reason,) = answer["reasons"]
+    assert reason.startswith("ensemble ")
+    assert [(model["name"], model["state"]) for model in shown["models"]] == [("beta", "correct")]
+
+
 def test_no_answer_contains_the_key(repository: Path) -> None:
     with watched(repository) as server:
         for path in ("/healthz", "/readyz", "/status", "/metrics"):
