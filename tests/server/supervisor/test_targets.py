@@ -82,7 +82,7 @@ def test_the_reference_belongs_to_the_file_not_to_its_version(folder: Path) -> N
     from defensemble.ensembles import Ensembles
 
     targets, _ = known(folder)
-    Ensembles(folder).refresh("alpha")
+    Ensembles(folder).refresh(["alpha"])
     fresh = {target.label: target for target in targets.current(loaded(folder))}
     assert fresh["ensemble"].members == (("alpha", 2), ("beta", 1))
     assert targets.problem(fresh["alpha@2"], answer("alpha@1")) is None
