@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from defensemble_export import ExportedMember, planned_files, write_files
+from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from tests.support import backend_graphs as graphs, tiny
 
 # A pixel that makes `looping_member` run for thousands of years.
@@ -49,6 +52,14 @@ def write_repository(folder: Path, *, ensemble: str | None = "ensemble", loops: 
     return folder
 
 
+def replace_file(folder: Path, seed: int) -> None:
+    """Replace the file of alpha@1 by that of another seed, and its SHA-256 in the configuration."""
+    content, config = biased_member("alpha", seed).onnx, config_from_file(folder / "alpha/config.pbtxt")
+    (folder / "alpha/1/model.onnx").write_bytes(content)
+    config.parameters["sha256.1"].string_value = hashlib.sha256(content).hexdigest()
+    (folder / "alpha/config.pbtxt").write_bytes(pbtxt_from_config(config))
+
+
 def overwrite_bias(pid: int, seed: int, values: tiny.Array) -> int:
     """Overwrite the bias of `biased_member(seed)` in the memory of a process with `values`, as `overwrite` does."""
     return overwrite(pid, bias(seed), values.astype(np.float32))
@@ -65,7 +76,12 @@ def overwrite(pid: int, before: tiny.Array, after: tiny.Array) -> int:
     Raises:
         OSError: The process may not be traced.
     """
-    pattern, places = before.tobytes(), list[int]()
+    return overwrite_all(pid, [(before, after)])
+
+
+def overwrite_all(pid: int, changes: Sequence[tuple[tiny.Array, tiny.Array]]) -> int:
+    """Overwrite several numbers at the same time, as `overwrite` does; return how often all together."""
+    places = list[tuple[int, bytes]]()
     with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         for line in maps:
             area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
@@ -77,10 +93,11 @@ def overwrite(pid: int, before: tiny.Array, after: tiny.Array) -> int:
                 content = memory.read(end - begin)
             except (OSError, OverflowError, ValueError):
                 continue  # unmapped meanwhile, or a device
-            places += [begin + found.start() for found in re.finditer(re.escape(pattern), content)]
-        for place in places:  # all at once: a member that is loaded again meanwhile must stay right
+            for before, after in changes:
+                places += [(begin + found.start(), after.tobytes()) for found in re.finditer(re.escape(before.tobytes()), content)]
+        for place, values in places:  # all at once: a member that is loaded again meanwhile must stay right
             memory.seek(place)
-            memory.write(after.tobytes())
+            memory.write(values)
     return len(places)
 
 

@@ -28,7 +28,8 @@ class ServerEvent:
         time: Seconds since the epoch.
         kind: `started` (first verified answers), `died`, `hung` (and was killed), `faulty` (killed because a model that answers wrongly
             could not be repaired), `not_restarted` (a restart failed), `restarted` (verified answers again) or `ended`; of the supervisor:
-            `wrong` (a model answers wrongly), `repaired`, `not_repaired` and `supervisor_ended` (and is started again).
+            `wrong` (a model answers wrongly), `repaired`, `not_repaired`, `hanging` (a model hangs, and restarts are not allowed) and
+            `supervisor_ended` (and is started again).
         guard: Process ID of the server's guard.
         facts: Details, which depend on the kind.
 
@@ -83,6 +84,8 @@ class ServerEvent:
             return f"{self._model} answers wrongly: {facts.get('text')}"
         if self.kind == "not_repaired":
             return f"{self._model} answers wrongly and could not be repaired: {facts.get('error')}"
+        if self.kind == "hanging":
+            return f"{facts.get('cause')}; restarts are not allowed"
         if self.kind == "supervisor_ended":
             return f"the supervisor ended ({_status(facts.get('status'))}) and is started again"
         return f"the restart failed: {facts.get('error')}"

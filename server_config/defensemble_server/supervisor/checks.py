@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from .connection import FAILURES, Connection, InferAnswer, WaitingCheck
 from .records import TargetRecord
 from .targets import Problem, Target, Targets
 
-# A check that takes longer waits on a connection of its own, and the others go on.
+# A check that takes longer waits on a connection of its own, so that the round continues; the next round begins once all are answered.
 WAIT_S = 0.5
 # How often the counters of a model are read whose check waits.
 _PROGRESS_EVERY_S = 0.5
@@ -50,7 +50,10 @@ class Checks:
             record.failure = record.correct_at = record.correct_since = None
 
     def run(self) -> None:
-        """Ask every model, one after the other; do nothing while a check waits, so that only users' requests make counters grow.
+        """Ask every model, one after the other; do nothing while a check waits.
+
+        Then only users' requests make Triton's counters grow, so that these distinguish a hang from a busy server. A model that waits
+        delays the checks of all others, by up to three times `hang_after_s` if it hangs.
 
         Raises:
             One of `connection.FAILURES`: The server does not answer.
@@ -72,7 +75,7 @@ class Checks:
             record.target = target
             # An edit unloads models that no ensemble uses any more once they have had no requests for a second.
             if not (is_edited and self._targets.is_unused(target)):
-                self._ask(record, ready)
+                self._ask(record)
 
     def receive(self) -> None:
         """Handle the answers that have arrived since."""
@@ -81,7 +84,7 @@ class Checks:
                 del self._waiting[label]
                 record = self.records[label]
                 try:
-                    self._judge(record, check.connection.receive(), time.monotonic() - check.sent, None)
+                    self._judge(record, check.connection.receive(), time.monotonic() - check.sent)
                 except FAILURES:
                     pass  # the connection was lost; the next round asks again
                 finally:
@@ -109,7 +112,7 @@ class Checks:
                 found.append(record)
         return found
 
-    def _ask(self, record: TargetRecord, ready: Collection[tuple[str, int]]) -> None:
+    def _ask(self, record: TargetRecord) -> None:
         connection = self._connection()
         sent = time.monotonic()
         try:
@@ -122,9 +125,9 @@ class Checks:
         except FAILURES:
             self._drop()
             raise
-        self._judge(record, answer, time.monotonic() - sent, ready)
+        self._judge(record, answer, time.monotonic() - sent)
 
-    def _judge(self, record: TargetRecord, answer: InferAnswer, latency_s: float, ready: Collection[tuple[str, int]] | None) -> None:
+    def _judge(self, record: TargetRecord, answer: InferAnswer, latency_s: float) -> None:
         detected_at = time.time()
         if answer.status in _REFUSED:
             record.note("refused", latency_s)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,14 @@ REQUEST_WITHIN_S = 2.0
 LONGEST_REQUEST = 8192
 # Above this number, the oldest connection is dropped: slow clients cannot keep others out.
 MAX_CONNECTIONS = 256
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+_REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 
 
 @dataclass(frozen=True)
@@ -61,11 +69,11 @@ class Endpoint:
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(self._handle, sock=self._listener, limit=LONGEST_REQUEST)
-        async with server:
-            await self._stop.wait()
+        await self._stop.wait()
+        server.close()  # `wait_closed` would wait for the clients from Python 3.12 on
         handlers = asyncio.all_tasks() - {asyncio.current_task()}
-        for handler in handlers:
-            handler.cancel()
+        for writer in self._open:
+            writer.transport.abort()
         await asyncio.gather(*handlers, return_exceptions=True)
 
     async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,7 +100,13 @@ class Endpoint:
         elif words[0] not in ("GET", "HEAD"):
             answer = Answer(405, '{"error": "use GET or HEAD"}\n')
         else:
-            answer = self._answer(words[1].partition("?")[0]) or Answer(404, '{"error": "use /healthz, /readyz, /status or /metrics"}\n')
+            try:
+                answer = self._answer(words[1].partition("?")[0]) or Answer(
+                    404, '{"error": "use /healthz, /readyz, /status or /metrics"}\n'
+                )
+            except Exception:  # such as an OSError, which would count as one of the connection
+                traceback.print_exc()
+                answer = Answer(500, '{"error": "internal error; see the log of the server"}\n')
         body = answer.text.encode()
         head = (
             f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}\r\nContent-Type: {answer.kind}\r\nContent-Length: {len(body)}\r\n"

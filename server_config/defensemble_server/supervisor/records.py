@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -63,12 +62,9 @@ class TargetRecord:
         elif result != "refused":
             self.correct_since = None
 
-    def fail(self, problem: Problem, detected_at: float) -> bool:
-        """Note a confirmed failure; return whether it is a new one."""
-        if self.failure is not None:
-            return False
+    def fail(self, problem: Problem, detected_at: float) -> None:
+        """Note a confirmed failure."""
         self.failure = self.last_failure = Failure(problem, detected_at)
-        return True
 
     def values(self) -> dict[str, Any]:
         """Return the record for JSON."""
@@ -190,6 +186,11 @@ def metrics_text(
         full = f"defensemble_supervisor_{name}"
         lines += [f"# HELP {full} {text}", f"# TYPE {full} {kind}"]
         for labels, value in samples:
-            pairs = ",".join(f"{key}={json.dumps(label)}" for key, label in labels.items())
+            pairs = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
             lines.append(f"{full}{{{pairs}}} {value!r}" if pairs else f"{full} {value!r}")
     return "\n".join(lines) + "\n"
+
+
+def _escaped(label: str) -> str:
+    """Escape the characters that the text format escapes."""
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -51,6 +51,7 @@ class Treatment:
         self._repairing: list[tuple[TargetRecord, Failure]] = []
         self._edited_at: float | None = None  # the time when the edits of the repair in progress had ended
         self._treated_at: dict[tuple[str, str], float] = {}  # by treatment and model
+        self._hangs: dict[str, float] = {}  # when a hang was reported, by label; only without restarts
         self._unrepaired: dict[str, dict[str, Any]] = {}  # the facts of models that were only reported, by label
         self.repairs: Counter[str] = Counter()
 
@@ -73,6 +74,7 @@ class Treatment:
     def forget(self) -> None:
         """Drop the repair in progress: the server has ended. The process of its edit waits for the new server."""
         self._unrepaired.clear()
+        self._hangs.clear()
         if self._repairing and self._process is not None:
             self._left.append(self._process)
             self._process = None
@@ -86,10 +88,17 @@ class Treatment:
         self._process = None
 
     def hang(self, records: Sequence[TargetRecord]) -> None:
-        """Ask for a restart because of models that hang."""
+        """Ask for a restart because of models that hang; without restarts, report each hang once."""
+        if not self._restarts:
+            records = [record for record in records if (record.correct_at or 0.0) >= self._hangs.get(record.target.label, 0.0)]
+            if not records:
+                return
+            self._hangs.update({record.target.label: time.time() for record in records})
         record, names = records[0], ", ".join(record.target.label for record in records)
         facts = {"models": names.split(", "), "cause": f"no execution of {names} ends", "detected_at": round(time.time(), 3)}
-        if self._restarts and self._may_treat("hang", record.target.name, HUNG_AGAIN_S):
+        if not self._restarts:
+            self._send_event("hanging", facts)
+        elif self._may_treat("hang", record.target.name, HUNG_AGAIN_S):
             self._send_restart("hung", facts)
 
     def step(self, records: Mapping[str, TargetRecord]) -> None:

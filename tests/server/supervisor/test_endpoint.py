@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -10,14 +11,20 @@ import pytest
 import urllib3
 
 from defensemble_server.addresses import claim_ports
-from defensemble_server.supervisor.endpoint import LONGEST_REQUEST, MAX_CONNECTIONS, Answer, Endpoint
+from defensemble_server.supervisor.endpoint import LONGEST_REQUEST, MAX_CONNECTIONS, REQUEST_WITHIN_S, Answer, Endpoint
 
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """The port of an endpoint that knows the path /there only."""
+    """The port of an endpoint that knows the path /there, and fails to answer /broken."""
+
+    def answer(path: str) -> Answer | None:
+        if path == "/broken":
+            raise OSError(5, "Input/output error")
+        return Answer(200, '{"here": true}') if path == "/there" else None
+
     number = claim_ports("127.0.0.1", {"supervisor": 0})["supervisor"]
-    endpoint = Endpoint("127.0.0.1", number, lambda path: Answer(200, '{"here": true}') if path == "/there" else None)
+    endpoint = Endpoint("127.0.0.1", number, answer)
     yield number
     endpoint.close()
 
@@ -67,3 +74,21 @@ def test_half_open_clients_do_not_keep_others_out(port: int, monkeypatch: pytest
             assert urllib3.request("GET", f"http://127.0.0.1:{port}/there", retries=False, timeout=5).status == 200
         slow[-1].settimeout(10)
         assert slow[-1].recv(1) == b"", "it is dropped after a while"
+
+
+def test_an_answer_that_fails_is_an_error_and_not_a_lost_connection(port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert urllib3.request("GET", f"http://127.0.0.1:{port}/broken", retries=False).status == 500
+    assert "Input/output error" in capsys.readouterr().err
+
+
+def test_half_open_clients_do_not_delay_the_end() -> None:
+    number = claim_ports("127.0.0.1", {"supervisor": 0})["supervisor"]
+    endpoint = Endpoint("127.0.0.1", number, lambda path: Answer(200, "{}"))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", number), 10)) for _ in range(3)]
+        for client in clients:
+            client.sendall(b"GET")
+        assert exchange(number, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 200 "), "the others are accepted, too"
+        begin = time.monotonic()
+        endpoint.close()
+        assert time.monotonic() - begin < REQUEST_WITHIN_S / 2

@@ -16,10 +16,11 @@ from defensemble_server.supervisor.records import Outages, TargetRecord, metrics
 from defensemble_server.supervisor.targets import Problem, Target
 
 NOTHING = InferRequest("", b"", 0)
+ODD = 'odd"näme\\of\n'
 
 
 def records() -> dict[str, TargetRecord]:
-    member, ensemble = TargetRecord(Target("alpha", 1, "digest", NOTHING)), TargetRecord(Target('odd"name', None, "digest", NOTHING))
+    member, ensemble = TargetRecord(Target("alpha", 1, "digest", NOTHING)), TargetRecord(Target(ODD, None, "digest", NOTHING))
     for record in (member, ensemble):
         record.note("correct", 0.25)
     return {record.target.label: record for record in (member, ensemble)}
@@ -41,7 +42,7 @@ def test_the_metrics_are_read_back() -> None:
     samples = {(sample.name, *sorted(sample.labels.items())): sample.value for family in families.values() for sample in family.samples}
     prefix = "defensemble_supervisor_"
     assert samples[f"{prefix}checks_total", ("model", "alpha"), ("result", "nan"), ("version", "1")] == 1
-    assert samples[f"{prefix}check_latency_seconds", ("model", 'odd"name'), ("version", "")] == 0.25
+    assert samples[f"{prefix}check_latency_seconds", ("model", ODD), ("version", "")] == 0.25
     assert samples[f"{prefix}outages_total", ("kind", "died")] == 1
     assert samples[f"{prefix}repairs_total", ("result", "done")] == 2
     assert samples[f"{prefix}check_failing", ("model", "alpha"), ("version", "1")] == 1
@@ -59,14 +60,14 @@ def test_promtool_accepts_the_metrics() -> None:
 
 def test_ready_means_that_every_ensemble_was_correct_a_moment_ago() -> None:
     found = records()
-    ready: Any = (found, ['odd"name'], {}, None, 3.0)
+    ready: Any = (found, [ODD], {}, None, 3.0)
     assert readiness_problems(*ready) == []
     found["alpha@1"].fail(Problem("nan", "not finite"), 1.0)
     assert readiness_problems(*ready) == [], "a member is no ensemble"
     assert len(readiness_problems(found, [], {}, None, 3.0)) == 1, "without ensembles, members count"
-    assert len(readiness_problems(found, ['odd"name', "other"], {"other": "no members"}, None, 3.0)) == 1
-    assert "died" in readiness_problems(found, ['odd"name'], {}, "died", 3.0)[0]
-    ensemble = found['odd"name']
+    assert len(readiness_problems(found, [ODD, "other"], {"other": "no members"}, None, 3.0)) == 1
+    assert "died" in readiness_problems(found, [ODD], {}, "died", 3.0)[0]
+    ensemble = found[ODD]
     ensemble.correct_at = time.time() - 4
     assert "4.0 s" in readiness_problems(*ready)[0]
     ensemble.fail(Problem("wrong", "differs by 2"), 1.0)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +20,8 @@ import numpy as np
 import pytest
 import urllib3
 
-from defensemble_server import Server, ServerEvent, serve, server_status
+from defensemble_server import Server, ServerEvent, serve, server_status, stop_server
+from defensemble_server.process.state import events_file, find_state
 from tests.support import memory_faults as faults, tiny
 from tests.support.calls import FREE, ask
 from tests.support.closed_loop import load_on
@@ -65,10 +69,21 @@ def watched(repository: Path, **options: Any) -> Iterator[Server]:
 
 
 def break_memory(server: Server, seed: int, values: tiny.Array, *, where: tiny.Array | None = None) -> None:
+    break_memories(server, [(faults.bias(seed) if where is None else where, values)])
+
+
+def break_memories(server: Server, changes: list[tuple[tiny.Array, tiny.Array]]) -> None:
     try:
-        assert faults.overwrite(server.triton_pid, faults.bias(seed) if where is None else where, values) >= 1
+        assert faults.overwrite_all(server.triton_pid, changes) >= len(changes)
     except PermissionError:
         pytest.skip("this machine does not allow to write into the memory of another process (ptrace)")
+
+
+def child_of(pid: int, *, other_than: int = 0) -> int:
+    """Return the only child of a process."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (child,) = [int(child) for child in children if int(child) != other_than]
+    return child
 
 
 def ask_in_vain(server: Server, images: tiny.Array) -> None:
@@ -108,6 +123,31 @@ def test_a_member_whose_memory_is_wrong_is_loaded_again_under_load(repository: P
     (line,) = (repository / "history.jsonl").read_text().splitlines()
     assert json.loads(line)["action"] == "refresh"
     assert 'defensemble_supervisor_repairs_total{result="done"} 1' in metrics
+
+
+def test_members_that_are_wrong_at_the_same_time_are_repaired_by_one_edit(repository: Path) -> None:
+    other = BROKEN.view(np.uint32) + np.uint32(0x100)
+    with watched(repository) as server:
+        break_memories(server, [(faults.bias(1), BROKEN), (faults.bias(2), other.view(np.float32))])
+        event(server, "repaired", 2)
+        until(lambda: is_ready(server))
+        assert np.abs(ask(server, "ensemble", IMAGES, "probabilities") - RIGHT).max() < 1e-5
+        kinds = [event.kind for event in server.events()]
+        repaired = {event.facts["model"]: event.facts["new_version"] for event in server.events() if event.kind == "repaired"}
+    assert kinds == ["started", "wrong", "wrong", "repaired", "repaired"], "no restart"
+    assert repaired == {"alpha": 2, "beta": 2}
+    assert len((repository / "history.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_killed_process_of_the_next_repair_is_started_again(repository: Path) -> None:
+    with watched(repository) as server:
+        supervisor = child_of(server.state.pid, other_than=server.triton_pid)
+        killed = child_of(supervisor)
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: child_of(supervisor) != killed)
+        break_memory(server, 1, BROKEN)
+        event(server, "repaired")
+        assert [event.kind for event in server.events()] == ["started", "wrong", "repaired"]
 
 
 def test_a_member_that_hangs_is_found_and_the_server_restarted(tmp_path: Path) -> None:
@@ -203,11 +243,84 @@ def test_without_a_possible_edit_the_server_is_restarted(repository: Path) -> No
     assert faulty.facts["model"] == "alpha"
 
 
+def kill_supervisor(server: Server) -> None:
+    children = Path(f"/proc/{server.state.pid}/task/{server.state.pid}/children").read_text().split()
+    (supervisor,) = [int(child) for child in children if int(child) != server.triton_pid]
+    os.kill(supervisor, signal.SIGKILL)
+
+
+def test_a_hang_is_reported_once_if_nothing_is_restarted(tmp_path: Path) -> None:
+    repository = faults.write_repository(tmp_path / "repository", loops=True)
+    endless = np.full((1, *tiny.SHAPE), faults.FOREVER, np.float32)
+    with watched(repository, restart=False) as server:
+        callers = [threading.Thread(target=ask_in_vain, args=(server, endless)) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        hanging = event(server, "hanging")
+        until(lambda: not is_ready(server))
+        time.sleep(2)  # it would be reported again every half second
+        assert [event.kind for event in server.events()] == ["started", "hanging"]
+    for caller in callers:
+        caller.join()
+    assert "beta@1" in hanging.facts["models"]
+    assert "beta@1" in hanging.text
+
+
+def test_a_supervisor_that_is_started_again_finds_the_same_model_wrong(repository: Path) -> None:
+    (repository / "history.jsonl").mkdir()  # so that no edit is possible
+    with watched(repository, restart=False) as server:
+        break_memory(server, 1, faults.bias(1)[::-1])
+        assert event(server, "not_repaired").facts["restarts"] is False
+        kill_supervisor(server)
+        assert event(server, "wrong", 2).facts["model"] == "alpha"
+        assert not is_ready(server)
+
+
+def test_a_file_that_is_replaced_and_loaded_is_no_failure(repository: Path) -> None:
+    from defensemble import Client
+
+    images = faults.logits(2, IMAGES)
+    with watched(repository) as server, Client(server.http_url, admin_key=server.state.admin_key) as client:
+        faults.replace_file(repository, 7)
+        time.sleep(3 * WATCHED.check_interval_s)  # checks of the old model, after the file has changed
+        client.transport.load_model("alpha", DEADLINE_S)
+        expected = (tiny.softmax(faults.logits(7, IMAGES)) + tiny.softmax(images)) / 2
+        until(lambda: np.abs(ask(server, "ensemble", IMAGES, "probabilities") - expected).max() < 1e-5)
+        time.sleep(3 * WATCHED.check_interval_s)
+        assert is_ready(server)
+        assert [event.kind for event in server.events()] == ["started"]
+
+
+def test_the_status_does_not_need_the_events(repository: Path) -> None:
+    with watched(repository) as server:
+        events = events_file(server.state.grpc_port)
+        events.unlink()
+        events.mkdir()
+        until(lambda: get(server, "/status")[1].get("events") == [])
+        status, values = get(server, "/status")
+        assert (status, values["ready"], len(values["models"])) == (200, True, 3)
+        events.rmdir()
+
+
+def test_two_servers_with_ports_of_their_own_have_two_supervisors(repository: Path) -> None:
+    command = [sys.executable, "-m", "defensemble", "serve", "--repository", str(repository), "--detach"]
+    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", 8003))
+            taken.listen()
+        except OSError:
+            pass  # another program has the port
+        subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
+        try:
+            assert find_state(None, repository).supervisor_port != 8003
+        finally:
+            stop_server(repository=repository)
+
+
 def test_a_supervisor_that_is_killed_is_started_again(repository: Path) -> None:
     with watched(repository) as server:
-        children = Path(f"/proc/{server.state.pid}/task/{server.state.pid}/children").read_text().split()
-        (supervisor,) = [int(child) for child in children if int(child) != server.triton_pid]
-        os.kill(supervisor, signal.SIGKILL)
+        kill_supervisor(server)
         assert event(server, "supervisor_ended").facts["status"] == -signal.SIGKILL
         until(lambda: is_ready(server))
         assert server_status(server.state).restarts == 0

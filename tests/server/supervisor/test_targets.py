@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
 from defensemble_server.readiness import fixed_images
 from defensemble_server.supervisor.records import TargetRecord, readiness_problems
 from defensemble_server.supervisor.targets import Target, Targets
@@ -111,19 +109,11 @@ def test_a_file_that_was_changed_is_named(folder: Path) -> None:
     assert str(path) in str(targets.file_problem(by_label["alpha@1"]))
 
 
-def replace_file(folder: Path, seed: int) -> None:
-    """Replace the file of alpha@1, and its SHA-256."""
-    content, config = faults.biased_member("alpha", seed).onnx, config_from_file(folder / "alpha/config.pbtxt")
-    (folder / "alpha/1/model.onnx").write_bytes(content)
-    config.parameters["sha256.1"].string_value = hashlib.sha256(content).hexdigest()
-    (folder / "alpha/config.pbtxt").write_bytes(pbtxt_from_config(config))
-
-
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_file_that_is_replaced_has_no_reference_until_it_is_loaded(folder: Path, restarts: bool) -> None:
     references = io.BytesIO()
     targets, _ = known(folder, references)
-    replace_file(folder, 7)
+    faults.replace_file(folder, 7)
     for current in (targets, Targets(folder, FREE, references)):  # the second one is that of a supervisor that was started again
         changed = {target.label: target for target in current.current(loaded(folder))}
         for label in ("alpha@1", "ensemble"):

@@ -38,7 +38,7 @@ def run_server(
         http_port: Port for HTTP, 0: any free one; None: 8000, or any free one with `free_ports`. Likewise `grpc_port` and `metrics_port`.
         grpc_port: Port for gRPC (8001).
         metrics_port: Port of the metrics (8002).
-        supervisor_port: Port of the supervisor (8003).
+        supervisor_port: Port of the supervisor; None: 8003, or any free one if any other port is set.
         free_ports: Whether unset ports are any free ones.
         admin_key_file: File with the admin key; None: a random key.
         start_timeout_s: Timeout until the server is ready.
@@ -56,7 +56,7 @@ def run_server(
         http_port=_port(http_port, 8000, free_ports),
         grpc_port=_port(grpc_port, 8001, free_ports),
         metrics_port=_port(metrics_port, 8002, free_ports),
-        supervisor_port=_port(supervisor_port, 8003, free_ports),
+        supervisor_port=_port(supervisor_port, 8003, free_ports or (http_port, grpc_port, metrics_port) != (None, None, None)),
         admin_key=None if admin_key_file is None else read_admin_key(admin_key_file, print_progress),
         **settings,
     )

@@ -80,7 +80,7 @@ def _port_option(name: str, default: int, with_servers: str = "") -> Any:
     _port_option("--http-port", 8000),
     _port_option("--grpc-port", 8001, "; with --stop and --status: of any running server"),
     _port_option("--metrics-port", 8002),
-    _port_option("--supervisor-port", 8003),
+    _port_option("--supervisor-port", 8003, "; any free port if another port is set"),
     click.option("--free-ports", is_flag=True, help="Use any free port for each port that is not set."),
     click.option(
         "--admin-key-file", type=EXISTING_PATH, metavar="FILE", help="File with the key that live edits need.  [default: a random key]"

@@ -172,6 +172,7 @@ class _Guard:
             self._log_at = now + LOG_EVERY_S
             rotate(self._log)
         self._handle_supervisor()
+        # Without a supervisor and without checks of its own, the guard is at work if it gets here, which it does every `LOG_EVERY_S`.
         if self._down_since is not None or not (self._supervision.checks or self._checks):
             self._supervision.notify_progress()
         if self._server is not None and self._server.poll() is not None:
