@@ -109,6 +109,21 @@ class Server:
         """
         notify("READY=1")
 
+    def supervisor_answers(self, within_s: float) -> bool:
+        """Wait until the supervisor answers; return whether it does, or there is none, within `within_s` seconds."""
+        import urllib3
+
+        deadline = time.monotonic() + within_s
+        while self.supervisor_url is not None:
+            try:
+                urllib3.request("GET", f"{self.supervisor_url}/healthz", retries=False, timeout=1.0)
+                return True
+            except urllib3.exceptions.HTTPError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
+        return True
+
     def detach(self) -> None:
         """Keep the server running after this process ends; `stop_server` or `defensemble serve --stop` stops it."""
         self.guard.detach()

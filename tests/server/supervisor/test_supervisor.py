@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -79,11 +80,14 @@ def break_memories(server: Server, changes: list[tuple[tiny.Array, tiny.Array]])
         pytest.skip("this machine does not allow to write into the memory of another process (ptrace)")
 
 
-def child_of(pid: int, *, other_than: int = 0) -> int:
-    """Return the only child of a process."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    (child,) = [int(child) for child in children if int(child) != other_than]
-    return child
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def supervisor_of(server: Server) -> int:
+    """Return the process ID of the supervisor."""
+    (supervisor,) = [child for child in children(server.state.pid) if child != server.triton_pid]
+    return supervisor
 
 
 def ask_in_vain(server: Server, images: tiny.Array) -> None:
@@ -141,10 +145,10 @@ def test_members_that_are_wrong_at_the_same_time_are_repaired_by_one_edit(reposi
 
 def test_a_killed_process_of_the_next_repair_is_started_again(repository: Path) -> None:
     with watched(repository) as server:
-        supervisor = child_of(server.state.pid, other_than=server.triton_pid)
-        killed = child_of(supervisor)
+        supervisor = supervisor_of(server)
+        (killed,) = children(supervisor)
         os.kill(killed, signal.SIGKILL)
-        until(lambda: child_of(supervisor) != killed)
+        until(lambda: children(supervisor) not in ([], [killed]))
         break_memory(server, 1, BROKEN)
         event(server, "repaired")
         assert [event.kind for event in server.events()] == ["started", "wrong", "repaired"]
@@ -243,12 +247,6 @@ def test_without_a_possible_edit_the_server_is_restarted(repository: Path) -> No
     assert faulty.facts["model"] == "alpha"
 
 
-def kill_supervisor(server: Server) -> None:
-    children = Path(f"/proc/{server.state.pid}/task/{server.state.pid}/children").read_text().split()
-    (supervisor,) = [int(child) for child in children if int(child) != server.triton_pid]
-    os.kill(supervisor, signal.SIGKILL)
-
-
 def test_a_hang_is_reported_once_if_nothing_is_restarted(tmp_path: Path) -> None:
     repository = faults.write_repository(tmp_path / "repository", loops=True)
     endless = np.full((1, *tiny.SHAPE), faults.FOREVER, np.float32)
@@ -271,7 +269,7 @@ def test_a_supervisor_that_is_started_again_finds_the_same_model_wrong(repositor
     with watched(repository, restart=False) as server:
         break_memory(server, 1, faults.bias(1)[::-1])
         assert event(server, "not_repaired").facts["restarts"] is False
-        kill_supervisor(server)
+        os.kill(supervisor_of(server), signal.SIGKILL)
         assert event(server, "wrong", 2).facts["model"] == "alpha"
         assert not is_ready(server)
 
@@ -311,8 +309,10 @@ def test_two_servers_with_ports_of_their_own_have_two_supervisors(repository: Pa
             taken.listen()
         except OSError:
             pass  # another program has the port
-        subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
+        printed = subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S, text=True).stdout
         try:
+            url = re.findall(r"^  supervisor  (\S+) ", printed, re.MULTILINE)[0]
+            assert urllib3.request("GET", f"{url}/healthz", retries=False).status == 200, "it answers once its URL is printed"
             assert find_state(None, repository).supervisor_port != 8003
         finally:
             stop_server(repository=repository)
@@ -320,7 +320,7 @@ def test_two_servers_with_ports_of_their_own_have_two_supervisors(repository: Pa
 
 def test_a_supervisor_that_is_killed_is_started_again(repository: Path) -> None:
     with watched(repository) as server:
-        kill_supervisor(server)
+        os.kill(supervisor_of(server), signal.SIGKILL)
         assert event(server, "supervisor_ended").facts["status"] == -signal.SIGKILL
         until(lambda: is_ready(server))
         assert server_status(server.state).restarts == 0
