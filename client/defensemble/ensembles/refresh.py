@@ -34,9 +34,10 @@ def refresh(runner: EditRunner, members: tuple[str, ...], *, message: str | None
         raise InputError(f"expected one or more members of different models, got {', '.join(members) or 'none'}; refresh each by itself")
     ensembles = _ensembles(runner)
     used = {label for member in members for label in _used_as(ensembles, member)}
-    for member in members:
-        if not _used_as(ensembles, member):
-            _refresh_alone(runner, member, dry_run=dry_run)
+    alone = [member for member in members if not _used_as(ensembles, member)]
+    for is_dry_run in dict.fromkeys([True, dry_run]):  # all are checked before one is written
+        for member in alone:
+            _refresh_alone(runner, member, dry_run=is_dry_run)
     results: list[Applied] = []
     copied = set[str]()
     for ensemble in ensembles:
@@ -81,7 +82,6 @@ def _used_as(ensembles: list[Ensemble], member: str) -> list[str]:
 def _refresh_alone(runner: EditRunner, member: str, *, dry_run: bool) -> None:
     """Add a copy of a version of a model that is no member, and load it where the model is loaded."""
     from defensemble_export.editing import version_copy
-    from defensemble_repository.names import check_name
     from defensemble_repository.reader import versions_in
 
     model, at, number = member.partition("@")
@@ -89,11 +89,11 @@ def _refresh_alone(runner: EditRunner, member: str, *, dry_run: bool) -> None:
         raise InputError(f"expected MODEL or MODEL@VERSION, got {member!r:.120}")
     with runner.locked_and_recovered(writes=not dry_run):
         for target in runner.targets:
-            folder = target.repository / check_name(model)
+            folder = target.repository / _checked_name(model)
             versions = versions_in(folder) if folder.is_dir() else []
             if not versions:
                 raise EnsembleError(f"{target.repository} has no model '{model}'; `defensemble ensemble check` lists its models")
-            _check_refreshable(folder)
+            _check_is_no_ensemble(folder)
             _, files = version_copy(target.repository, model, int(number) if at else versions[-1])
             if dry_run:
                 continue
@@ -103,21 +103,19 @@ def _refresh_alone(runner: EditRunner, member: str, *, dry_run: bool) -> None:
                     repeat_after_restart([server], lambda: server.load_and_verify(target.repository, model))  # noqa: B023
 
 
-def _check_refreshable(folder: Path) -> None:
-    """Check that a model is a classifier or a fused graph.
+def _checked_name(model: str) -> str:
+    from defensemble_repository.names import AVERAGING_NAME, check_name
 
-    Raises:
-        EnsembleError: It is an ensemble or an averaging model.
-    """
-    from defensemble_repository.names import AVERAGING_NAME
+    if AVERAGING_NAME.fullmatch(model):
+        raise EnsembleError(
+            f"'{model}' is an averaging model, expected a member of an ensemble; `defensemble ensemble show` lists the members"
+        )
+    return check_name(model)
+
+
+def _check_is_no_ensemble(folder: Path) -> None:
     from defensemble_repository.reader import is_ensemble, read_config
 
+    name = folder.name
     if is_ensemble(read_config(folder)):
-        raise EnsembleError(
-            f"'{folder.name}' is an ensemble, expected a member of one; `defensemble ensemble show {folder.name}` lists its members"
-        )
-    if AVERAGING_NAME.fullmatch(folder.name):
-        raise EnsembleError(
-            f"'{folder.name}' is an averaging model, expected a member of an ensemble; `defensemble ensemble show` lists the members, and "
-            "`defensemble ensemble reload` writes averaging models again"
-        )
+        raise EnsembleError(f"'{name}' is an ensemble, expected a member of one; `defensemble ensemble show {name}` lists its members")

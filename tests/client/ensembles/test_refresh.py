@@ -70,7 +70,8 @@ def test_what_cannot_be_refreshed_is_named(repository: Path) -> None:
         (["beta@7"], "beta/7"),
         (["beta@x"], "beta@x"),
         (["ensemble"], "ensemble show ensemble"),
-        ([average], average),
+        (["delta", "ensemble"], "ensemble show ensemble"),
+        ([average], f"{average}.*averaging model"),
         (["beta", "beta@1"], "beta, beta@1"),
         ([], "none"),
     ):
