@@ -140,3 +140,17 @@ def test_a_supervisor_that_is_started_again_knows_the_correct_answers(folder: Pa
         for target in targets.current(loaded(folder)):
             assert targets.problem(target, answer(target.label)) is None
             assert targets.problem(target, answer(target.label) + np.float32(0.001)) is not None
+
+
+def test_an_ensemble_answers_as_before_until_its_configuration_is_loaded(folder: Path) -> None:
+    from defensemble.ensembles import Ensembles
+
+    targets, _ = known(folder)
+    Ensembles(folder).weight("ensemble", {"alpha": 3.0})
+    new = {target.label: target for target in targets.current(loaded(folder))}["ensemble"]
+    shares = [tiny.softmax(faults.logits(seed, IMAGE)) * share for seed, share in ((1, 0.75), (2, 0.25))]
+    weighted = np.asarray(shares[0] + shares[1], np.float32)
+    assert targets.problem(new, answer("ensemble")) is None
+    assert targets.problem(new, answer("ensemble") + np.float32(0.001)) is not None
+    assert targets.problem(new, weighted) is None
+    assert targets.problem(new, answer("ensemble")) is not None, "it was loaded"
