@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from defensemble_repository.averaging import is_fused, members_of
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.repository import check_models, problems_from_findings
+from defensemble_repository.filesystem.regular_files import MAX_TEXT_BYTES, read_regular
 from defensemble_repository.names import AVERAGING_NAME, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import is_ensemble, model_backend, parameter, versions_by_policy
@@ -190,6 +192,16 @@ def format_problems(problems: Mapping[str, str]) -> str:
 def config_path(folder: Path, profile: str | None) -> Path:
     """Return the file that configures a model under `profile`."""
     return folder.parent / Inspection(RepositoryView(folder.parent), profile=profile).config_path(folder.name)
+
+
+def declares_ensemble(folder: Path, profile: str | None) -> bool:
+    """Return whether a configuration, which may be invalid, declares an ensemble."""
+    try:
+        text = read_regular(config_path(folder, profile), MAX_TEXT_BYTES)
+    except OSError:
+        return False
+    text = re.sub(rb"#[^\n]*", b"", text)
+    return re.search(rb"\b(platform\s*:\s*[\"']ensemble[\"']|ensemble_scheduling\b)", text) is not None
 
 
 def without_version(folder: Path, model: Model, version: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 import signal
 import time
@@ -12,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from defensemble_repository.filesystem.regular_files import MAX_TEXT_BYTES, read_regular
 from defensemble_repository.names import AVERAGING_NAME
 
 from .addresses import address_from_host, claim_ports
@@ -36,7 +34,7 @@ from .process.state import (
     when_written,
     write_state,
 )
-from .repository import Repository, config_path
+from .repository import Repository, declares_ensemble
 from .runtime.find import Runtime
 from .supervisor.start import supervisor_command, supervisor_request
 
@@ -111,6 +109,21 @@ class Server:
         """
         notify("READY=1")
 
+    def supervisor_answers(self, within_s: float) -> bool:
+        """Wait until the supervisor answers; return whether it does, or there is none, within `within_s` seconds."""
+        import urllib3
+
+        deadline = time.monotonic() + within_s
+        while self.supervisor_url is not None:
+            try:
+                urllib3.request("GET", f"{self.supervisor_url}/healthz", retries=False, timeout=1.0)
+                return True
+            except urllib3.exceptions.HTTPError:
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
+        return True
+
     def detach(self) -> None:
         """Keep the server running after this process ends; `stop_server` or `defensemble serve --stop` stops it."""
         self.guard.detach()
@@ -143,7 +156,7 @@ class Server:
         everything.
         """
         names = [*self.models, *self.problems]
-        ensembles = {name for name in names if _is_ensemble(Path(self.state.repository) / name, self.profile)}
+        ensembles = {name for name in names if declares_ensemble(Path(self.state.repository) / name, self.profile)}
         if strict and self.problems:
             return f"--strict: not served: {', '.join(sorted(self.problems))}"
         if ensembles and not ensembles & set(self.models):
@@ -315,16 +328,6 @@ def _start(
             raise CrashError(f"Triton crashed during startup ({guard.crash_signal.name}){last_lines(log)}") from error
         raise
     return Server(state, served, problems, time.monotonic() - begin, guard, options.profile)
-
-
-def _is_ensemble(folder: Path, profile: str | None) -> bool:
-    """Return whether a configuration, which may be invalid, declares an ensemble."""
-    try:
-        text = read_regular(config_path(folder, profile), MAX_TEXT_BYTES)
-    except OSError:
-        return False
-    text = re.sub(rb"#[^\n]*", b"", text)
-    return re.search(rb"\b(platform\s*:\s*[\"']ensemble[\"']|ensemble_scheduling\b)", text) is not None
 
 
 def _new_log(grpc_port: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,12 @@ def overwrite(pid: int, before: tiny.Array, after: tiny.Array) -> int:
     Raises:
         OSError: The process may not be traced.
     """
-    pattern, places = before.tobytes(), list[int]()
+    return overwrite_all(pid, [(before, after)])
+
+
+def overwrite_all(pid: int, changes: Sequence[tuple[tiny.Array, tiny.Array]]) -> int:
+    """Overwrite several numbers at the same time, as `overwrite` does; return how often all together."""
+    places = list[tuple[int, bytes]]()
     with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
         for line in maps:
             area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
@@ -87,10 +93,11 @@ def overwrite(pid: int, before: tiny.Array, after: tiny.Array) -> int:
                 content = memory.read(end - begin)
             except (OSError, OverflowError, ValueError):
                 continue  # unmapped meanwhile, or a device
-            places += [begin + found.start() for found in re.finditer(re.escape(pattern), content)]
-        for place in places:  # all at once: a member that is loaded again meanwhile must stay right
+            for before, after in changes:
+                places += [(begin + found.start(), after.tobytes()) for found in re.finditer(re.escape(before.tobytes()), content)]
+        for place, values in places:  # all at once: a member that is loaded again meanwhile must stay right
             memory.seek(place)
-            memory.write(after.tobytes())
+            memory.write(values)
     return len(places)
 
 

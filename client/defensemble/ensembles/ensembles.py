@@ -307,17 +307,17 @@ class Ensembles:
             return [self._runner.run(Reload(name), message=message, dry_run=dry_run)]
         return reload_all(self._runner, self.names(), message=message, dry_run=dry_run)
 
-    def refresh(self, member: str, *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
-        """Copy a member's files to a new version, and switch all ensembles with it to that, one edit each: servers load the file again.
+    def refresh(self, members: Sequence[str], *, message: str | None = None, dry_run: bool = False) -> list[Applied]:
+        """Copy members' files to new versions, and switch all ensembles with them to these, one edit each: servers load the files again.
 
-        A model that no ensemble has gets a new version, too; the result is then empty.
+        A classifier or fused graph that no ensemble has gets a new version, too, but no edit.
 
         Args:
-            member: The member, as `MODEL` or `MODEL@VERSION`.
+            members: The members, as `MODEL` or `MODEL@VERSION`, of different models.
             message: A message for the history.
             dry_run: Whether to only check and plan the edits.
         """
-        return refresh(self._runner, member, message=message, dry_run=dry_run)
+        return refresh(self._runner, _names(members), message=message, dry_run=dry_run)
 
     def history(self, name: str | None = None) -> list[Edit]:
         """Return the edits of all ensembles, or of one, oldest first.

@@ -1,4 +1,4 @@
-"""A member loaded again, from a copy of its files, in all ensembles that have it."""
+"""Members loaded again, from copies of their files, in all ensembles that have them."""
 
 from __future__ import annotations
 
@@ -13,45 +13,70 @@ from .results import Applied
 from .server_models import repeat_after_restart
 
 if TYPE_CHECKING:
-    from defensemble_export.editing import EditRequest
+    from pathlib import Path
+
+    from defensemble_repository.ensemble import Ensemble
 
 
-def refresh(runner: EditRunner, member: str, *, message: str | None, dry_run: bool) -> list[Applied]:
-    """Load a model again from a copy of its files; see `Ensembles.refresh`.
+def refresh(runner: EditRunner, members: tuple[str, ...], *, message: str | None, dry_run: bool) -> list[Applied]:
+    """Load models again from copies of their files; see `Ensembles.refresh`.
 
     Args:
         runner: The targets.
-        member: `MODEL` or `MODEL@VERSION`.
+        members: The models, each as `MODEL` or `MODEL@VERSION`.
         message: A message for the history.
         dry_run: Whether to only check and plan the edits.
     """
-    from defensemble_export.editing import AddMembers, RefreshMember, ensemble_names, existing_ensemble
+    from defensemble_export.editing import RefreshMembers
+
+    models = [member.partition("@")[0] for member in members]
+    if len(set(models)) < len(models) or not models:
+        raise InputError(f"expected one or more members of different models, got {', '.join(members) or 'none'}; refresh each by itself")
+    ensembles = _ensembles(runner)
+    used = {label for member in members for label in _used_as(ensembles, member)}
+    alone = [member for member in members if not _used_as(ensembles, member)]
+    for is_dry_run in dict.fromkeys([True, dry_run]):  # all are checked before one is written
+        for member in alone:
+            _refresh_alone(runner, member, dry_run=is_dry_run)
+    results: list[Applied] = []
+    copied = set[str]()
+    for ensemble in ensembles:
+        labels = tuple(label for label in _labels(ensemble) if label in used)
+        if labels:
+            results.append(runner.run(RefreshMembers(ensemble.name, labels, frozenset(copied)), message=message, dry_run=dry_run))
+            copied |= set() if dry_run else set(labels)
+    return results
+
+
+def _ensembles(runner: EditRunner) -> list[Ensemble]:
+    from defensemble_export.editing import ensemble_names, existing_ensemble
     from defensemble_repository.view import RepositoryView
 
     repository = runner.targets[0].repository
-    model, _, number = member.partition("@")
-    uses: list[tuple[str, int]] = []
+    found = []
     for name in ensemble_names(RepositoryView(repository)):
         try:
-            members = existing_ensemble(repository, name).members
+            found.append(existing_ensemble(repository, name))
         except EnsembleError as error:
             runner.on_warning(f"skipped '{name}': {error}")
-            continue
-        uses += [(name, member.version) for member in members if member.model == model and number in ("", str(member.version))]
-    used = sorted({version for _, version in uses})
-    if len(used) > 1:
-        raise EnsembleError(f"'{model}' is a member at the versions {', '.join(map(str, used))}; name one, such as {model}@{used[0]}")
-    if not used:
-        _refresh_alone(runner, member, dry_run=dry_run)
-        return []
-    results: list[Applied] = []
-    old = f"{model}@{used[0]}"
-    for name, _ in uses:
-        request: EditRequest = RefreshMember(name, old)
-        if results and not dry_run:
-            request = AddMembers(name, (model,), in_place_of=old)  # the newest version, which the first edit has written
-        results.append(runner.run(request, message=message, dry_run=dry_run))
-    return results
+    return found
+
+
+def _labels(ensemble: Ensemble) -> list[str]:
+    return [f"{member.model}@{member.version}" for member in ensemble.members]
+
+
+def _used_as(ensembles: list[Ensemble], member: str) -> list[str]:
+    """Return the `MODEL@VERSION` as which a model is a member, or nothing if it is none.
+
+    Raises:
+        EnsembleError: It is a member at several versions, and `member` names none.
+    """
+    labels = sorted({label for ensemble in ensembles for label in _labels(ensemble) if member in (label, label.partition("@")[0])})
+    if len(labels) > 1:
+        versions = ", ".join(label.partition("@")[2] for label in labels)
+        raise EnsembleError(f"'{member}' is a member at the versions {versions}; name one, such as {labels[0]}")
+    return labels
 
 
 def _refresh_alone(runner: EditRunner, member: str, *, dry_run: bool) -> None:
@@ -64,10 +89,11 @@ def _refresh_alone(runner: EditRunner, member: str, *, dry_run: bool) -> None:
         raise InputError(f"expected MODEL or MODEL@VERSION, got {member!r:.120}")
     with runner.locked_and_recovered(writes=not dry_run):
         for target in runner.targets:
-            folder = target.repository / model
+            folder = target.repository / _checked_name(model)
             versions = versions_in(folder) if folder.is_dir() else []
             if not versions:
                 raise EnsembleError(f"{target.repository} has no model '{model}'; `defensemble ensemble check` lists its models")
+            _check_is_no_ensemble(folder)
             _, files = version_copy(target.repository, model, int(number) if at else versions[-1])
             if dry_run:
                 continue
@@ -75,3 +101,21 @@ def _refresh_alone(runner: EditRunner, member: str, *, dry_run: bool) -> None:
             for server in target.servers:
                 if model in server.ready():
                     repeat_after_restart([server], lambda: server.load_and_verify(target.repository, model))  # noqa: B023
+
+
+def _checked_name(model: str) -> str:
+    from defensemble_repository.names import AVERAGING_NAME, check_name
+
+    if AVERAGING_NAME.fullmatch(model):
+        raise EnsembleError(
+            f"'{model}' is an averaging model, expected a member of an ensemble; `defensemble ensemble show` lists the members"
+        )
+    return check_name(model)
+
+
+def _check_is_no_ensemble(folder: Path) -> None:
+    from defensemble_repository.reader import is_ensemble, read_config
+
+    name = folder.name
+    if is_ensemble(read_config(folder)):
+        raise EnsembleError(f"'{name}' is an ensemble, expected a member of one; `defensemble ensemble show {name}` lists its members")

@@ -37,7 +37,7 @@ from .requests import (
     CreateEnsemble as CreateEnsemble,
     DeleteEnsemble as DeleteEnsemble,
     EditRequest as EditRequest,
-    RefreshMember as RefreshMember,
+    RefreshMembers as RefreshMembers,
     Reload as Reload,
     RemoveMembers as RemoveMembers,
     Restore as Restore,

@@ -7,7 +7,7 @@ EditRequest
 ├── SetWeights           change the weights of members
 ├── SetAverage           average probabilities, or logits
 ├── ApplyDeclaration     create or change an ensemble as a file declares it
-├── RefreshMember        load a member again, from a copy of its file
+├── RefreshMembers       load members again, from copies of their files
 ├── Reload               apply hand edits of the configurations
 ├── Restore              restore an earlier state from the history
 └── DeleteEnsemble       delete an ensemble, but not its members
@@ -227,27 +227,34 @@ class ApplyDeclaration(EditRequest):
 
 
 @dataclass(frozen=True)
-class RefreshMember(EditRequest):
-    """Copy the files of a member to a new version of its model, which replaces it; servers load the file again for it.
+class RefreshMembers(EditRequest):
+    """Copy the files of members to new versions of their models, which replace them; servers load the files again for them.
 
     Attributes:
-        member: The member, as `MODEL` or `MODEL@VERSION`.
+        members: The members, as `MODEL` or `MODEL@VERSION`, of different models.
+        copied: Those of them that were copied already, for another ensemble: they are replaced by the newest version of their model.
 
     Example:
-        >>> RefreshMember("ensemble", "keep0.3@1")
+        >>> RefreshMembers("ensemble", ("keep0.3@1", "keep0.5@1"))
     """
 
-    member: str
+    members: tuple[str, ...]
+    copied: frozenset[str] = frozenset()
     action = "refresh"
 
     def plan(self, repository: Path) -> EditPlan:
         """See `EditRequest.plan`."""
-        current = existing_ensemble(repository, self.name)
-        old = find_member(current, self.member)
-        version, files = version_copy(repository, old.model, old.version)
-        after = add_members(current, [dataclasses.replace(old, version=version)], in_place_of=f"{old.model}@{old.version}")
-        plan = plan_ensemble(repository, after)
-        return dataclasses.replace(plan, copies=files)
+        after, copies = existing_ensemble(repository, self.name), dict[str, bytes]()
+        for text in self.members:
+            old = find_member(after, text)
+            if text in self.copied:
+                new = new_member(repository, old.model, old.weight)
+            else:
+                version, files = version_copy(repository, old.model, old.version)
+                new = dataclasses.replace(old, version=version)
+                copies |= files
+            after = add_members(after, [new], in_place_of=text)
+        return dataclasses.replace(plan_ensemble(repository, after), copies=copies)
 
 
 @dataclass(frozen=True)

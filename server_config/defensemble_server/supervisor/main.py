@@ -110,7 +110,8 @@ class Supervisor:
                 self._treatment.hang(hanging)
             self._treatment.step(self._checks.records)
         within_s = max(3 * self._options.check_interval_s, _READY_WITHIN_S)
-        reasons = readiness_problems(self._checks.records, self._targets.ensembles, self._problems, self._outages.kind, within_s)
+        problems = {**self._targets.problems, **self._problems}
+        reasons = readiness_problems(self._checks.records, self._targets.ensembles, problems, self._outages.kind, within_s)
         self._reasons = [*reasons, *([self._error] if self._error else [])]
         self._looped_at = time.monotonic()
         if self._looped_at >= self._report_at:

@@ -128,14 +128,14 @@ def readiness_problems(
     Args:
         records: The checks, by label.
         ensembles: The ensembles of the repository; without any, every model must have answered correctly.
-        problems: The models that the server does not serve, and why.
+        problems: The models that cannot be served, or that the server has not loaded at its start, and why.
         outage: Why the server does not run, or None.
         within_s: The longest time since the last correct answer.
     """
     if outage is not None:
         return [f"the server is not running: {outage}"]
     now = time.time()
-    reasons = [f"{name} is not served: {problems[name]}" for name in ensembles if name in problems]
+    reasons = [f"{name} is not served: {problems[name]}" for name in ensembles if name in problems and name not in records]
     for label, record in records.items():
         if ensembles and not record.target.is_ensemble:
             continue

@@ -1,4 +1,4 @@
-"""Run `defensemble ensemble refresh` for a model whose answers are wrong, in a process that has imported everything before."""
+"""Run `defensemble ensemble refresh` for models whose answers are wrong, in a process that has imported everything before."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,7 @@ _ERROR_LENGTH = 1000
 
 
 class RepairProcess:
-    """A process that can refresh one model.
+    """A process that can refresh models once.
 
     Args:
         repository: The repository.
@@ -48,9 +49,14 @@ class RepairProcess:
             preexec_fn=lambda: die_with_parent(signal.SIGTERM),
         )
 
-    def start(self, member: str, reason: str) -> None:
-        """Refresh `MODEL@VERSION`; the servers and their keys are found by the state files."""
-        arguments = ["ensemble", "refresh", member, "--repository", str(self._repository), "--message", reason, "--idle-timeout", "1"]
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal has ended it."""
+        return (self._process.poll() or 0) < 0
+
+    def start(self, members: Sequence[str], reason: str) -> None:
+        """Refresh each `MODEL@VERSION`; the servers and their keys are found by the state files."""
+        arguments = ["ensemble", "refresh", *members, "--repository", str(self._repository), "--message", reason, "--idle-timeout", "1"]
         with contextlib.suppress(BrokenPipeError):  # it could not import the client, which `error` reports
             self._input.write(json.dumps(arguments).encode() + b"\n")
             self._input.flush()
@@ -63,8 +69,9 @@ class RepairProcess:
         if status == 0:
             return ""
         self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"`defensemble ensemble refresh` ended with status {status}: {(lines or ['no message'])[-1][:_ERROR_LENGTH]}"
+        lines = self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        error = next((line for line in lines if line.startswith("Error: ")), lines[-1])  # lines about what was undone can follow
+        return f"`defensemble ensemble refresh` ended with status {status}: {error[:_ERROR_LENGTH]}"
 
     def stop(self) -> None:
         """End the process; an edit in progress is undone."""

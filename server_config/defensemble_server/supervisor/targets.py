@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from defensemble_repository.view import file_digest
 from ..options import ServeOptions
 from ..process.launch import read_content
 from ..readiness import images_for
-from ..repository import Model, Repository, config_path
+from ..repository import Model, Repository, config_path, declares_ensemble
 from .connection import InferRequest
 from .references import Array, References
 
@@ -97,12 +97,18 @@ class Targets:
         # The latest correct answer of each ensemble, with its digest: an ensemble answers as before until its new configuration is loaded.
         self._latest: dict[str, tuple[str, Array]] = {}
         self._content = Repository(folder, {}, {})
+        self._ensembles: list[str] = []
         self._targets: dict[str, Target] = {}
 
     @property
     def ensembles(self) -> list[str]:
         """The names of all ensembles in the repository, also of those that cannot be served."""
-        return [model.name for model in self._content.ensembles]
+        return self._ensembles
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """For each model that the repository has and that cannot be served, the reason."""
+        return self._content.problems
 
     @property
     def is_edited(self) -> bool:
@@ -129,6 +135,8 @@ class Targets:
         seen = (frozenset(ready), self._signature())
         if seen != self._seen:
             self._content = read_content(self._folder, self._options)
+            names = [*self._content.models, *self._content.problems]
+            self._ensembles = [name for name in names if declares_ensemble(self._folder / name, self._options.profile)]
             self._loaded = {version: digest for version, digest in self._loaded.items() if version in ready}
             self._targets = {}
             for model in sorted(self._content.models.values(), key=lambda model: model.is_ensemble):

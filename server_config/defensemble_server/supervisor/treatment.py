@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _CORRECT_WITHIN_S = 5.0
 class Treatment:
     """Repairs models by edits, one at a time, and asks the guard for restarts.
 
-    The rule: a model whose file on disk is correct is loaded again from it, under a new version, by an edit. If the edit fails, or an
+    The rule: models whose files on disk are correct are loaded again from these, under new versions, by edits. If an edit fails, or an
     ensemble is wrong although its members are correct, the server is restarted. A model whose file is wrong, or that was treated in the
     last `TREATED_AGAIN_S`, is only reported.
 
@@ -48,7 +48,8 @@ class Treatment:
         self._send_event, self._send_restart = send_event, send_restart
         self._process: RepairProcess | None = None
         self._left: list[RepairProcess] = []
-        self._repairing: tuple[TargetRecord, Failure, float | None] | None = None  # with the time when the edit had ended
+        self._repairing: list[tuple[TargetRecord, Failure]] = []
+        self._edited_at: float | None = None  # the time when the edits of the repair in progress had ended
         self._treated_at: dict[tuple[str, str], float] = {}  # by treatment and model
         self._hangs: dict[str, float] = {}  # when a hang was reported, by label; only without restarts
         self._unrepaired: dict[str, dict[str, Any]] = {}  # the facts of models that were only reported, by label
@@ -61,10 +62,12 @@ class Treatment:
     @property
     def is_repairing(self) -> bool:
         """Whether a repair is in progress."""
-        return self._repairing is not None
+        return bool(self._repairing)
 
     def prepare(self) -> None:
         """Start the process of the next repair, so that it has imported everything when it is needed."""
+        if self._process is not None and self._process.was_killed and not self._repairing:
+            self._end_repair()
         if self._process is None:
             self._process = RepairProcess(self._repository)
 
@@ -72,9 +75,10 @@ class Treatment:
         """Drop the repair in progress: the server has ended. The process of its edit waits for the new server."""
         self._unrepaired.clear()
         self._hangs.clear()
-        if self._repairing is not None and self._process is not None:
+        if self._repairing and self._process is not None:
             self._left.append(self._process)
-            self._process = self._repairing = None
+            self._process = None
+            self._end_repair()
 
     def stop(self) -> None:
         """End all processes; an edit in progress is undone."""
@@ -102,11 +106,12 @@ class Treatment:
         for process in [process for process in self._left if process.error() is not None]:
             self._left.remove(process)
             process.stop()
-        if self._repairing is not None:
+        if self._repairing:
             self._continue(records)
             return
         self._report_ends(records)
         new = [record for record in records.values() if record.failure is not None and not record.failure.is_handled]
+        repairable: list[tuple[TargetRecord, Failure]] = []
         for record in sorted(new, key=lambda record: record.target.is_ensemble):
             failure = record.failure
             assert failure is not None
@@ -121,51 +126,51 @@ class Treatment:
             elif not self._may_treat("repair", record.target.name, TREATED_AGAIN_S):
                 self._give_up(record, failure, f"it was repaired less than {TREATED_AGAIN_S:g} s ago")
             else:
-                self.prepare()
-                assert self._process is not None
-                self._process.start(record.target.label, f"supervisor: {failure.problem.text}")
-                self._repairing = record, failure, None
-                return
+                repairable.append((record, failure))
+        if repairable:  # all at once: an edit that leaves a failing member in its ensemble is refused
+            self.prepare()
+            assert self._process is not None
+            texts = dict.fromkeys(failure.problem.text for _, failure in repairable)
+            self._process.start([record.target.label for record, _ in repairable], f"supervisor: {'; '.join(texts)}")
+            self._repairing = repairable
 
     def _continue(self, records: Mapping[str, TargetRecord]) -> None:
-        assert self._repairing is not None
         assert self._process is not None
-        record, failure, ended = self._repairing
-        if ended is None:
+        if self._edited_at is None:
             error = self._process.error()
             if error is None:
                 return
             if error:
-                self._end_repair()
-                self._give_up(record, failure, error)
+                for record, failure in self._end_repair():
+                    self._give_up(record, failure, error)
                 return
-            ended = time.time()
-            self._repairing = record, failure, ended
-        name = record.target.name
-        affected = [
-            other
-            for other in records.values()
-            if other.target.name == name or (self._has_member(other, name) and not self._has_failing_member(records, other, name))
-        ]
-        if not affected:  # it was unloaded meanwhile, which the next step reports
-            self._end_repair()
-            self._unrepaired[record.target.label] = self._facts(record, failure)
-        elif all(other.failure is None and (other.correct_at or 0.0) > ended for other in affected):
-            recovered_at = max(other.correct_since or 0.0 for other in affected)
-            versions = [other.target.version for other in affected if other.target.name == name and other.target.version is not None]
-            seconds = round(recovered_at - failure.detected_at, 3)
-            facts = {"new_version": max(versions, default=None), "recovered_at": round(recovered_at, 3), "seconds": seconds}
-            self._end_repair()
-            self.repairs["done"] += 1
-            self._send_event("repaired", self._facts(record, failure) | facts)
+            self._edited_at = time.time()
+        ended, names = self._edited_at, {record.target.name for record, _ in self._repairing}
+        affected = [other for other in records.values() if other.target.name in names or self._depends_on(records, other, names)]
+        if all(other.failure is None and (other.correct_at or 0.0) > ended for other in affected):
+            for record, failure in self._end_repair():
+                self._report_repair(record, failure, affected)
         elif time.time() > ended + _CORRECT_WITHIN_S and any(other.failure and (other.checked_at or 0.0) > ended for other in affected):
-            self._end_repair()
-            self._give_up(record, failure, "its answers are wrong after the repair, too")
+            for record, failure in self._end_repair():
+                self._give_up(record, failure, "its answers are wrong after the repair, too")
 
-    def _end_repair(self) -> None:
+    def _report_repair(self, record: TargetRecord, failure: Failure, affected: Sequence[TargetRecord]) -> None:
+        versions = [other.target.version or 0 for other in affected if other.target.name == record.target.name]
+        if not versions:  # it was unloaded meanwhile, which the next step reports
+            self._unrepaired[record.target.label] = self._facts(record, failure)
+            return
+        recovered_at = max(other.correct_since or 0.0 for other in affected)
+        seconds = round(recovered_at - failure.detected_at, 3)
+        facts = {"new_version": max(versions), "recovered_at": round(recovered_at, 3), "seconds": seconds}
+        self.repairs["done"] += 1
+        self._send_event("repaired", self._facts(record, failure) | facts)
+
+    def _end_repair(self) -> list[tuple[TargetRecord, Failure]]:
+        """End the process, and the repair in progress; return what it repaired."""
         if self._process is not None:
             self._process.stop()
-        self._process = self._repairing = None
+        ended, self._process, self._repairing, self._edited_at = self._repairing, None, [], None
+        return ended
 
     def _give_up(self, record: TargetRecord, failure: Failure, error: str) -> None:
         restarts = self._restarts and self._may_treat("restart", record.target.name, TREATED_AGAIN_S)
@@ -199,14 +204,12 @@ class Treatment:
         return True
 
     @staticmethod
-    def _has_member(record: TargetRecord, name: str) -> bool:
-        return any(member == name for member, _ in record.target.members)
-
-    @staticmethod
-    def _has_failing_member(records: Mapping[str, TargetRecord], ensemble: TargetRecord, name: str) -> bool:
-        """Return whether a member other than `name` fails, which is the next to be repaired."""
-        others = [records.get(f"{member}@{version}") for member, version in ensemble.target.members if member != name]
-        return any(other is not None and other.failure is not None for other in others)
+    def _depends_on(records: Mapping[str, TargetRecord], ensemble: TargetRecord, names: Collection[str]) -> bool:
+        """Return whether an ensemble has one of these members, and no other one that fails, which is the next to be repaired."""
+        members = ensemble.target.members
+        others = [records.get(f"{member}@{version}") for member, version in members if member not in names]
+        is_failing = any(other is not None and other.failure is not None for other in others)
+        return len(others) < len(members) and not is_failing
 
     @staticmethod
     def _has_correct_members(records: Mapping[str, TargetRecord], ensemble: TargetRecord, failure: Failure) -> bool:

@@ -27,7 +27,9 @@ def test_without_a_service_manager_nothing_is_sent(monkeypatch: pytest.MonkeyPat
     notify("READY=1")
 
 
-def test_a_missing_service_manager_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "missing"))
-    with pytest.raises(FileNotFoundError):
+@pytest.mark.parametrize("value", ["/nonexistent/socket", "relative", "@", "/dev/null", f"/{'x' * 200}"])
+def test_a_missing_service_manager_is_an_error_that_names_the_variable_and_its_value(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", value)
+    with pytest.raises(OSError, match="NOTIFY_SOCKET") as raised:
         notify("READY=1")
+    assert f"'{value[:190]}" in str(raised.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -69,10 +70,24 @@ def watched(repository: Path, **options: Any) -> Iterator[Server]:
 
 
 def break_memory(server: Server, seed: int, values: tiny.Array, *, where: tiny.Array | None = None) -> None:
+    break_memories(server, [(faults.bias(seed) if where is None else where, values)])
+
+
+def break_memories(server: Server, changes: list[tuple[tiny.Array, tiny.Array]]) -> None:
     try:
-        assert faults.overwrite(server.triton_pid, faults.bias(seed) if where is None else where, values) >= 1
+        assert faults.overwrite_all(server.triton_pid, changes) >= len(changes)
     except PermissionError:
         pytest.skip("this machine does not allow to write into the memory of another process (ptrace)")
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def supervisor_of(server: Server) -> int:
+    """Return the process ID of the supervisor."""
+    (supervisor,) = [child for child in children(server.state.pid) if child != server.triton_pid]
+    return supervisor
 
 
 def ask_in_vain(server: Server, images: tiny.Array) -> None:
@@ -112,6 +127,31 @@ def test_a_member_whose_memory_is_wrong_is_loaded_again_under_load(repository: P
     (line,) = (repository / "history.jsonl").read_text().splitlines()
     assert json.loads(line)["action"] == "refresh"
     assert 'defensemble_supervisor_repairs_total{result="done"} 1' in metrics
+
+
+def test_members_that_are_wrong_at_the_same_time_are_repaired_by_one_edit(repository: Path) -> None:
+    other = BROKEN.view(np.uint32) + np.uint32(0x100)
+    with watched(repository) as server:
+        break_memories(server, [(faults.bias(1), BROKEN), (faults.bias(2), other.view(np.float32))])
+        event(server, "repaired", 2)
+        until(lambda: is_ready(server))
+        assert np.abs(ask(server, "ensemble", IMAGES, "probabilities") - RIGHT).max() < 1e-5
+        kinds = [event.kind for event in server.events()]
+        repaired = {event.facts["model"]: event.facts["new_version"] for event in server.events() if event.kind == "repaired"}
+    assert kinds == ["started", "wrong", "wrong", "repaired", "repaired"], "no restart"
+    assert repaired == {"alpha": 2, "beta": 2}
+    assert len((repository / "history.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_killed_process_of_the_next_repair_is_started_again(repository: Path) -> None:
+    with watched(repository) as server:
+        supervisor = supervisor_of(server)
+        (killed,) = children(supervisor)
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: children(supervisor) not in ([], [killed]))
+        break_memory(server, 1, BROKEN)
+        event(server, "repaired")
+        assert [event.kind for event in server.events()] == ["started", "wrong", "repaired"]
 
 
 def test_a_member_that_hangs_is_found_and_the_server_restarted(tmp_path: Path) -> None:
@@ -207,12 +247,6 @@ def test_without_a_possible_edit_the_server_is_restarted(repository: Path) -> No
     assert faulty.facts["model"] == "alpha"
 
 
-def kill_supervisor(server: Server) -> None:
-    children = Path(f"/proc/{server.state.pid}/task/{server.state.pid}/children").read_text().split()
-    (supervisor,) = [int(child) for child in children if int(child) != server.triton_pid]
-    os.kill(supervisor, signal.SIGKILL)
-
-
 def test_a_hang_is_reported_once_if_nothing_is_restarted(tmp_path: Path) -> None:
     repository = faults.write_repository(tmp_path / "repository", loops=True)
     endless = np.full((1, *tiny.SHAPE), faults.FOREVER, np.float32)
@@ -235,7 +269,7 @@ def test_a_supervisor_that_is_started_again_finds_the_same_model_wrong(repositor
     with watched(repository, restart=False) as server:
         break_memory(server, 1, faults.bias(1)[::-1])
         assert event(server, "not_repaired").facts["restarts"] is False
-        kill_supervisor(server)
+        os.kill(supervisor_of(server), signal.SIGKILL)
         assert event(server, "wrong", 2).facts["model"] == "alpha"
         assert not is_ready(server)
 
@@ -275,8 +309,10 @@ def test_two_servers_with_ports_of_their_own_have_two_supervisors(repository: Pa
             taken.listen()
         except OSError:
             pass  # another program has the port
-        subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S)
+        printed = subprocess.run(command, check=True, capture_output=True, timeout=DEADLINE_S, text=True).stdout
         try:
+            url = re.findall(r"^  supervisor  (\S+) ", printed, re.MULTILINE)[0]
+            assert urllib3.request("GET", f"{url}/healthz", retries=False).status == 200, "it answers once its URL is printed"
             assert find_state(None, repository).supervisor_port != 8003
         finally:
             stop_server(repository=repository)
@@ -284,7 +320,7 @@ def test_two_servers_with_ports_of_their_own_have_two_supervisors(repository: Pa
 
 def test_a_supervisor_that_is_killed_is_started_again(repository: Path) -> None:
     with watched(repository) as server:
-        kill_supervisor(server)
+        os.kill(supervisor_of(server), signal.SIGKILL)
         assert event(server, "supervisor_ended").facts["status"] == -signal.SIGKILL
         until(lambda: is_ready(server))
         assert server_status(server.state).restarts == 0
@@ -305,6 +341,19 @@ def test_an_edit_and_an_unload_are_no_failures(repository: Path) -> None:
         until(lambda: is_ready(server))
         assert [event.kind for event in server.events()] == ["started"]
     assert set(shown["ensemble"]["checks"]) == {"correct"}
+
+
+def test_a_server_whose_only_ensemble_is_not_served_is_not_ready(repository: Path) -> None:
+    (repository / "alpha/1/model.onnx").write_bytes(b"damaged")
+    with serve(repository, WATCHED) as server:
+        assert server.models == ["beta"]
+        until(lambda: "alpha" in str(get(server, "/readyz")[1]))
+        status, answer = get(server, "/readyz")
+        shown = get(server, "/status")[1]
+    assert (status, answer["ready"]) == (503, False)
+    (reason,) = answer["reasons"]
+    assert reason.startswith("ensemble ")
+    assert [(model["name"], model["state"]) for model in shown["models"]] == [("beta", "correct")]
 
 
 def test_no_answer_contains_the_key(repository: Path) -> None:

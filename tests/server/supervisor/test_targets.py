@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from defensemble_server.readiness import fixed_images
+from defensemble_server.supervisor.records import TargetRecord, readiness_problems
 from defensemble_server.supervisor.targets import Target, Targets
 from tests.support import memory_faults as faults, tiny
 from tests.support.calls import FREE
@@ -49,6 +50,21 @@ def test_members_are_asked_before_ensembles(folder: Path) -> None:
     assert [target.label for target in targets.current({("alpha", 1)})] == ["alpha@1"], "only what is loaded"
 
 
+@pytest.mark.parametrize("broken", ["alpha/config.pbtxt", "ensemble/config.pbtxt"])
+def test_an_ensemble_that_cannot_be_served_is_not_ready(folder: Path, broken: str) -> None:
+    path = folder / broken
+    path.write_text(f"{path.read_text()}\nmax_batch_size: many\n")
+    targets = Targets(folder, FREE, io.BytesIO())
+    records = {target.label: TargetRecord(target) for target in targets.current(loaded(folder))}
+    for record in records.values():
+        record.note("correct", 0.1)
+    assert targets.ensembles == ["ensemble"]
+    assert "ensemble" not in records
+    (reason,) = readiness_problems(records, targets.ensembles, targets.problems, None, 3.0)
+    assert "ensemble" in reason
+    assert str(targets.problems["ensemble"]) in reason
+
+
 @pytest.mark.parametrize("label", ["alpha@1", "ensemble"])
 def test_other_answers_are_wrong(folder: Path, label: str) -> None:
     targets, by_label = known(folder)
@@ -64,7 +80,7 @@ def test_the_reference_belongs_to_the_file_not_to_its_version(folder: Path) -> N
     from defensemble.ensembles import Ensembles
 
     targets, _ = known(folder)
-    Ensembles(folder).refresh("alpha")
+    Ensembles(folder).refresh(["alpha"])
     fresh = {target.label: target for target in targets.current(loaded(folder))}
     assert fresh["ensemble"].members == (("alpha", 2), ("beta", 1))
     assert targets.problem(fresh["alpha@2"], answer("alpha@1")) is None

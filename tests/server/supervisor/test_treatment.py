@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ LOADED = {("alpha", 1), ("beta", 1)}
 class Repair:
     """A repair whose edit has succeeded at once."""
 
+    was_killed = False
+
     def __init__(self, repository: Path) -> None:
         self.started = ""
 
-    def start(self, member: str, reason: str) -> None:
-        self.started = member
+    def start(self, members: Sequence[str], reason: str) -> None:
+        self.started = " ".join(members)
 
     def error(self) -> str | None:
         return "" if self.started else None

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..interrupts import clean_up_on_sigint
-from ..notes import print_progress
+from ..notes import print_note, print_progress
 from ..shell import this_command
 
 if TYPE_CHECKING:
     from defensemble_server import Server, ServerEvent
+
+# `serve --detach` waits for so long until the supervisor answers, which has 1 s of imports to do.
+_SUPERVISOR_WITHIN_S = 5.0
 
 
 def run_server(
@@ -69,6 +72,8 @@ def run_server(
             if missing:
                 _print_problems(server)
                 raise click.ClickException(f"{missing}; nothing is left running")
+            if detach and not server.supervisor_answers(_SUPERVISOR_WITHIN_S):
+                print_note(f"the supervisor at {server.supervisor_url} does not answer yet; see {server.state.log}")
             is_ready = True
             server.notify_ready()
             if detach:
@@ -103,12 +108,12 @@ def print_server(server: Server) -> None:
     """Print a server's URLs, its models, those that it does not serve, and the command that stops it."""
     _print_problems(server)
     click.echo(f"ready after {server.start_s:.1f} s, serving {', '.join(server.models)}")
-    click.echo(f"  HTTP     {server.http_url}")
-    click.echo(f"  gRPC     {server.grpc_url}")
-    click.echo(f"  metrics  {server.metrics_url}")
+    click.echo(f"  HTTP        {server.http_url}")
+    click.echo(f"  gRPC        {server.grpc_url}")
+    click.echo(f"  metrics     {server.metrics_url}")
     if server.supervisor_url is not None:
-        click.echo(f"  status   {server.supervisor_url}/status")
-    click.echo(f"  log      {server.state.log}")
+        click.echo(f"  supervisor  {server.supervisor_url} (/healthz /readyz /status /metrics)")
+    click.echo(f"  log         {server.state.log}")
     click.echo(f"stop it: {this_command()} serve --stop --grpc-port {server.state.grpc_port}")
 
 

@@ -50,25 +50,25 @@ def show_status(grpc_port: int | None, repository: Path | None, *, as_json: bool
 def _print_status(status: ServerStatus) -> None:
     state = status.state
     click.echo(f"{state.repository}")
-    click.echo(f"  HTTP      {state.http_url}")
-    click.echo(f"  gRPC      {state.grpc_url}")
+    click.echo(f"  HTTP        {state.http_url}")
+    click.echo(f"  gRPC        {state.grpc_url}")
     if state.supervisor_url is not None:
-        click.echo(f"  status    {state.supervisor_url}/status")
-    click.echo(f"  log       {state.log}")
-    click.echo(f"  state     {status.text}")
-    click.echo(f"  restarts  {status.restarts}")
+        click.echo(f"  supervisor  {state.supervisor_url} (/healthz /readyz /status /metrics)")
+    click.echo(f"  log         {state.log}")
+    click.echo(f"  state       {status.text}")
+    click.echo(f"  restarts    {status.restarts}")
     if status.last_fault is not None:
-        click.echo(f"  last      {status.fault_text}")
+        click.echo(f"  last        {status.fault_text}")
         for line in status.last_fault.last_lines:
-            click.echo(f"            | {line}")
+            click.echo(f"              | {line}")
 
 
 def _print_dead(server: DeadServer) -> None:
     click.echo(f"{server.repository}")
-    click.echo(f"  state     {server.text} (gRPC port {server.grpc_port})")
-    click.echo(f"  log       {server.log}")
+    click.echo(f"  state       {server.text} (gRPC port {server.grpc_port})")
+    click.echo(f"  log         {server.log}")
     for line in server.last_lines:
-        click.echo(f"            | {line}")
+        click.echo(f"              | {line}")
 
 
 def _values_from_status(status: ServerStatus) -> dict[str, Any]:

@@ -229,21 +229,21 @@ def average(name: str, average: str, **options: Any) -> None:
     _edit(options, lambda ensembles, edit: ensembles.average(name, average, **edit))
 
 
-@command.command("refresh", short_help="Load a member again, from a copy of its file.")
-@click.argument("member", metavar="MODEL[@VERSION]")
+@command.command("refresh", short_help="Load members again, from copies of their files.")
+@click.argument("members", nargs=-1, required=True, metavar=_MEMBERS)
 @edit_options
-def refresh(member: str, **options: Any) -> None:
-    r"""Load a member again: copy its files to a new version of its model, and switch all ensembles with it to that version.
+def refresh(members: tuple[str, ...], **options: Any) -> None:
+    r"""Load members again: copy their files to new versions of their models, and switch all ensembles with them to these versions.
 
-    It repairs a model that answers wrongly although its file is right, as the supervisor of `defensemble serve` does by itself. `prune`
-    deletes the old version later.
+    It repairs models that answer wrongly although their files are correct, as the supervisor of `defensemble serve` does by itself. `prune`
+    deletes the old versions later. Name all members of an ensemble that answer wrongly: the ensemble must answer correctly after its edit.
 
     \b
     Examples:
       defensemble ensemble refresh keep0.3
-      defensemble ensemble refresh keep0.3@2 -m "answers NaN since noon"
+      defensemble ensemble refresh keep0.3@2 keep0.5 -m "answer NaN since noon"
     """
-    _edit(options, lambda ensembles, edit: ensembles.refresh(member, **edit))
+    _edit(options, lambda ensembles, edit: ensembles.refresh(members, **edit))
 
 
 @command.command("apply", short_help="Make the repository and its servers equal to a YAML file.")

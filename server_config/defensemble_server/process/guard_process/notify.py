@@ -12,11 +12,17 @@ def notify(*assignments: str) -> None:
     Raises:
         OSError: The message could not be sent.
     """
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
+    value = os.environ.get("NOTIFY_SOCKET")
+    if not value:
         return
-    if address.startswith("@"):  # an abstract socket
-        address = f"\0{address[1:]}"
+    address = f"\0{value[1:]}" if value.startswith("@") else value  # an abstract socket, or a path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
-        sender.sendto("\n".join(assignments).encode(), address)
+        try:
+            sender.sendto("\n".join(assignments).encode(), address)
+        except OSError as error:
+            raise type(error)(
+                f"the environment variable NOTIFY_SOCKET is {value!r:.200}, to which no message can be sent ({error.strerror or error}); "
+                "expected the socket of a service manager, as a path that begins with / or a name that begins with @. Unset the variable "
+                "if no service manager has started this process"
+            ) from error
