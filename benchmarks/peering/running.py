@@ -160,7 +160,7 @@ def running(contender: Contender, python: Path, served: Served) -> Iterator[Runn
         launch = Launch(python, folder, free_port(), free_port(), served.repositories)
         command = contender.command(launch)
         began = time.monotonic()
-        processes = ServerProcesses(command, folder, {**served.variables, **contender.variables(launch)})
+        processes = ServerProcesses(command, folder, {**served.variables, **contender.environment_variables(launch)})
         stack.callback(processes.stop)
         url = f"http://127.0.0.1:{launch.http_port}"
         _wait_for_answer(contender, processes, url, served)

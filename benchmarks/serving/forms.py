@@ -88,7 +88,9 @@ def _fastapi_server(members: Sequence[ExportedMember]) -> Iterator[str]:
         for path, member in zip(paths, members, strict=True):
             path.write_bytes(member.onnx)
         launch = Launch(FASTAPI_SERVER.python, folder, free_port(), 0, {})
-        server = ServerProcesses(FASTAPI_SERVER.command(launch), folder, {"MEMBERS": ":".join(map(str, paths))})
+        server = ServerProcesses(
+            FASTAPI_SERVER.command(launch), folder, {"MEMBERS": ":".join(map(str, paths)), **FASTAPI_SERVER.environment_variables(launch)}
+        )
         try:
             url = f"http://127.0.0.1:{launch.http_port}"
             if not wait_for_response(url, lambda: server.running, ok=lambda status: True):

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.common.command_line import CORES
 from benchmarks.common.figures import exit_status
 from benchmarks.common.forms import WrongAnswerError
 from benchmarks.common.processes import descendants, process_start_s
 from benchmarks.common.timing import poisson_arrivals, time_open_loop
-from benchmarks.peering.catalogue import CONTENDERS, PEERS
+from benchmarks.peering.catalogue import CONTENDERS, PEERS, Launch
 from benchmarks.peering.environments import REQUIREMENTS, PeerEnvironmentError, create_environments, environment_folder
 from benchmarks.peering.figures import IN_PROCESS, OPEN_LOOP, SETTINGS, compare, compute_figures, summarize_forms, summarize_servers
 from benchmarks.peering.measuring import Effort, Records, ResumeError
@@ -190,6 +191,13 @@ def test_each_peer_has_pinned_requirements_with_one_onnx_runtime() -> None:
         assert package in pins[name]
         assert "torch" not in pins[name]
     assert len({(pin["onnxruntime"], pin["numpy"]) for pin in pins.values()}) == 1
+
+
+def test_the_pools_of_all_workers_have_one_thread_for_each_core(tmp_path: Path) -> None:
+    launch = Launch(Path(sys.executable), tmp_path, 1, 2, {"pipeline": tmp_path, "fused": tmp_path})
+    threads = {contender.key: contender.workers * int(contender.environment_variables(launch)["POOL_THREADS"]) for contender in CONTENDERS}
+    assert threads == dict.fromkeys(threads, CORES)
+    assert {contender.key for contender in CONTENDERS if contender.workers > 1} == {"litserve", "bentoml", "mlserver", "ray"}
 
 
 # Running
