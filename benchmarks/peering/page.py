@@ -26,9 +26,9 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
 {_how(result, json_name)}
 
 No other server runs at the same time. Each has all of its processes on the same two cores as its callers, one thread per ONNX Runtime
-session, and two threads that run sessions, which its workers share. Requests were made before and are sent by bare sockets and stubs, so that a call costs the caller the same everywhere. In
-each round ({result["rounds"]} in all) every server is started, its outputs are compared, it is timed for {result["seconds"]:g} s in each
-setting, and it is stopped. The order is random.
+session, and two threads that run sessions, which its workers share. Requests were made before and are sent by bare sockets and stubs,
+so that a call costs the caller the same everywhere. In each round ({result["rounds"]} in all) every server is started, its outputs are
+compared, it is timed for {result["seconds"]:g} s in each setting, and it is stopped. The order is random.
 
 {figures_table(result["figures"], _figure_titles(result))}
 
