@@ -14,13 +14,12 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.common.servers import ENSEMBLE
 from benchmarks.faulting.bad_tensors import HUGE_BATCH, grpc_bad_tensors, http_bad_tensors
-from benchmarks.faulting.fault import ACCEPTED, REFUSED, UNANSWERED, UNREACHED, Injection
+from benchmarks.faulting.fault import ACCEPTED, REFUSED, TRUNCATED, UNANSWERED, UNREACHED, Injection
 from benchmarks.faulting.raw import GRPC_PREFACE, grpc_frames, http_request, infer_path, json_request, send_bytes, valid_document
 from benchmarks.faulting.stage import Stage
 
 _CALL_S = 5.0
 _RANDOM_BYTES = 4096
-TRUNCATED = "accepted by core 2.51, which keeps 32 bits of a batch"
 _QUIET_S = 0.2  # to wait for an answer to nonsense
 NAMES = (
     "..",
@@ -46,7 +45,7 @@ NAMES = (
     "a" * 10_000,
     "a" * 200_000,
 )
-"""Names of models that do not exist, some of which mean a file to whoever joins paths carelessly."""
+"""Names of models that do not exist, some of which are paths to files if a server joins them to a folder."""
 
 
 def random_requests(names: Sequence[str], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
