@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.faulting.trap import overwrite_memory
 from defensemble_export import ExportedMember, planned_files, write_files
 from tests.support import backend_graphs as graphs, tiny
 
@@ -49,39 +49,9 @@ def write_repository(folder: Path, *, ensemble: str | None = "ensemble", loops: 
     return folder
 
 
-def overwrite_bias(pid: int, seed: int, values: tiny.Array) -> int:
-    """Overwrite the bias of `biased_member(seed)` in the memory of a process with `values`, as `overwrite` does."""
-    return overwrite(pid, bias(seed), values.astype(np.float32))
-
-
 def overwrite(pid: int, before: tiny.Array, after: tiny.Array) -> int:
-    """Overwrite numbers, such as the bias of a member, wherever they are in the writable memory of a process; return how often.
-
-    Args:
-        pid: The process.
-        before: The numbers, float32.
-        after: As many others.
-
-    Raises:
-        OSError: The process may not be traced.
-    """
-    pattern, places = before.tobytes(), list[int]()
-    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
-        for line in maps:
-            area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
-            if area is None:
-                continue
-            begin, end = int(area[1], 16), int(area[2], 16)
-            try:
-                memory.seek(begin)
-                content = memory.read(end - begin)
-            except (OSError, OverflowError, ValueError):
-                continue  # unmapped meanwhile, or a device
-            places += [begin + found.start() for found in re.finditer(re.escape(pattern), content)]
-        for place in places:  # all at once: a member that is loaded again meanwhile must stay right
-            memory.seek(place)
-            memory.write(after.tobytes())
-    return len(places)
+    """Overwrite float32 numbers, such as the bias of a member, in the memory of a process by as many others; return how often."""
+    return overwrite_memory(pid, before.tobytes(), after.tobytes())
 
 
 def looping_member(name: str, seed: int) -> ExportedMember:
