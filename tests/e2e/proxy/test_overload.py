@@ -23,17 +23,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_each_call_at_several_times_the_capacity_is_answered_or_refused(
+def test_each_call_at_three_times_the_capacity_is_answered_or_refused(
     repository: Path, tmp_path: Path, protocol: Literal["http", "grpc"]
 ) -> None:
-    # Tests of other workers share the processors: while they run, the measured capacity may be half of the true one.
-    overload = Overload(objective_ms=500, factors=(1, 6), step_s=3, protocol=protocol, paths=("proxy",))
+    overload = Overload(objective_ms=500, factors=(1, 3), step_s=3, protocol=protocol, paths=("proxy",))
     with start_server(repository) as (server, _):
         rows = measure_overload(server, tmp_path / "nginx", overload)["proxy"]["rows"]
         assert [event.kind for event in server.events()] == ["started"]
     last = rows[-1]
     # A client of gRPC asks whether the server is alive, which takes longer than it waits if the machine is busy.
-    assert {"NotReadyError"} <= set(last["failures"]) <= {"NotReadyError", *(["ConnectionFailedError"] if protocol == "grpc" else [])}
+    refusals = {"NotReadyError", *(["ConnectionFailedError"] if protocol == "grpc" else [])}
+    assert last["failures"]
+    assert set(last["failures"]) <= refusals
     assert last["answered"] > 0
     assert last["answered"] + sum(last["failures"].values()) == last["sent"]
     assert last["recovery_s"] is not None, "small calls are answered in time again"
