@@ -12,8 +12,8 @@ from benchmarks.common.figures import Figure, above_figure, at_least_figure, rou
 Record = Mapping[str, Any]
 """A server in a round: `round`, `key`, `ours`, `start_s`, `idle_bytes`, `loaded_bytes` (None in process), `processes`, `forms`, `failures`.
 
-`forms` has, by the name of a form and the key of a setting, its `calls_per_s`, `images_per_s`, `n`, `p50`, `p99` and `max` (in ms); the open
-loop also `late_share`.
+`forms` has, by the name of a form and the key of a setting, its `calls_per_s`, `images_per_s`, `n`, `p50`, `p99` and `max` (in ms); the
+open loop also `late_share`.
 """
 IN_PROCESS = "in_process"
 OPEN_LOOP = "open_loop"

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from benchmarks.common.command_line import OnProgress
 from benchmarks.common.figures import percentiles
 from benchmarks.common.forms import Form, check_answers
+from benchmarks.common.in_process import forms_in_process
+from benchmarks.common.server_processes import ServerProcessesError
 from benchmarks.common.timing import time_form, time_open_loop
 from benchmarks.peering.catalogue import CONTENDERS, Contender
 from benchmarks.peering.figures import IN_PROCESS, OPEN_FRACTION, OPEN_LOOP, OPEN_SETTING, SETTINGS, Setting
 from benchmarks.peering.running import ContenderError, Served, running
-from benchmarks.serving.forms import forms_in_process
 from defensemble.load import arrival_times
 from defensemble.results import write_result
 
@@ -151,7 +152,7 @@ def _time_server(
             difference = _time_forms(record, server.forms, served, effort, arrivals)
             record["loaded_bytes"] = server.processes.memory_bytes()
             return difference
-    except ContenderError as error:
+    except (ContenderError, ServerProcessesError) as error:
         record["failures"] |= {name: str(error) for name in contender.form_names}
         return 0.0
 

@@ -17,13 +17,13 @@ from benchmarks.common.command_line import CORES
 from benchmarks.common.figures import exit_status
 from benchmarks.common.forms import WrongAnswerError
 from benchmarks.common.processes import descendants, process_start_s
+from benchmarks.common.server_processes import ServerProcesses
 from benchmarks.common.timing import time_open_loop
 from benchmarks.peering.catalogue import CONTENDERS, PEERS, Launch
 from benchmarks.peering.environments import REQUIREMENTS, PeerEnvironmentError, create_environments, environment_folder
 from benchmarks.peering.figures import IN_PROCESS, OPEN_LOOP, SETTINGS, compare, compute_figures, summarize_forms, summarize_servers
 from benchmarks.peering.measuring import Effort, Records, ResumeError
 from benchmarks.peering.page import page
-from benchmarks.peering.running import ServerProcesses
 from benchmarks.peers import SCHEMA, main, measure
 from tests.support import tiny
 

@@ -14,17 +14,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from benchmarks.common.averaging import average
+
 _Images = NDArray[np.float32]
-
-
-def average(logits: Sequence[_Images]) -> _Images:
-    """Return the average of the probabilities of members, in float32 throughout, as a typical service does."""
-    stacked = np.stack(logits)
-    stacked -= stacked.max(axis=2, keepdims=True)
-    np.exp(stacked, out=stacked)
-    stacked /= stacked.sum(axis=2, keepdims=True)
-    probabilities: _Images = stacked.mean(axis=0)
-    return probabilities
 
 
 def split_batch(outputs: _Images, inputs: Sequence[_Images]) -> list[_Images]:
