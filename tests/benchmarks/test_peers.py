@@ -20,7 +20,7 @@ from benchmarks.common.processes import descendants, process_start_s
 from benchmarks.common.server_processes import ServerProcesses
 from benchmarks.common.timing import time_open_loop
 from benchmarks.peering.catalogue import CONTENDERS, PEERS, Launch
-from benchmarks.peering.environments import REQUIREMENTS, PeerEnvironmentError, create_environments, environment_folder
+from benchmarks.peering.environments import REQUIREMENTS, PeerEnvironmentError, create_environments, peer_folder
 from benchmarks.peering.figures import IN_PROCESS, OPEN_LOOP, SETTINGS, compare, compute_figures, summarize_forms, summarize_servers
 from benchmarks.peering.measuring import Effort, Records, ResumeError
 from benchmarks.peering.page import page
@@ -277,7 +277,7 @@ def test_a_short_run_compares_real_servers(tmp_path: Path) -> None:
     peers = ["fastapi", "litserve"]
     done = CliRunner().invoke(main, ["--prepare", "--peers", ",".join(peers)])
     assert done.exit_code == 0, done.output
-    assert environment_folder("litserve").is_dir()
+    assert peer_folder("litserve").is_dir()
     images = tiny.images(128)
     expected = np.mean([tiny.softmax(tiny.logits(seed, images)) for seed in range(2)], axis=0)
     members = [tiny.member(f"member{seed}", seed) for seed in range(2)]
