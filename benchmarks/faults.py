@@ -19,12 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common.answers import member_logits
 from benchmarks.common.callers import CallersDiedError
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, refuse_nan, run, silent
+from benchmarks.common.nginx import NginxError
 from benchmarks.common.provenance import machine_info
+from benchmarks.common.servers import write_ensemble_repository
+from benchmarks.faulting import overload_page, soak_page
 from benchmarks.faulting.fault import FULL, QUICK, Effort, Fault
 from benchmarks.faulting.figures import build_row, compute_figures
+from benchmarks.faulting.overload import Overload, run_rounds
+from benchmarks.faulting.overload_figures import overload_figures
 from benchmarks.faulting.page import page
 from benchmarks.faulting.running import Cast, FaultRunError, NotRunError, run_fault
-from benchmarks.faulting.soak_result import build_soak_result, soak_page
+from benchmarks.faulting.soak_result import build_soak_result
 from benchmarks.faulting.soaking import run_soak
 from benchmarks.faulting.stage import CALLERS
 from benchmarks.faulting.table import FAULTS, fault_by_name
@@ -36,11 +41,13 @@ from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 
 SCHEMA = "defensemble.benchmark.faults/1"
+OVERLOAD_SCHEMA = "defensemble.benchmark.overload/1"
 SOAK_SCHEMA = "defensemble.benchmark.soak/1"
 SOAK_MINUTES, QUICK_SOAK_S = 20, 45.0
+OVERLOAD_ROUNDS, QUICK_OVERLOAD = 3, Overload(factors=(1.0, 3.0), step_s=2.0)
 POOL = 64
 WIDTH = 8  # calls are short: the number of answers matters
-_ERRORS = (CallersDiedError, DefensembleError, FaultRunError, NotFoundError, RepositoryError, ServerError)
+_ERRORS = (CallersDiedError, DefensembleError, FaultRunError, NginxError, NotFoundError, RepositoryError, ServerError)
 
 
 def measure(cast: Cast, faults: Sequence[Fault], effort: Effort, *, on_progress: OnProgress = silent) -> dict[str, Any]:
@@ -116,18 +123,21 @@ def list_faults(context: click.Context, _option: click.Parameter, value: bool) -
     metavar="[MINUTES]",
     help=f"In place of faults: load, edits, probes and aborted calls at once, for {SOAK_MINUTES} minutes or MINUTES.",
 )
+@click.option("--overload", is_flag=True, help="In place of faults: up to three times the capacity, through the proxy (nginx) and directly")
 @click.option("--list", is_flag=True, is_eager=True, expose_value=False, callback=list_faults, help="List the faults and exit.")
-def main(options: Options, only: tuple[str, ...], soak: float | None) -> NoReturn:
+def main(options: Options, only: tuple[str, ...], soak: float | None, overload: bool) -> NoReturn:
     """Inject faults into a served ensemble under load, and compare every answer with numpy's.
 
-    Takes at most 15 minutes on two cores, without a soak. Some faults make mounts, in a namespace of their own: only root may. The exit
-    status is 1 if a goal is missed.
+    Takes at most 15 minutes on two cores, without a soak; an overload about 10. Some faults make mounts, in a namespace of
+    their own: only root may. The exit status is 1 if a goal is missed.
     """
+    if (soak is not None) + overload + bool(only) > 1:
+        raise click.UsageError("--soak and --overload inject no faults: give only one of --only, --soak and --overload")
+    if overload:
+        run(lambda on_progress: _overload_networks(options, on_progress), overload_page.page, options, errors=_ERRORS)
     if soak is not None:
-        if only:
-            raise click.UsageError("--soak injects no faults: leave out --only")
         seconds = QUICK_SOAK_S if options.quick else 60 * soak
-        run(lambda on_progress: _soak_networks(seconds, options.seed, on_progress), soak_page, options, errors=_ERRORS)
+        run(lambda on_progress: _soak_networks(seconds, options.seed, on_progress), soak_page.page, options, errors=_ERRORS)
     faults = [fault_by_name(name) for name in only] or list(FAULTS)
     effort = QUICK if options.quick else FULL
     run(lambda on_progress: _measure_networks(faults, effort, options.seed, on_progress), page, options, errors=_ERRORS)
@@ -174,6 +184,36 @@ def _soak_networks(seconds: float, seed: int, on_progress: OnProgress) -> dict[s
     # The last one is exported under the first one's name, as its second version.
     later = [members[COUNT], dataclasses.replace(members[COUNT + 1], name=members[0].name)]
     result = soak_members(members[:COUNT], later, pool, seconds, seed=seed, on_progress=on_progress)
+    return {**result, "member_spec": spec_values(WIDTH)}
+
+
+def overload_members(
+    members: Sequence[ExportedMember], overload: Overload, rounds: int, *, on_progress: OnProgress = silent
+) -> dict[str, Any]:
+    """Overload servers of an ensemble of `members`, and return the result as JSON. The arguments and errors are those of `run_rounds`."""
+    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as name:
+        folder = Path(name)
+        repository = write_ensemble_repository(folder / "repository", members)
+        records, machine = run_rounds(repository, folder, overload, rounds, on_progress=on_progress)
+    return {
+        "schema": OVERLOAD_SCHEMA,
+        "seed": overload.seed,
+        "members": len(members),
+        "image_shape": list(members[0].input_shape),
+        "rounds": rounds,
+        **{name: getattr(overload, name) for name in ("objective_ms", "batch_size", "step_s")},
+        "records": records,
+        **machine,
+        "figures": overload_figures(records),
+    }
+
+
+def _overload_networks(options: Options, on_progress: OnProgress) -> dict[str, Any]:
+    from benchmarks.common.networks import random_images, spec_values, untrained_networks
+
+    members = untrained_networks(random_images(POOL, options.seed), options.seed, width=WIDTH, on_progress=on_progress).members
+    load, rounds = (QUICK_OVERLOAD, 1) if options.quick else (Overload(), OVERLOAD_ROUNDS)
+    result = overload_members(members, dataclasses.replace(load, seed=options.seed), rounds, on_progress=on_progress)
     return {**result, "member_spec": spec_values(WIDTH)}
 
 

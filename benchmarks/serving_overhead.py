@@ -27,11 +27,12 @@ from benchmarks.common.answers import expected_outputs, member_logits
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, refuse_nan, run, silent
 from benchmarks.common.figures import spread
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
+from benchmarks.common.in_process import forms_in_process
 from benchmarks.common.provenance import machine_info
 from benchmarks.common.servers import memory_bytes, start_server, write_ensemble_repository
 from benchmarks.common.timing import Timing, time_form
 from benchmarks.serving.figures import SETTINGS, Setting, build_result, compute_figures
-from benchmarks.serving.forms import FastApiError, forms_in_process, forms_of_one_member, forms_served
+from benchmarks.serving.forms import FastApiError, forms_of_one_member, forms_served
 from benchmarks.serving.page import page
 from defensemble import Client, DefensembleError
 from defensemble_export import ExportedMember, planned_files, write_files

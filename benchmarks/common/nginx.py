@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from benchmarks.common.processes import children
 from benchmarks.common.servers import free_port
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "server_config/nginx/defensemble.conf"
@@ -56,7 +57,7 @@ class Nginx:
 
     def worker_pids(self) -> list[int]:
         """Return the processes that serve."""
-        return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        return children(self.pid)
 
 
 def nginx_program() -> str:

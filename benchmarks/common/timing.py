@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Predict = Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]]
 Call = tuple[float, float]
 """Start and end of a call, in seconds of one clock."""
+LATE_S = 1e-3
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,16 @@ def time_form(predict: Predict, images: NDArray[np.float32], *, warm_s: float, s
     return Timing(count * images.shape[1] / seconds, tuple(durations_ms))
 
 
-def poisson_arrivals(rate: float, seconds: float, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return the times of arrivals in [0, seconds) at a mean rate per second, with exponentially distributed gaps."""
-    times = np.cumsum(generator.exponential(1 / rate, int(rate * seconds * 2) + 100))
-    return times[times < seconds]
-
-
 @dataclass(frozen=True)
 class OpenLoop:
-    """Calls per second that returned, and the time of each from its intended start to its end."""
+    """Calls per second that returned, and the time of each from its intended start to its end.
+
+    `late_share` is the share of the calls that were sent more than 1 ms late although a caller was free: by the callers' own fault.
+    """
 
     calls_per_s: float
     calls_ms: tuple[float, ...]
+    late_share: float
 
 
 def time_open_loop(predict: Predict, images: NDArray[np.float32], arrivals: NDArray[np.float64], *, warm_s: float) -> OpenLoop:
@@ -123,7 +122,7 @@ def time_open_loop(predict: Predict, images: NDArray[np.float32], arrivals: NDAr
     Raises:
         Exception: Whatever `predict` raised in a caller; the other callers stop.
     """
-    calls: list[Call] = []
+    calls: list[tuple[Call, bool]] = []
     failures: list[Exception] = []
     numbers = itertools.count()
     began = time.perf_counter() + 0.01
@@ -132,9 +131,11 @@ def time_open_loop(predict: Predict, images: NDArray[np.float32], arrivals: NDAr
         try:
             while (number := next(numbers)) < len(arrivals) and not failures:
                 intended = began + float(arrivals[number])
-                time.sleep(max(0.0, intended - time.perf_counter()))
+                due = max(intended, time.perf_counter())
+                time.sleep(max(0.0, due - time.perf_counter()))
+                is_late = time.perf_counter() - due > LATE_S
                 predict(batch)
-                calls.append((intended, time.perf_counter()))
+                calls.append(((intended, time.perf_counter()), is_late))
         except Exception as error:
             failures.append(error)
 
@@ -145,7 +146,8 @@ def time_open_loop(predict: Predict, images: NDArray[np.float32], arrivals: NDAr
         thread.join()
     if failures:
         raise failures[0]
-    counted = [(intended, ended) for intended, ended in calls if intended >= began + warm_s]
-    last = max((ended for _, ended in counted), default=began + warm_s)
+    counted = [(call, is_late) for call, is_late in calls if call[0] >= began + warm_s]
+    last = max((ended for (_, ended), _ in counted), default=began + warm_s)
     rate = len(counted) / (last - began - warm_s) if counted else 0.0
-    return OpenLoop(rate, tuple(1000 * (ended - intended) for intended, ended in counted))
+    late_share = sum(is_late for _, is_late in counted) / len(counted) if counted else 0.0
+    return OpenLoop(rate, tuple(1000 * (ended - intended) for (intended, ended), _ in counted), late_share)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.common.processes import process_start_s, pss_bytes
+from benchmarks.common.processes import children, process_start_s, pss_bytes
 from defensemble_server import Server
 
 _POLL_S = 0.005
@@ -134,10 +134,10 @@ def _watch_process(pid: int, watch: Observations, stop: threading.Event) -> None
 def _find_triton(guard: int) -> int | None:
     """Return the child of a guard that runs `tritonserver`, or None."""
     try:
-        children = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
+        pids = children(guard)
     except OSError:
         return None  # the guard has ended
-    return next((int(child) for child in children if _command(int(child)).partition(" ")[0].endswith("/tritonserver")), None)
+    return next((pid for pid in pids if _command(pid).partition(" ")[0].endswith("/tritonserver")), None)
 
 
 def _command(pid: int) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from benchmarks.common import http2
 from benchmarks.common.servers import ENSEMBLE
 from benchmarks.faulting.fault import ACCEPTED, REFUSED, UNANSWERED, UNREACHED, Injection
-from benchmarks.faulting.raw import GRPC_PREFACE, connect, http_request, infer_path, json_request, outcome_of, valid_document
+from benchmarks.faulting.raw import connect, http_request, infer_path, json_request, outcome_of, valid_document
 from benchmarks.faulting.stage import Stage
 
 _OPENED = "opened"
@@ -38,7 +39,7 @@ def hold_slow_clients(stage: Stage) -> Injection:
             connection = _open(port, stack, injection)
             if connection is None:
                 continue
-            request = GRPC_PREFACE if name == "grpc" else http_request(infer_path(ENSEMBLE), b"x" * 1000)
+            request = http2.PREFACE if name == "grpc" else http_request(infer_path(ENSEMBLE), b"x" * 1000)
             how = number // len(ports) % 3
             if how == 1:
                 trickling.append((connection, request))

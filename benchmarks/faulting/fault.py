@@ -16,6 +16,8 @@ BEGIN, END, DETECTION = "the fault", "its end", "detection"
 REFUSED, CLOSED, UNANSWERED, UNREACHED, ACCEPTED = "refused", "closed", "unanswered", "not reached", "accepted"
 """What became of a hostile request: an error; a closed connection; nothing in time; no connection; an answer as if it were valid."""
 
+TRUNCATED = "accepted by core 2.51, which keeps 32 bits of a batch"
+
 
 @dataclass
 class Injection:
@@ -59,6 +61,7 @@ class Fault:
         reference: From when the seconds to recover count: `BEGIN`, `END` or `DETECTION`.
         replicas: Number of servers. With several, callers use the client's default retry policy, else none.
         may_fail: Whether calls of others may fail meanwhile.
+        keeps_rate: Whether others must have at least half of their calls per second meanwhile.
         may_answer_wrong: Whether answers may be wrong until the fault is detected: nobody can tell before.
         small_shm: Whether /dev/shm is a small one of its own.
         small_disk: Whether repository, log and state are on a small disk of their own.
@@ -71,6 +74,7 @@ class Fault:
     reference: str = END
     replicas: int = 1
     may_fail: bool = True
+    keeps_rate: bool = False
     may_answer_wrong: bool = False
     small_shm: bool = False
     small_disk: bool = False

@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.common.figures import Figure, at_most_figure, percentiles, zero_figure
+from benchmarks.common.figures import Figure, at_least_figure, at_most_figure, percentiles, zero_figure
 from benchmarks.faulting.callers import FAILED, REJECTED, RIGHT, WRONG, Call
 from benchmarks.faulting.fault import BEGIN, DETECTION, Fault
 from benchmarks.faulting.running import FaultRun
 
-RECOVERY_S = 2.0
+RECOVERY_S, RATE_KEPT = 2.0, 0.5
+_LEAST_S = 0.2  # a rate within less is that of a few calls
 _TEXTS = 5
 
 
@@ -31,11 +32,12 @@ def build_row(fault: Fault, run: FaultRun) -> dict[str, Any]:
         "lasted_s": round(injection.ended - injection.began, 3),
         "calls": len(run.calls),
         **{verdict: sum(call.verdict == verdict for call in run.calls) for verdict in (RIGHT, WRONG, REJECTED, FAILED)},
-        "wrong_beyond_excuse": len(too_late),
+        "wrong_after_detection": len(too_late),
         "failures": dict(Counter(call.detail for call in run.calls if call.verdict == FAILED).most_common()),
         "details": _texts(call.detail for call in run.calls if call.verdict in (WRONG, REJECTED)),
         "longest_gap_s": {protocol: round(gap, 3) for protocol, gap in _longest_gaps(run.calls, injection.began, run.stopped).items()},
         "answered_ms": percentiles(call.arrived - call.sent for call in run.calls if call.verdict == RIGHT),
+        "rate_kept": _round(_rate_kept(run.calls, injection.began, injection.ended)),
         "counts_from": fault.reference,
         "recovered_s": None if recovered is None else round(recovered, 3),
         "recovered_from_fault_s": _round(_first_right(run.calls, injection.ended, injection.began)),
@@ -61,7 +63,7 @@ def compute_figures(rows: Sequence[Mapping[str, Any]], faults: Mapping[str, Faul
     for row in rows:
         measured = row[RIGHT] > 0
         counts = {
-            "wrong": row["wrong_beyond_excuse"],
+            "wrong": row["wrong_after_detection"],
             "accepted": row["accepted"]["n"],
             "lost_edits": row["lost_edits"],
             "later_edit": int(row["later_edit"] is not None),
@@ -71,6 +73,8 @@ def compute_figures(rows: Sequence[Mapping[str, Any]], faults: Mapping[str, Faul
             counts["failed"] = row[FAILED] + row[REJECTED]
         for name, count in counts.items():
             figures[f"{row['name']}.{name}"] = zero_figure(count, measured=measured)
+        if faults[row["name"]].keeps_rate:
+            figures[f"{row['name']}.rate_kept"] = at_least_figure(row["rate_kept"], RATE_KEPT)
         figures[f"{row['name']}.recovered_s"] = at_most_figure(row["recovered_s"], RECOVERY_S, " s")
     return figures
 
@@ -98,6 +102,16 @@ def _first_right(calls: Sequence[Call], sent_after: float, begin: float) -> floa
             firsts[call.protocol] = min(call.arrived, firsts.get(call.protocol, call.arrived))
     protocols = {call.protocol for call in calls}
     return max(firsts.values()) - begin if protocols and set(firsts) == protocols else None
+
+
+def _rate_kept(calls: Sequence[Call], began: float, ended: float) -> float | None:
+    """Return the correct answers per second during a fault, as a fraction of those before; None if either time is too short."""
+    first = min((call.sent for call in calls), default=began)
+    if min(ended - began, began - first) < _LEAST_S:
+        return None
+    right = [call.arrived for call in calls if call.verdict == RIGHT]
+    before, during = (sum(start <= at < end for at in right) / (end - start) for start, end in ((first, began), (began, ended)))
+    return during / before if before else None
 
 
 def _longest_gaps(calls: Sequence[Call], began: float, stopped: float) -> dict[str, float]:

@@ -56,7 +56,7 @@ def _overwrite_bias(stage: Stage, value: float) -> Injection:
     new = np.zeros_like(bias)
     new[0] = value
     injection = Injection()
-    injection.facts["copies_overwritten"] = overwrite_memory(stage.server.triton_pid, bias.tobytes(), new.tobytes())
+    injection.facts["copies_overwritten"] = overwrite_memory(stage.server.triton_pid, {bias.tobytes(): new.tobytes()})
     return injection.end()
 
 

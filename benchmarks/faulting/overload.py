@@ -15,11 +15,14 @@ from typing import Any, Literal
 from benchmarks.common.command_line import CORES, OnProgress, silent
 from benchmarks.common.nginx import Nginx, start_nginx
 from benchmarks.common.processes import pss_bytes
+from benchmarks.common.provenance import machine_info
+from benchmarks.common.servers import start_server
+from benchmarks.faulting.overload_figures import goodput_ratio
 from defensemble import Client, RetryPolicy, ServiceError
 from defensemble.load import LoadSettings, Slo, Step, run_load
 from defensemble_server import Server
 
-FACTORS = (0.5, 0.8, 1.0, 2.0, 3.0)
+PROTOCOLS: tuple[Literal["http", "grpc"], ...] = ("http", "grpc")
 _QUANTILE = 0.99
 _PROBE_PAUSE_S = 0.02
 _CALM = 10  # probes in a row within the objective end the time to recover
@@ -48,7 +51,7 @@ class Overload:
 
     objective_ms: float = 250.0
     batch_size: int = 8
-    factors: Sequence[float] = FACTORS
+    factors: Sequence[float] = (0.5, 0.8, 1.0, 2.0, 3.0)
     step_s: float = 5.0
     protocol: Literal["http", "grpc"] = "http"
     paths: Sequence[Literal["proxy", "direct"]] = ("proxy", "direct")
@@ -109,18 +112,38 @@ def measure_overload(server: Server, folder: Path, overload: Overload, *, on_pro
     return result
 
 
+def run_rounds(
+    repository: Path, folder: Path, overload: Overload, rounds: int, *, on_progress: OnProgress = silent
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Overload a new server in each round over each protocol. Returns the records of all, and the description of the machine.
+
+    Args:
+        repository: The served repository.
+        folder: A folder for the files of nginx.
+        overload: The load; its protocol and seed are those of the first round.
+        rounds: Number of rounds.
+        on_progress: Called with the current step.
+
+    Raises:
+        DefensembleError, ServerError, NginxError: As `measure_overload`; also if a server does not start.
+    """
+    records: list[dict[str, Any]] = []
+    machine: dict[str, Any] = {}
+    for number in range(rounds):
+        for protocol in PROTOCOLS:
+            on_progress(f"round {number + 1} of {rounds}, {protocol}")
+            load = dataclasses.replace(overload, protocol=protocol, seed=overload.seed + number)
+            with start_server(repository) as (server, _):
+                record = measure_overload(server, folder / f"{protocol}{number}", load, on_progress=on_progress)
+                with Client(server.http_url) as client:
+                    machine = machine_info(client.server_metadata())
+            records.append({"round": number, **record})
+    return records, machine
+
+
 def limit_from_capacity(capacity_per_s: float, objective_ms: float) -> int:
     """Return how many requests may be in flight: half of those that are computed within the objective, and at least four per core."""
     return max(_CALLERS_PER_CORE * CORES, round(capacity_per_s * objective_ms / 1000 / 2))
-
-
-def goodput_ratio(rows: Sequence[dict[str, Any]]) -> float | None:
-    """Return the goodput of the last row as a fraction of the largest; None if a step was invalid or nothing was good."""
-    goodputs = [row["goodput_per_s"] for row in rows]
-    if None in goodputs or not max(goodputs):
-        return None
-    ratio: float = goodputs[-1] / max(goodputs)
-    return ratio
 
 
 @dataclass
@@ -132,7 +155,7 @@ class _Observed:
 
 
 def _run_step(server: Server, url: str, factor: float, settings: LoadSettings, objective_ms: float) -> dict[str, Any]:
-    before = pss_bytes(server.triton_pid)
+    before, events_before = _memory_bytes(server), len(server.events())
     with _observe(server, url, objective_ms) as observed:
         for _ in range(_TRIES):  # another process may take the generator's processor for a moment
             step = run_load(url, settings).targets[0].steps[0]
@@ -147,7 +170,8 @@ def _run_step(server: Server, url: str, factor: float, settings: LoadSettings, o
         "recovery_s": recovered,
         "pss_before_bytes": before,
         "pss_peak_bytes": observed.peak_pss_bytes,
-        "pss_after_bytes": pss_bytes(server.triton_pid),
+        "pss_after_bytes": _memory_bytes(server),
+        "deaths": sum(event.is_fault for event in server.events()[events_before:]),
     }
 
 
@@ -190,7 +214,7 @@ def _observe(server: Server, url: str, objective_ms: float) -> Iterator[_Observe
 
     def sample() -> None:
         while not stop.wait(_SAMPLE_S):
-            observed.peak_pss_bytes = max(observed.peak_pss_bytes, pss_bytes(server.triton_pid))
+            observed.peak_pss_bytes = max(observed.peak_pss_bytes, _memory_bytes(server) or 0)
 
     def probe() -> None:
         with Client(url, retry=RetryPolicy(max_retries=0)) as client:
@@ -213,6 +237,14 @@ def _observe(server: Server, url: str, objective_ms: float) -> Iterator[_Observe
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def _memory_bytes(server: Server) -> int | None:
+    """Return the PSS of Triton; None while it is dead."""
+    try:
+        return pss_bytes(server.triton_pid)
+    except OSError:
+        return None
 
 
 def _image(client: Client) -> Any:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.common import http2
+from benchmarks.common.raw_http import request
 from benchmarks.faulting.fault import ACCEPTED, CLOSED, REFUSED, UNANSWERED, UNREACHED
 
 TIMEOUT_S = 1.0
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
 _RECEIVE_BYTES = 1 << 16
-GRPC_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_SETTINGS = bytes(3) + b"\x04" + bytes(5)
 
 
 def connect(port: int, timeout_s: float = TIMEOUT_S) -> socket.socket:
@@ -68,11 +68,12 @@ def outcome_of(received: bytes) -> str:
     return ACCEPTED if status[1].startswith(b"2") else REFUSED
 
 
-def http_request(path: str | bytes, body: bytes = b"", *, method: str = "POST", headers: Mapping[str, str] | None = None) -> bytes:
-    """Return an HTTP request. `headers` are added, or replace the length of the body."""
-    lines = {"Host": "localhost", "Connection": "close", "Content-Length": str(len(body)), **(headers or {})}
-    target = path if isinstance(path, bytes) else path.encode()
-    return b"%s %s HTTP/1.1\r\n" % (method.encode(), target) + "".join(f"{k}: {v}\r\n" for k, v in lines.items()).encode() + b"\r\n" + body
+def http_request(path: str, body: bytes = b"", *, method: str = "POST", headers: Mapping[str, str] | None = None) -> bytes:
+    """Return an HTTP request. `headers` are added, or replace the length of the body; a body in chunks has none."""
+    fields = {"Connection": "close", **(headers or {})}
+    if "Transfer-Encoding" not in fields:
+        fields.setdefault("Content-Length", str(len(body)))
+    return request(method, path, body, [f"{name}: {value}" for name, value in fields.items()])
 
 
 def infer_path(model: str) -> str:
@@ -97,5 +98,4 @@ def grpc_frames(generator: np.random.Generator, size: int) -> bytes:
     """Return the preface of HTTP/2 and a frame whose header is valid and whose `size` bytes are random."""
     kind, flags = int(generator.integers(0, 10)), int(generator.integers(0, 256))
     stream = int(generator.integers(0, 8))
-    frame = size.to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + generator.bytes(size)
-    return GRPC_PREFACE + _SETTINGS + frame
+    return http2.PREFACE + http2.frame(http2.SETTINGS) + http2.frame(kind, flags, stream, generator.bytes(size))

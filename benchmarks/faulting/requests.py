@@ -12,15 +12,16 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from benchmarks.common import http2
+from benchmarks.common.raw_http import chunked
 from benchmarks.common.servers import ENSEMBLE
 from benchmarks.faulting.bad_tensors import HUGE_BATCH, grpc_bad_tensors, http_bad_tensors
-from benchmarks.faulting.fault import ACCEPTED, REFUSED, UNANSWERED, UNREACHED, Injection
-from benchmarks.faulting.raw import GRPC_PREFACE, grpc_frames, http_request, infer_path, json_request, send_bytes, valid_document
+from benchmarks.faulting.fault import ACCEPTED, REFUSED, TRUNCATED, UNANSWERED, UNREACHED, Injection
+from benchmarks.faulting.raw import grpc_frames, http_request, infer_path, json_request, send_bytes, valid_document
 from benchmarks.faulting.stage import Stage
 
 _CALL_S = 5.0
 _RANDOM_BYTES = 4096
-TRUNCATED = "accepted by core 2.51, which keeps 32 bits of a batch"
 _QUIET_S = 0.2  # to wait for an answer to nonsense
 NAMES = (
     "..",
@@ -46,7 +47,7 @@ NAMES = (
     "a" * 10_000,
     "a" * 200_000,
 )
-"""Names of models that do not exist, some of which mean a file to whoever joins paths carelessly."""
+"""Names of models that do not exist, some of which are paths to files if a server joins them to a folder."""
 
 
 def random_requests(names: Sequence[str], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -58,7 +59,7 @@ def random_requests(names: Sequence[str], count: int, seed: int) -> Iterator[tup
         if how == 1:
             content = grpc_frames(generator, len(content)) if name == "grpc" else http_request(infer_path(ENSEMBLE), content)
         elif how == 2:
-            content = GRPC_PREFACE + content if name == "grpc" else b"GET /" + content
+            content = http2.PREFACE + content if name == "grpc" else b"GET /" + content
         yield name, content
 
 
@@ -82,7 +83,7 @@ def send_truncated(stage: Stage) -> Injection:
     ]
     injection = Injection()
     for number, (name, port) in itertools.product(range(stage.effort.requests), stage.ports.items()):
-        request = GRPC_PREFACE if name == "grpc" else requests[number % len(requests)]
+        request = http2.PREFACE if name == "grpc" else requests[number % len(requests)]
         cut = request[: int(generator.integers(1, len(request)))]
         injection.add(send_bytes(port, cut, timeout_s=_QUIET_S), f"{len(cut)} of {len(request)} bytes to {name}")
     return injection.end()
@@ -104,7 +105,7 @@ def send_oversized(stage: Stage) -> Injection:
     }
     for (description, request), (name, port) in itertools.product(requests.items(), stage.ports.items()):
         injection.add(send_bytes(port, request, timeout_s=_CALL_S if name == "http" else 1.0), f"{description} to {name}")
-    frame = GRPC_PREFACE + b"\xff\xff\xff\x00\x00" + (1).to_bytes(4, "big") + bytes(big)
+    frame = http2.PREFACE + b"\xff\xff\xff\x00\x00" + (1).to_bytes(4, "big") + bytes(big)
     injection.add(send_bytes(stage.ports["grpc"], frame), "a frame of 16 MB to grpc")
     message = service_pb2.ModelInferRequest(model_name=ENSEMBLE, raw_input_contents=[bytes(64 * big)])
     message.inputs.add(name="images", datatype="FP32", shape=stage.pool[:1].shape)
@@ -169,12 +170,9 @@ def send_inflating_body(stage: Stage) -> Injection:
 
 def send_chunks(stage: Stage) -> Injection:
     """Send two million HTTP chunks of one byte, which end core 2.51."""
-    head = http_request(infer_path(ENSEMBLE)).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+    request = http_request(infer_path(ENSEMBLE), chunked(b" " * 2_000_000, 1), headers={"Transfer-Encoding": "chunked"})
     injection = Injection()
-    injection.add(
-        send_bytes(stage.ports["http"], head + b"1\r\n \r\n" * 2_000_000 + b"0\r\n\r\n", timeout_s=30.0, half_close=False),
-        "two million chunks",
-    )
+    injection.add(send_bytes(stage.ports["http"], request, timeout_s=30.0, half_close=False), "two million chunks")
     return injection.end()
 
 

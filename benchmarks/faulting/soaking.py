@@ -18,7 +18,7 @@ from benchmarks.aborting.giving_up import PLAIN, REFUSED, AbortingCallers, Outco
 from benchmarks.common.answers import Array, expected_outputs
 from benchmarks.common.callers import CONTEXT, Job, running_callers
 from benchmarks.common.command_line import OnProgress, silent
-from benchmarks.common.processes import pss_bytes
+from benchmarks.common.processes import children, pss_bytes
 from benchmarks.common.provenance import machine_info
 from benchmarks.common.servers import ENSEMBLE, start_server, write_ensemble_repository
 from benchmarks.common.watching import find_leftovers, list_shared_memory
@@ -263,10 +263,6 @@ def _sample(server: Server, shared_before: set[str]) -> Sample:
         pss_bytes=pss_bytes(pid),
         open_files=len(os.listdir(f"/proc/{pid}/fd")),
         threads=len(os.listdir(f"/proc/{pid}/task")),
-        guard_pss_bytes=pss_bytes(guard) + sum(pss_bytes(child) for child in _children(guard) if child != pid),
+        guard_pss_bytes=pss_bytes(guard) + sum(pss_bytes(child) for child in children(guard) if child != pid),
         shared_memory=len(list_shared_memory() - shared_before),
     )
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

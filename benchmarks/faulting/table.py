@@ -21,7 +21,14 @@ FAULTS = (
         may_fail=False,
     ),
     Fault("member_hangs", "an image for which a member runs for ever", "it is found, and the server restarted", in_members.hang, DETECTION),
-    Fault("member_fails", "images for which a member fails, for a while", "only their calls fail", in_members.fail, may_fail=False),
+    Fault(
+        "member_fails",
+        "images for which a member fails, for a while",
+        "only their calls fail; others have at least half of their calls per second",
+        in_members.fail,
+        may_fail=False,
+        keeps_rate=True,
+    ),
     Fault(
         "member_nan",
         "a member's last bias becomes NaN in the server's memory",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -89,32 +90,34 @@ def trap_image(pool: NDArray[np.float32], value: float) -> NDArray[np.float32]:
     return image
 
 
-def overwrite_memory(pid: int, old: bytes, new: bytes) -> int:
+def overwrite_memory(pid: int, changes: Mapping[bytes, bytes]) -> int:
     """Replace bytes in the writable memory of a process, everywhere, and return how often.
 
     Args:
         pid: The process.
-        old: The bytes.
-        new: As many others.
+        changes: The bytes, each with as many others.
 
     Raises:
-        NotFoundError: The process does not have them.
+        NotFoundError: The process does not have some of them.
         OSError: The memory of the process may not be written.
     """
-    assert len(old) == len(new)
-    places: list[int] = []
+    places: dict[bytes, list[int]] = {old: [] for old in changes}
     with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             span, access, *_ = line.split()
             if access.startswith("rw"):
                 begin, end = (int(text, 16) for text in span.split("-"))
                 for start in range(begin, end, _WINDOW):
-                    places += _find(memory.fileno(), start, min(end, start + _WINDOW + len(old) - 1), old)
-        for place in places:  # all at once: a copy that is loaded meanwhile must stay right
-            os.pwrite(memory.fileno(), new, place)
-    if not places:
-        raise NotFoundError(f"process {pid} does not have the {len(old)} bytes to overwrite")
-    return len(places)
+                    for old, found in places.items():
+                        found += _find(memory.fileno(), start, min(end, start + _WINDOW + len(old) - 1), old)
+        for old, new in changes.items():  # all at once: a copy that is loaded meanwhile must stay correct
+            assert len(old) == len(new)
+            for place in places[old]:
+                os.pwrite(memory.fileno(), new, place)
+    for old, found in places.items():
+        if not found:
+            raise NotFoundError(f"process {pid} does not have the {len(old)} bytes to overwrite")
+    return sum(map(len, places.values()))
 
 
 def _find(memory: int, start: int, end: int, content: bytes) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from benchmarks.common.command_line import CORES
 from benchmarks.common.raw_calls import HttpRequest, bytes_request, kserve_request
 from benchmarks.common.servers import ENSEMBLE, free_port
 from benchmarks.peering.environments import environment_python, installed_versions
@@ -50,7 +51,8 @@ class Contender:
         ours: Whether it is this project's.
         package: The distribution that is compared; None for this project.
         environment: Name of its environment; None for this process's.
-        variables: Environment variables.
+        workers: Number of processes that compute, each with a pool of threads of its own.
+        variables: More environment variables.
     """
 
     key: str
@@ -62,6 +64,7 @@ class Contender:
     ours: bool = False
     package: str | None = None
     environment: str | None = None
+    workers: int = 1
     variables: Callable[[Launch], Mapping[str, str]] = field(default=lambda launch: {})
 
     @property
@@ -78,6 +81,10 @@ class Contender:
         """
         return Path(sys.executable) if self.environment is None else environment_python(self.environment)
 
+    def environment_variables(self, launch: Launch) -> dict[str, str]:
+        """Return its environment variables. The pools of all workers together have one thread for each core."""
+        return {"POOL_THREADS": str(CORES // self.workers), **self.variables(launch)}
+
     @property
     def version(self) -> str | None:
         """The version of what is compared; None for this project."""
@@ -88,7 +95,16 @@ class Contender:
 
 def _triton(key: str) -> Callable[[Launch], list[str]]:
     def command(launch: Launch) -> list[str]:
-        ports = ["--http-port", str(launch.http_port), "--grpc-port", str(launch.grpc_port), "--metrics-port", "0"]
+        ports = [
+            "--http-port",
+            str(launch.http_port),
+            "--grpc-port",
+            str(launch.grpc_port),
+            "--metrics-port",
+            "0",
+            "--supervisor-port",
+            "0",
+        ]
         return [str(launch.python), "-m", "defensemble", "serve", "--repository", str(launch.repositories[key]), *ports, "--drain", "1"]
 
     return command
@@ -181,6 +197,7 @@ CONTENDERS = (
         _BYTES,
         package="litserve",
         environment="litserve",
+        workers=2,
     ),
     Contender(
         "bentoml",
@@ -190,6 +207,7 @@ CONTENDERS = (
         _BYTES,
         package="bentoml",
         environment="bentoml",
+        workers=2,
         variables=lambda launch: {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(launch.folder)},
     ),
     Contender(
@@ -201,6 +219,7 @@ CONTENDERS = (
         grpc=True,
         package="mlserver",
         environment="mlserver",
+        workers=2,
     ),
     Contender(
         "ray",
@@ -210,6 +229,7 @@ CONTENDERS = (
         _BYTES,
         package="ray",
         environment="ray",
+        workers=2,
         variables=_ray_variables,
     ),
     Contender(

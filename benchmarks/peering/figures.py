@@ -12,7 +12,8 @@ from benchmarks.common.figures import Figure, above_figure, at_least_figure, rou
 Record = Mapping[str, Any]
 """A server in a round: `round`, `key`, `ours`, `start_s`, `idle_bytes`, `loaded_bytes` (None in process), `processes`, `forms`, `failures`.
 
-`forms` has, by the name of a form and the key of a setting, its `calls_per_s`, `images_per_s`, `n`, `p50`, `p99` and `max` (in ms).
+`forms` has, by the name of a form and the key of a setting, its `calls_per_s`, `images_per_s`, `n`, `p50`, `p99` and `max` (in ms); the
+open loop also `late_share`.
 """
 IN_PROCESS = "in_process"
 OPEN_LOOP = "open_loop"
@@ -68,13 +69,13 @@ def summarize_forms(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
     return result
 
 
-_QUANTITIES = ("images_per_s", "p50", "p99")
+_QUANTITIES = ("images_per_s", "p50", "p99", "late_share")
 
 
 def _spreads(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    # In a window shorter than a call, no call ends.
+    # In a window shorter than a call, no call ends; only the open loop has a late share.
     return {
-        quantity: None if any(values[quantity] is None for values in rounds) else spread([values[quantity] for values in rounds])
+        quantity: None if any(values.get(quantity) is None for values in rounds) else spread([values[quantity] for values in rounds])
         for quantity in _QUANTITIES
     }
 

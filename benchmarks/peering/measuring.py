@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from benchmarks.common.command_line import OnProgress
 from benchmarks.common.figures import percentiles
 from benchmarks.common.forms import Form, check_answers
-from benchmarks.common.timing import poisson_arrivals, time_form, time_open_loop
+from benchmarks.common.in_process import forms_in_process
+from benchmarks.common.server_processes import ServerProcessesError
+from benchmarks.common.timing import time_form, time_open_loop
 from benchmarks.peering.catalogue import CONTENDERS, Contender
 from benchmarks.peering.figures import IN_PROCESS, OPEN_FRACTION, OPEN_LOOP, OPEN_SETTING, SETTINGS, Setting
 from benchmarks.peering.running import ContenderError, Served, running
-from benchmarks.serving.forms import forms_in_process
+from defensemble.load import arrival_times
 from defensemble.results import write_result
 
 Pythons = Mapping[str, Path]
@@ -117,7 +119,7 @@ def measure_rounds(served: Served, pythons: Pythons, effort: Effort, seed: int, 
         assert records.open_loop_per_s is not None, "it was set above"
         for number in range(effort.rounds):
             generator = np.random.default_rng((seed, number))
-            arrivals = poisson_arrivals(records.open_loop_per_s, effort.warm_s + effort.seconds, generator)
+            arrivals = arrival_times("poisson", records.open_loop_per_s, effort.warm_s + effort.seconds, 0.0, generator)
             for key in generator.permutation(keys):
                 if records.has(number, key):
                     continue
@@ -150,7 +152,7 @@ def _time_server(
             difference = _time_forms(record, server.forms, served, effort, arrivals)
             record["loaded_bytes"] = server.processes.memory_bytes()
             return difference
-    except ContenderError as error:
+    except (ContenderError, ServerProcessesError) as error:
         record["failures"] |= {name: str(error) for name in contender.form_names}
         return 0.0
 
@@ -171,7 +173,8 @@ def _time_forms(record: dict[str, Any], forms: Sequence[Form], served: Served, e
                 timings[setting.key] = _values(timing.images_per_s, timing.calls_ms)
             batches = _batches(served.images, OPEN_SETTING)
             open_loop = time_open_loop(form.predict, batches, arrivals, warm_s=effort.warm_s)
-            timings[OPEN_LOOP] = _values(open_loop.calls_per_s * OPEN_SETTING.batch, open_loop.calls_ms)
+            values = _values(open_loop.calls_per_s * OPEN_SETTING.batch, open_loop.calls_ms)
+            timings[OPEN_LOOP] = {**values, "late_share": round(open_loop.late_share, 4)}
         except (OSError, grpc.RpcError) as error:
             record["failures"][form.name] = str(error)
         record["forms"][form.name] = timings

@@ -58,9 +58,9 @@ def test_the_memory_of_a_process_is_overwritten() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert overwrite_memory(process.pid, bytes(range(200, 240)), bytes(40)) >= 1
+        assert overwrite_memory(process.pid, {bytes(range(200, 240)): bytes(40)}) >= 1
         with pytest.raises(NotFoundError):
-            overwrite_memory(process.pid, bytes(range(200, 240)), bytes(40))
+            overwrite_memory(process.pid, {bytes(range(200, 240)): bytes(40)})
         output, _ = process.communicate("\n", timeout=30)
     assert bytes.fromhex(output.strip()) == bytes(40)
 
@@ -145,6 +145,9 @@ def test_recovery_counts_from_its_reference_and_for_both_protocols() -> None:
         (["wrong"], fault_with(may_answer_wrong=True), run_with([*CALLS, Call("http", 2, 2, 12.9, 12.95, WRONG, "off")])),
         (["failed"], fault_with(may_fail=False), run_with()),
         ([], fault_with(), run_with([*CALLS, Call("http", 2, 2, 12.0, 12.1, REJECTED, "NaN")])),
+        ([], fault_with(keeps_rate=True), run_with([*CALLS, Call("http", 2, 2, 10.1, 10.4, RIGHT)])),
+        (["rate_kept"], fault_with(keeps_rate=True), run_with()),
+        (["rate_kept"], fault_with(keeps_rate=True), run_with(CALLS[2:])),
         (["accepted"], fault_with(), run_with(injection=Injection(10.0, 11.0, Counter({ACCEPTED: 1}), ["half of it"]))),
         (["lost_edits"], fault_with(), run_with(lost_edits=1)),
         (["later_edit"], fault_with(), run_with(later_edit="the edit failed")),
@@ -191,7 +194,7 @@ def result_with(run: FaultRun) -> dict[str, Any]:
 def test_the_page_shows_the_result() -> None:
     text = page(result_with(run_with()), "result.json")
     assert_facts(text, "[result.json](result.json) | Others worked. | `disk_full` | may not make mounts")
-    assert "| `killed` | 5 | 4 | 0 | 0 | 1 | 3.00 | 1.90 | the fault | 1 | hold |" in text
+    assert "| `killed` | 5 | 4 | 0 | 0 | 1 | 0.00 | 3.00 | 1.90 | the fault | 1 | hold |" in text
     assert "| `killed` | an action | an expectation | 3 refused |" in text
     assert "**missed**" not in text
     bad = page(result_with(run_with(CALLS[:3])), "result.json")
@@ -222,6 +225,7 @@ def test_a_fault_under_load(cast: Cast, name: str) -> None:
     row = build_row(fault, run)
     figures = compute_figures([row], {name: fault})
     del figures[f"{name}.recovered_s"]  # a time; that it recovered is the next assertion
+    figures.pop(f"{name}.rate_kept", None)  # a speed
     missed = {figure: values["value"] for figure, values in figures.items() if not values["holds"]}
     assert (missed, row["accepted"]["first"], row["failures"] if missed else {}) == ({}, [], {})
     assert run.not_recovered is None

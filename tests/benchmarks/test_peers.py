@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.common.command_line import CORES
 from benchmarks.common.figures import exit_status
 from benchmarks.common.forms import WrongAnswerError
 from benchmarks.common.processes import descendants, process_start_s
-from benchmarks.common.timing import poisson_arrivals, time_open_loop
-from benchmarks.peering.catalogue import CONTENDERS, PEERS
-from benchmarks.peering.environments import REQUIREMENTS, PeerEnvironmentError, create_environments, environment_folder
+from benchmarks.common.server_processes import ServerProcesses
+from benchmarks.common.timing import time_open_loop
+from benchmarks.peering.catalogue import CONTENDERS, PEERS, Launch
+from benchmarks.peering.environments import REQUIREMENTS, PeerEnvironmentError, create_environments, peer_folder
 from benchmarks.peering.figures import IN_PROCESS, OPEN_LOOP, SETTINGS, compare, compute_figures, summarize_forms, summarize_servers
 from benchmarks.peering.measuring import Effort, Records, ResumeError
 from benchmarks.peering.page import page
-from benchmarks.peering.running import ServerProcesses
 from benchmarks.peers import SCHEMA, main, measure
 from tests.support import tiny
 
@@ -34,7 +35,7 @@ def record(number: int, key: str, name: str, rates: tuple[float, float, float], 
         setting.key: {"images_per_s": rate, "n": 10, "p50": 5.0, "p99": 9.0, "max": 10.0}
         for setting, rate in zip(SETTINGS, rates, strict=True)
     }
-    settings[OPEN_LOOP] = {"images_per_s": 50.0, "n": 10, "p50": 7.0 + number, "p99": 9.0, "max": 10.0}
+    settings[OPEN_LOOP] = {"images_per_s": 50.0, "n": 10, "p50": 7.0 + number, "p99": 9.0, "max": 10.0, "late_share": 0.004}
     return {
         "round": number,
         "key": key,
@@ -140,7 +141,7 @@ def test_the_page_shows_every_form() -> None:
         "| 8 x 16: best of ours / best peer (LitServe, HTTP) | 1.5 | > 1 | holds |",
         f"| {OURS} | 225 (150 to 300) | 135 (90 to 180) | 60 (40 to 80) |",
         f"| {LIMIT} | **300 (200 to 400)** |",
-        f"| {PEER} | 50 (50 to 50) | 7.5 (7.0 to 8.0) |",
+        f"| {PEER} | 50 (50 to 50) | 7.5 (7.0 to 8.0) | 9.0 (9.0 to 9.0) | 0.40% (0.40% to 0.40%) |",
         f"| {OTHER} | failed |",
         "| Litserve | 3 | 80 MB | 90 MB | 1.50 (1.50 to 1.50) |",
         "| Ray | 2.60.0 | how ray is configured |",
@@ -192,6 +193,13 @@ def test_each_peer_has_pinned_requirements_with_one_onnx_runtime() -> None:
     assert len({(pin["onnxruntime"], pin["numpy"]) for pin in pins.values()}) == 1
 
 
+def test_the_pools_of_all_workers_have_one_thread_for_each_core(tmp_path: Path) -> None:
+    launch = Launch(Path(sys.executable), tmp_path, 1, 2, {"pipeline": tmp_path, "fused": tmp_path})
+    threads = {contender.key: contender.workers * int(contender.environment_variables(launch)["POOL_THREADS"]) for contender in CONTENDERS}
+    assert threads == dict.fromkeys(threads, CORES)
+    assert {contender.key for contender in CONTENDERS if contender.workers > 1} == {"litserve", "bentoml", "mlserver", "ray"}
+
+
 # Running
 
 
@@ -224,6 +232,20 @@ def test_the_open_loop_counts_from_the_arrival() -> None:
     assert timing.calls_ms[0] >= 140
     assert timing.calls_ms[1] >= 180
     assert timing.calls_per_s <= 2 / 0.19
+    assert 0 <= timing.late_share <= 1
+
+
+def test_a_call_that_the_callers_send_late_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(seconds + 0.005 if seconds else 0))
+    arrivals = np.array([0.0, 0.05, 0.051])
+
+    def predict(batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        sleep(0.03)
+        return batch
+
+    timing = time_open_loop(predict, np.zeros((1, 1, 1, 2, 2), np.float32), arrivals, warm_s=0.01)
+    assert timing.late_share >= 0.5, "the second of three; the third one had to wait for it"
 
 
 def test_a_failed_call_ends_the_open_loop() -> None:
@@ -232,15 +254,6 @@ def test_a_failed_call_ends_the_open_loop() -> None:
 
     with pytest.raises(OSError, match="no server"):
         time_open_loop(fail, np.zeros((2, 1, 1, 2, 2), np.float32), np.array([0.0, 0.01, 60.0]), warm_s=0.0)
-
-
-def test_arrivals_are_random_and_have_the_rate() -> None:
-    arrivals = poisson_arrivals(200.0, 20.0, np.random.default_rng(1))
-    assert len(arrivals) == pytest.approx(4000, rel=0.06)
-    assert 0 <= arrivals[0] <= arrivals[-1] < 20
-    gaps = np.diff(arrivals)
-    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.1)
-    assert np.array_equal(arrivals, poisson_arrivals(200.0, 20.0, np.random.default_rng(1)))
 
 
 def test_an_interrupted_run_continues_only_with_the_same_options(tmp_path: Path) -> None:
@@ -264,7 +277,7 @@ def test_a_short_run_compares_real_servers(tmp_path: Path) -> None:
     peers = ["fastapi", "litserve"]
     done = CliRunner().invoke(main, ["--prepare", "--peers", ",".join(peers)])
     assert done.exit_code == 0, done.output
-    assert environment_folder("litserve").is_dir()
+    assert peer_folder("litserve").is_dir()
     images = tiny.images(128)
     expected = np.mean([tiny.softmax(tiny.logits(seed, images)) for seed in range(2)], axis=0)
     members = [tiny.member(f"member{seed}", seed) for seed in range(2)]

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from benchmarks.aborting.giving_up import ABORTED, PLAIN, REFUSED, Outcome
 from benchmarks.common.figures import exit_status
 from benchmarks.editing.answers import Verdict
-from benchmarks.faulting.soak_result import BOUNDS, build_soak_result, gain, soak_page
+from benchmarks.faulting import soak_page
+from benchmarks.faulting.soak_result import BOUNDS, build_soak_result, gain
 from benchmarks.faulting.soaking import Sample, SoakRun
 from benchmarks.faults import SOAK_SCHEMA, main, soak_members
 from tests.support import tiny
@@ -85,10 +86,10 @@ def complete(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_page_of_a_soak_shows_the_result() -> None:
-    text = soak_page(complete(build_soak_result(run_with())), "soak.json")
+    text = soak_page.page(complete(build_soak_result(run_with())), "soak.json")
     assert_facts(text, "[soak.json](soak.json) | faults.py --soak --json docs/results/soak.json | 6.7 minutes")
     assert text.count("| holds |") == 12
-    bad = soak_page(complete(build_soak_result(run_with(samples=[], failed_edits=["add: refused"]))), "soak.json")
+    bad = soak_page.page(complete(build_soak_result(run_with(samples=[], failed_edits=["add: refused"]))), "soak.json")
     assert_facts(bad, "too short | add: refused | **missed**")
     assert max(len(line) for shown in (text, bad) for line in shown.splitlines() if not line.startswith("|")) <= 250
 

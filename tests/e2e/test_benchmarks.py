@@ -18,10 +18,10 @@ from hypothesis import given, strategies as st
 from benchmarks.common.answers import expected_outputs
 from benchmarks.common.figures import exit_status, round_ratios
 from benchmarks.common.forms import Form, WrongAnswerError, check_answers
+from benchmarks.common.in_process import forms_in_process
 from benchmarks.common.processes import pss_bytes
 from benchmarks.common.timing import Timing, calls_in_window, time_form
 from benchmarks.serving.figures import SETTINGS, Setting, build_result, compute_figures
-from benchmarks.serving.forms import forms_in_process
 from benchmarks.serving.page import page
 from benchmarks.serving_overhead import SCHEMA, Effort, measure
 from defensemble_export import ExportedMember

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -22,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 
+from benchmarks.common.environments import create_environment, environment_folder
 from tests.support.scripted import free_port
 from tests.support.tiny import Array, weights
 
@@ -139,26 +136,13 @@ def environment(kind: str, sources: Path = SOURCES) -> Path:
         sources: The folder of `KIND-requirements.txt`.
     """
     requirements = sources / f"{kind}-requirements.txt"
-    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
-    parent = os.environ.get("DEFENSEMBLE_TEST_ENVS") or platformdirs.user_cache_path("defensemble") / "test-environments"
-    folder = Path(parent) / f"{kind}-python{sys.version_info[0]}.{sys.version_info[1]}-{digest}"
+    folder = environment_folder(kind, requirements, "test-environments")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process of these tests may be creating it
         if not folder.exists():
-            _create_environment(requirements, folder)
+            create_environment(requirements, folder, compiled=False)  # few of the modules are imported
     return folder / "bin" / "python"
-
-
-def _create_environment(requirements: Path, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="new-", dir=folder.parent) as parent:
-        new = Path(parent) / "environment"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(new)], check=True, timeout=60)
-        # To compile all modules would take as long as to install them, and few of them are imported.
-        pip = [sys.executable, "-m", "pip", "--python", str(new / "bin" / "python"), "install", "--no-deps", "--no-compile", "--quiet"]
-        done = subprocess.run([*pip, "--requirement", str(requirements)], capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-4000:]
-        new.rename(folder)
 
 
 def _write_files(kind: str, folder: Path, ports: dict[str, int]) -> list[str]:

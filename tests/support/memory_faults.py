@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,47 +56,6 @@ def replace_file(folder: Path, seed: int) -> None:
     (folder / "alpha/1/model.onnx").write_bytes(content)
     config.parameters["sha256.1"].string_value = hashlib.sha256(content).hexdigest()
     (folder / "alpha/config.pbtxt").write_bytes(pbtxt_from_config(config))
-
-
-def overwrite_bias(pid: int, seed: int, values: tiny.Array) -> int:
-    """Overwrite the bias of `biased_member(seed)` in the memory of a process with `values`, as `overwrite` does."""
-    return overwrite(pid, bias(seed), values.astype(np.float32))
-
-
-def overwrite(pid: int, before: tiny.Array, after: tiny.Array) -> int:
-    """Overwrite numbers, such as the bias of a member, wherever they are in the writable memory of a process; return how often.
-
-    Args:
-        pid: The process.
-        before: The numbers, float32.
-        after: As many others.
-
-    Raises:
-        OSError: The process may not be traced.
-    """
-    return overwrite_all(pid, [(before, after)])
-
-
-def overwrite_all(pid: int, changes: Sequence[tuple[tiny.Array, tiny.Array]]) -> int:
-    """Overwrite several numbers at the same time, as `overwrite` does; return how often all together."""
-    places = list[tuple[int, bytes]]()
-    with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
-        for line in maps:
-            area = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
-            if area is None:
-                continue
-            begin, end = int(area[1], 16), int(area[2], 16)
-            try:
-                memory.seek(begin)
-                content = memory.read(end - begin)
-            except (OSError, OverflowError, ValueError):
-                continue  # unmapped meanwhile, or a device
-            for before, after in changes:
-                places += [(begin + found.start(), after.tobytes()) for found in re.finditer(re.escape(before.tobytes()), content)]
-        for place, values in places:  # all at once: a member that is loaded again meanwhile must stay right
-            memory.seek(place)
-            memory.write(values)
-    return len(places)
 
 
 def looping_member(name: str, seed: int) -> ExportedMember:

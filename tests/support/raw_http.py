@@ -1,27 +1,12 @@
-"""HTTP requests as bytes, valid or not."""
+"""Send HTTP requests that are bytes, valid or not, as `benchmarks.common.raw_http` makes them."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
 from contextlib import suppress
 from http.client import BadStatusLine, HTTPResponse
 
 INFER = "/v2/models/ensemble/infer"
-
-
-def request(method: str, target: str, body: bytes = b"", headers: Iterable[str] = ()) -> bytes:
-    """Return a request with the headers, and with the length of its body unless they have one."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: localhost", *headers]
-    if body and not any(line.lower().startswith(("content-length:", "transfer-encoding:")) for line in lines):
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def chunked(body: bytes, size: int) -> bytes:
-    """Return a body in chunks of a size."""
-    chunks = [body[start : start + size] for start in range(0, len(body), size)]
-    return b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
 
 
 def status_of(port: int, sent: bytes, timeout_s: float = 20.0) -> int | None:

@@ -14,7 +14,7 @@ _Bytes = Annotated[bytes, ContentType("application/octet-stream")]
 
 @bentoml.service(workers=2, traffic={"timeout": 60})
 class Service:
-    """The ensemble. Each worker process has an own one."""
+    """The ensemble. Each worker process has its own."""
 
     def __init__(self) -> None:
         self._ensemble = Ensemble.from_environment()

@@ -1,6 +1,6 @@
 """The members and their average, which every application shares. It needs only numpy and ONNX Runtime.
 
-The environment variable `MEMBERS` lists the members' ONNX files, separated by colons.
+The environment variable `MEMBERS` lists the members' ONNX files, separated by colons; `POOL_THREADS` is the number of threads of a process.
 """
 
 from __future__ import annotations
@@ -14,17 +14,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from benchmarks.common.averaging import average
+
 _Images = NDArray[np.float32]
-
-
-def average(logits: Sequence[_Images]) -> _Images:
-    """Return the average of the probabilities of members, in float32 throughout, as a typical service does."""
-    stacked = np.stack(logits)
-    stacked -= stacked.max(axis=2, keepdims=True)
-    np.exp(stacked, out=stacked)
-    stacked /= stacked.sum(axis=2, keepdims=True)
-    probabilities: _Images = stacked.mean(axis=0)
-    return probabilities
 
 
 def split_batch(outputs: _Images, inputs: Sequence[_Images]) -> list[_Images]:
@@ -33,22 +25,22 @@ def split_batch(outputs: _Images, inputs: Sequence[_Images]) -> list[_Images]:
 
 
 class Ensemble:
-    """Sessions with one thread each, run by a pool with a thread for each core.
+    """Sessions with one thread each, run by a pool.
 
     Example:
         >>> ensemble = Ensemble.from_environment()
         >>> body = await ensemble.answer(body)
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], threads: int) -> None:
         self._sessions = [_session(path) for path in paths]
         self._image_shape = self._sessions[0].get_inputs()[0].shape[1:]
-        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(threads)
 
     @classmethod
     def from_environment(cls) -> Ensemble:
-        """Open the members of the variable `MEMBERS`."""
-        return cls(os.environ["MEMBERS"].split(":"))
+        """Open the members of the variable `MEMBERS`, with `POOL_THREADS` threads."""
+        return cls(os.environ["MEMBERS"].split(":"), int(os.environ["POOL_THREADS"]))
 
     async def predict(self, images: _Images) -> _Images:
         """Return the average of the members' probabilities (N, K) for images (N, C, H, W), without blocking the event loop."""

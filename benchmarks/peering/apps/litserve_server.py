@@ -16,7 +16,7 @@ _Images = NDArray[np.float32]
 
 
 class EnsembleApi(litserve.LitAPI):  # type: ignore[misc]
-    """The ensemble. Each worker process has an own one."""
+    """The ensemble. Each worker process has its own."""
 
     def setup(self, device: str) -> None:
         """Open the members in the worker."""

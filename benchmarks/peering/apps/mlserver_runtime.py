@@ -14,7 +14,7 @@ from benchmarks.peering.apps.ensemble import Ensemble
 
 
 class EnsembleRuntime(MLModel):  # type: ignore[misc]
-    """The ensemble. Each worker process has an own one."""
+    """The ensemble. Each worker process has its own."""
 
     async def load(self) -> bool:
         """Open the members."""

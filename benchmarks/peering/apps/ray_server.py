@@ -13,7 +13,7 @@ from benchmarks.peering.apps.ensemble import Ensemble
 
 
 class Service:
-    """The ensemble. Each replica is a process with an own one."""
+    """The ensemble. Each replica is a process and has its own."""
 
     def __init__(self) -> None:
         self._ensemble = Ensemble.from_environment()

@@ -37,7 +37,7 @@ def refresh(runner: EditRunner, members: tuple[str, ...], *, message: str | None
     alone = [member for member in members if not _used_as(ensembles, member)]
     for is_dry_run in dict.fromkeys([True, dry_run]):  # all are checked before one is written
         for member in alone:
-            _refresh_alone(runner, member, dry_run=is_dry_run)
+            _refresh_unused(runner, member, dry_run=is_dry_run)
     results: list[Applied] = []
     copied = set[str]()
     for ensemble in ensembles:
@@ -79,7 +79,7 @@ def _used_as(ensembles: list[Ensemble], member: str) -> list[str]:
     return labels
 
 
-def _refresh_alone(runner: EditRunner, member: str, *, dry_run: bool) -> None:
+def _refresh_unused(runner: EditRunner, member: str, *, dry_run: bool) -> None:
     """Add a copy of a version of a model that is no member, and load it where the model is loaded."""
     from defensemble_export.editing import version_copy
     from defensemble_repository.reader import versions_in

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         read_load_result as read_load_result,
     )
     from .run import find_capacity as find_capacity, run_load as run_load
+    from .schedule import arrival_times as arrival_times
     from .session import Progress as Progress
     from .settings import LoadSettings as LoadSettings
 
@@ -33,6 +34,7 @@ _NAMES_BY_MODULE = {
         *("ServerInfo", "Slo", "Step", "TargetResult", "TimelineSecond", "Trial", "read_load_result"),
     ),
     "run": ("find_capacity", "run_load"),
+    "schedule": ("arrival_times",),
     "session": ("Progress",),
     "settings": ("LoadSettings",),
 }

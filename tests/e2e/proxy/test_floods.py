@@ -13,14 +13,16 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 
+from benchmarks.common.http2 import CONTINUATION, END_HEADERS, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame
 from benchmarks.common.nginx import Nginx
 from benchmarks.common.processes import pss_bytes
+from benchmarks.common.raw_http import chunked, request
 from defensemble import Client
 from defensemble_server import Server, serve
 from tests.support import http2, tiny
 from tests.support.calls import FREE
 from tests.support.nginx import nginx_before
-from tests.support.raw_http import INFER, chunked, request, status_of
+from tests.support.raw_http import INFER, status_of
 from tests.support.tcp_proxy import until
 
 from .harmless import unharmed
@@ -127,8 +129,8 @@ def test_500_slow_callers_do_not_keep_others_from_their_answers_and_are_cut_off(
 
 def test_500_slow_callers_of_grpc(server: Server, nginx: Nginx) -> None:
     """Each address may take some of the requests in flight, until it stays silent for 5 s."""
-    start = http2.PREFACE + http2.frame(http2.SETTINGS)
-    start += http2.frame(http2.HEADERS, http2.END_HEADERS, 1, http2.call_fields(INFER_CALL))
+    start = PREFACE + frame(SETTINGS)
+    start += frame(HEADERS, END_HEADERS, 1, http2.call_fields(INFER_CALL))
     with unharmed(server, nginx, grows_mib=32), connected(nginx.grpc_port, 500, start, addresses=1):
         with Client(nginx.grpc_url, model="ensemble") as client:
             for _ in range(20):
@@ -137,14 +139,13 @@ def test_500_slow_callers_of_grpc(server: Server, nginx: Nginx) -> None:
 
 FLOODS = {
     "streams that are reset": lambda stream: (
-        http2.frame(http2.HEADERS, http2.END_HEADERS, stream, http2.call_fields(INFER_CALL))
-        + http2.frame(http2.RST_STREAM, 0, stream, bytes(4))
+        frame(HEADERS, END_HEADERS, stream, http2.call_fields(INFER_CALL)) + frame(RST_STREAM, 0, stream, bytes(4))
     ),
-    "streams that stay open": lambda stream: http2.frame(http2.HEADERS, http2.END_HEADERS, stream, http2.call_fields(INFER_CALL)),
-    "pings": lambda stream: http2.frame(http2.PING, 0, 0, bytes(8)),
-    "settings": lambda stream: http2.frame(http2.SETTINGS),
-    "windows": lambda stream: http2.frame(http2.WINDOW_UPDATE, 0, 0, (1).to_bytes(4, "big")),
-    "unknown frames": lambda stream: http2.frame(0xEE, 0, 0, bytes(8)),
+    "streams that stay open": lambda stream: frame(HEADERS, END_HEADERS, stream, http2.call_fields(INFER_CALL)),
+    "pings": lambda stream: frame(PING, 0, 0, bytes(8)),
+    "settings": lambda stream: frame(SETTINGS),
+    "windows": lambda stream: frame(WINDOW_UPDATE, 0, 0, (1).to_bytes(4, "big")),
+    "unknown frames": lambda stream: frame(0xEE, 0, 0, bytes(8)),
 }
 
 
@@ -159,8 +160,8 @@ def test_floods_of_http2(server: Server, nginx: Nginx, kind: str) -> None:
 
 
 def test_headers_without_end(server: Server, nginx: Nginx) -> None:
-    begun = http2.frame(http2.HEADERS, 0, 1, http2.call_fields(INFER_CALL))
-    more = http2.frame(http2.CONTINUATION, 0, 1, http2.field("x-a", "a" * 100) * 100)
+    begun = frame(HEADERS, 0, 1, http2.call_fields(INFER_CALL))
+    more = frame(CONTINUATION, 0, 1, http2.field("x-a", "a" * 100) * 100)
     with unharmed(server, nginx), http2.connect(nginx.grpc_port) as connection:
         http2.send_and_drain(connection, begun + more * 1000)
 
@@ -170,6 +171,6 @@ def test_floods_of_connections_and_of_random_bytes(server: Server, nginx: Nginx)
     with unharmed(server, nginx, grows_mib=16):
         for number in range(1000):
             port = (nginx.http_port, nginx.grpc_port)[number % 2]
-            beginning = (b"", b"POST /v2/models/ensemble/infer HTTP/1.1\r\n", http2.PREFACE)[number % 3]
+            beginning = (b"", b"POST /v2/models/ensemble/infer HTTP/1.1\r\n", PREFACE)[number % 3]
             with socket.create_connection(("127.0.0.1", port), 10) as connection:
                 connection.sendall(beginning + generator.bytes(int(generator.integers(1, 3000))))

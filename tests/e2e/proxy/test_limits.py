@@ -16,6 +16,7 @@ import urllib3
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.common.nginx import CONFIGURATION, Nginx, nginx_command, shipped_configuration, write_configuration
+from benchmarks.common.raw_http import request
 from defensemble import (
     Client,
     ConnectionFailedError,
@@ -29,7 +30,7 @@ from defensemble_server import Server
 from tests.support import tiny
 from tests.support.certificates import make_certificate
 from tests.support.nginx import nginx_before, require_nginx
-from tests.support.raw_http import exchange, request
+from tests.support.raw_http import exchange
 from tests.support.scripted import http, scripted, sends
 from tests.support.tcp_proxy import until
 

@@ -12,11 +12,12 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from benchmarks.common.nginx import CONFIGURATION, Nginx
+from benchmarks.common.raw_http import chunked, request
 from defensemble_repository.names import MODEL_NAME
 from defensemble_server import Server
 from defensemble_server.admin_key import ADMIN_HEADER
 from tests.support import tiny
-from tests.support.raw_http import INFER, chunked, exchange, request, status_of
+from tests.support.raw_http import INFER, exchange, status_of
 
 from .harmless import unharmed
 

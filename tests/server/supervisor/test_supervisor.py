@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import urllib3
 
+from benchmarks.faulting.trap import overwrite_memory
 from defensemble_server import Server, ServerEvent, serve, server_status, stop_server
 from defensemble_server.process.state import events_file, find_state
 from tests.support import memory_faults as faults, tiny
@@ -75,7 +76,7 @@ def break_memory(server: Server, seed: int, values: tiny.Array, *, where: tiny.A
 
 def break_memories(server: Server, changes: list[tuple[tiny.Array, tiny.Array]]) -> None:
     try:
-        assert faults.overwrite_all(server.triton_pid, changes) >= len(changes)
+        overwrite_memory(server.triton_pid, {before.tobytes(): after.astype(np.float32).tobytes() for before, after in changes})
     except PermissionError:
         pytest.skip("this machine does not allow to write into the memory of another process (ptrace)")
 
