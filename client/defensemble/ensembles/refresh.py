@@ -107,9 +107,7 @@ def _checked_name(model: str) -> str:
     from defensemble_repository.names import AVERAGING_NAME, check_name
 
     if AVERAGING_NAME.fullmatch(model):
-        raise EnsembleError(
-            f"'{model}' is an averaging model, expected a member of an ensemble; `defensemble ensemble show` lists the members"
-        )
+        raise EnsembleError(f"'{model}' is an averaging model, expected a member; `defensemble ensemble show` lists the members")
     return check_name(model)
 
 
