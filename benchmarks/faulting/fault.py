@@ -62,7 +62,7 @@ class Fault:
         replicas: Number of servers. With several, callers use the client's default retry policy, else none.
         may_fail: Whether calls of others may fail meanwhile.
         keeps_rate: Whether others must have at least half of their calls per second meanwhile.
-        may_answer_wrong: Whether answers may be wrong until the fault is detected: nobody can tell before.
+        may_answer_wrong: Whether answers may be wrong until the fault is detected: this cannot be noticed before.
         small_shm: Whether /dev/shm is a small one of its own.
         small_disk: Whether repository, log and state are on a small disk of their own.
     """

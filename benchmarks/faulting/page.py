@@ -36,7 +36,7 @@ no acknowledged edit is lost, the ensemble can be edited afterwards, nothing is 
 
 Known exceptions, which are no missed goals:
 
-- `member_wrong`: answers are wrong until the supervisor detects it, and for at most 2 s afterwards: nobody can tell before.
+- `member_wrong`: answers are wrong until the supervisor detects it, and for at most 2 s afterwards: this cannot be noticed before.
 - `replica_killed`: callers repeat failed calls at the other server, with the default retry policy. In all other rows, they repeat nothing.
 - `bad_tensors`: core 2.51 keeps 32 bits of a declared batch over gRPC, and answers for the images that were sent to a call that declares
   2^62 images. Such calls are counted as "{TRUNCATED}".

@@ -39,7 +39,7 @@ FAULTS = (
     Fault(
         "member_wrong",
         "a member's last bias becomes another one in the server's memory",
-        "it is found, and a fresh copy of the member is loaded by an edit; nobody can tell before",
+        "it is found, and a fresh copy of the member is loaded by an edit; this cannot be noticed before",
         in_members.compute_wrong,
         DETECTION,
         may_answer_wrong=True,
