@@ -64,12 +64,12 @@ def test_a_model_that_always_fails_leaves_the_cores_to_the_others(recorded: Trit
         return count
 
     answered()
-    alone, among_failures = 0, 0
+    undisturbed, among_failures = 0, 0
     for _ in range(2):
-        alone += answered()
+        undisturbed += answered()
         with callers_that_fail(recorded, failing):
             among_failures += answered()
-    assert among_failures > alone / 3
+    assert among_failures > undisturbed / 3
 
 
 def test_an_error_is_sent_at_the_earliest_after_the_delay(triton: Triton) -> None:
