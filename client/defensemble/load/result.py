@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -12,6 +13,8 @@ from .._exceptions import InputError
 
 SCHEMA = "defensemble.load/1"
 MAX_FILE_BYTES = 1 << 28
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+_NotNegative = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Slo(msgspec.Struct, frozen=True):
@@ -99,6 +102,11 @@ class Latency(msgspec.Struct, frozen=True):
     p99_9: float
     max: float
     mean: float
+
+    def __post_init__(self) -> None:
+        ascending = (0.0, self.p50, self.p90, self.p99, self.p99_9)
+        if list(ascending) != sorted(ascending) or self.p99_9 > self.max * 1.002:  # three digits
+            raise ValueError(f"expected latencies that are not negative, in ascending order, got {(*ascending[1:], self.max)}")
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -237,15 +245,15 @@ class Step(msgspec.Struct, frozen=True):
     callers: int | None
     rate_per_s: float | None
     began_at: str
-    seconds: float
-    sent: int
-    answered: int
-    failed: int
-    failures: dict[str, int]
-    unsent: int
-    images: int
-    requests_per_s: float
-    images_per_s: float
+    seconds: _NotNegative
+    sent: _Count
+    answered: _Count
+    failed: _Count
+    failures: dict[str, _Count]
+    unsent: _Count
+    images: _Count
+    requests_per_s: _NotNegative
+    images_per_s: _NotNegative
     goodput_per_s: float | None
     attainment: float | None
     latency_ms: Latency | None
@@ -256,6 +264,14 @@ class Step(msgspec.Struct, frozen=True):
     server_counters: ServerCounters | None
     client_counters: ClientCounters
     timeline: tuple[TimelineSecond, ...]
+
+    def __post_init__(self) -> None:
+        datetime.fromisoformat(self.began_at)
+        if (self.callers is None) == (self.rate_per_s is None):
+            raise ValueError(f"expected either callers or a rate in a step, got {self.callers} and {self.rate_per_s}")
+        if self.answered + self.failed != self.sent or sum(self.failures.values()) != self.failed:
+            by_kind = sum(self.failures.values())
+            raise ValueError(f"{self.answered} answered and {self.failed} failed calls ({by_kind} by kind) are not the {self.sent} sent")
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -345,7 +361,7 @@ class LoadResult(msgspec.Struct, frozen=True):
     versions: dict[str, Any]
     git_commit: str | None
     settings: RunSettings
-    targets: tuple[TargetResult, ...]
+    targets: Annotated[tuple[TargetResult, ...], msgspec.Meta(min_length=1)]
     interrupted: bool = False
 
     def json(self) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .._exceptions import InputError
 from .._transport.base import TlsFiles
 from .capacity import CapacitySearch, trial_from_step
-from .result import Capacity, LoadResult
+from .result import Capacity, LoadResult, Slo
 from .session import LoadSession, OnProgress
 from .settings import LoadSettings
 
@@ -109,5 +112,19 @@ def find_capacity(
                 recording, step = session.run_step(target, rate)
                 if not session.is_interrupted:
                     search.add(trial_from_step(step, recording, slo))
-            found[target.url] = search.result(was_interrupted=session.is_interrupted)
+            capacity = search.result(was_interrupted=session.is_interrupted)
+            found[target.url] = msgspec.structs.replace(
+                capacity, problem=capacity.problem or _too_few_calls(capacity, settings.step_s, slo)
+            )
         return session.result(found)
+
+
+def _too_few_calls(capacity: Capacity, step_s: float, slo: Slo) -> str | None:
+    """Return why a capacity depends on chance: of too few calls, the objective's quantile is the slowest one."""
+    if capacity.rate_per_s is None:
+        return None
+    calls, needed = capacity.rate_per_s * step_s, math.ceil(1 / (1 - slo.quantile) - 1e-9)
+    if calls >= needed:
+        return None
+    name, seconds = f"p{100 * slo.quantile:.10g}", math.ceil(needed / capacity.rate_per_s)
+    return f"its trials had about {calls:.0f} calls, of which {name} is the slowest: use steps of {seconds} s or longer"

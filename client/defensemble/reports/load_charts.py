@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .._exceptions import MissingExtraError
+from .._exceptions import InputError, MissingExtraError
 from ..load.display import load_of, load_text
 from ..load.result import LoadResult, Step, TargetResult
 from .charts import SERIES_COLOURS, altair_module, curves, data_of, make_chart, require_charts, series_of
@@ -204,10 +205,15 @@ def _histogram(section: str, target: TargetResult) -> Iterator[Chart]:
 
 def _binned(encoded: str) -> dict[int, int]:
     """Return the number of answers by the index of a bin, of an HdrHistogram in microseconds."""
+    from hdrh.codec import HdrCookieException, HdrHistogramSettingsException, HdrLengthException
     from hdrh.histogram import HdrHistogram
 
+    try:
+        histogram = HdrHistogram.decode(encoded)
+    except (ValueError, zlib.error, HdrCookieException, HdrHistogramSettingsException, HdrLengthException) as error:
+        raise InputError(f"the histogram of a step is damaged ({error}): measure again with `defensemble load --json FILE`") from error
     counts: dict[int, int] = {}
-    for item in HdrHistogram.decode(encoded).get_recorded_iterator():
+    for item in histogram.get_recorded_iterator():
         index = math.floor(math.log10(max(1, item.value_iterated_to)) * _BINS_PER_DECADE)
         counts[index] = counts.get(index, 0) + item.count_added_in_this_iter_step
     return counts

@@ -6,11 +6,13 @@ import io
 import json
 import logging
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -19,10 +21,11 @@ from rich.console import Console
 
 from defensemble.cli import cli
 from defensemble.cli.actions.load import exit_status
-from defensemble.cli.actions.load_view import LoadView, sparkline
+from defensemble.cli.actions.load_view import LoadView, sparkline, tables_from_result
 from defensemble.cli.notes import log_records_on_stderr
 from defensemble.load import LoadSettings, Progress, Slo, TimelineSecond, read_load_result
 from defensemble_server import Server
+from tests.support import load_results
 from tests.support.command_line import finish, start
 from tests.support.facts import assert_facts
 from tests.support.scripted import free_port
@@ -43,11 +46,11 @@ def run(*arguments: str | Path) -> Result:
         (("--rate", "fast"), "fast | 50,100,200"),
         (("--rate", ""), "50,100,200"),
         (("--callers", "0"), "callers | 0"),
-        (("--callers", "2", "--rate", "5"), "callers | rates"),
+        (("--callers", "2", "--rate", "5"), "--callers | --rate"),
         (("--slo", "50ms"), "p99=50ms | 50ms"),
         (("--batch", "1,2"), "1:0.8,16:0.2 | 1,2"),
         (("--find-capacity",), "slo"),
-        (("--find-capacity", "--slo", "p99=5ms", "--rate", "1,2"), "one rate"),
+        (("--find-capacity", "--slo", "p99=5ms", "--rate", "1,2"), "one --rate"),
         (("--step", "0"), "--step"),
         (("--outputs", "logits"), "logits | probabilities"),
         (("--images", "nothing.png"), "nothing.png"),
@@ -55,6 +58,7 @@ def run(*arguments: str | Path) -> Result:
         (("--dataset", "digits", "--images", "."), "--images | --dataset"),
         (("--processes", "9999"), "9999"),
         (("--json", "/proc/nothing/load.json"), "/proc/nothing/load.json"),
+        (("--json", "same.html", "--html", "same.html"), "--json | --html | same.html"),
     ],
 )
 def test_invalid_arguments(arguments: tuple[str, ...], facts: str) -> None:
@@ -84,6 +88,27 @@ def test_what_the_model_does_not_accept(triton: Server) -> None:
         done = run(triton.http_url, *arguments)
         assert done.exit_code == 1
         assert_facts(done.output, facts)
+
+
+def test_a_step_that_misses_the_objective_is_named() -> None:
+    sample = load_results.open_loop()
+    target = msgspec.structs.replace(sample.targets[0], capacity=None)
+    lines = [str(line) for line in tables_from_result(msgspec.structs.replace(sample, targets=(target,)))]
+    slo = sample.settings.slo
+    assert slo is not None
+    missing = [f"{step.rate_per_s:g}/s does not hold {slo}" for step in target.steps if (step.attainment or 1.0) < slo.quantile]
+    assert missing
+    assert [line.partition(":")[0] for line in lines if "does not hold" in line] == missing
+
+
+@pytest.mark.slow
+def test_the_result_is_written_if_it_cannot_be_printed(triton: Server, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "defensemble", "load", triton.http_url, "--callers", "1", "--step", "0.3", "--warm-up", "0"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*command, "--json", tmp_path / "load.json"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert read_load_result(tmp_path / "load.json").targets[0].steps[0].answered > 0
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from defensemble import InputError
 from defensemble.cli import cli
 from defensemble.load.result import Capacity, LoadResult, Slo, TimelineSecond, read_load_result
 from defensemble.probes.outcome import Check
@@ -264,3 +265,39 @@ def test_the_command_report_takes_one_load_test_and_no_other_file(result: LoadRe
     assert done.exit_code == 1
     assert_facts(done.stderr, f"{load} | sent")
     assert not (tmp_path / "two.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts"),
+    [
+        ({"answered": -5}, "answered"),
+        ({"answered": 5000, "sent": 1}, "5000 | 1"),
+        ({"sent": 10**400}, "damaged.json"),
+        ({"seconds": -1.0}, "seconds"),
+        ({"callers": 3}, "callers | 3"),
+        ({"began_at": "yesterday"}, "yesterday"),
+        ({"latency_ms": {"p50": -3.0, "p90": 1.0, "p99": 1.0, "p99_9": 1.0, "max": 1.0, "mean": 1.0}}, "-3.0"),
+        ({"latency_ms": {"p50": 9.0, "p90": 1.0, "p99": 1.0, "p99_9": 1.0, "max": 1.0, "mean": 1.0}}, "9.0"),
+    ],
+)
+def test_a_step_that_contradicts_itself_is_refused(result: LoadResult, tmp_path: Path, changes: dict[str, Any], facts: str) -> None:
+    values = json.loads(json.dumps(result.json()))
+    values["targets"][0]["steps"][0] |= changes
+    file = tmp_path / "damaged.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(InputError) as caught:
+        read_load_result(file)
+    assert_facts(str(caught.value), f"damaged.json | {facts}")
+
+
+@pytest.mark.parametrize("histogram", ["!!!not base64", "", "HISTFAAAAB"])
+def test_a_damaged_histogram_is_refused(result: LoadResult, tmp_path: Path, histogram: str) -> None:
+    values = json.loads(json.dumps(result.json()))
+    values["targets"][0]["steps"][0]["histogram"] = histogram
+    file, page = tmp_path / "damaged.json", tmp_path / "page.html"
+    file.write_text(json.dumps(values))
+    done = CliRunner().invoke(cli, ["report", str(file), "-o", str(page)])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert_facts(done.output, "histogram")
+    assert not page.exists()

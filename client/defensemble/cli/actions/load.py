@@ -88,9 +88,11 @@ def load_test(
     if not searches_capacity and not {"callers", "rates"} & given.keys():
         given["callers"] = _DEFAULT_CALLERS
     chosen = LoadSettings(**given)
-    for path in (output.json_file, output.html_file):
-        if path is not None:
-            check_writable(path)
+    files = [path for path in (output.json_file, output.html_file) if path is not None]
+    if len({path.resolve() for path in files}) < len(files):
+        raise InputError(f"--json and --html name the same file, {output.html_file}: choose another name for one of them")
+    for path in files:
+        check_writable(path)
     if output.html_file is not None:
         from ...reports.charts import require_charts
         from ...reports.load import write_load_report
@@ -103,17 +105,18 @@ def load_test(
     with LoadView(Console(stderr=True), chosen, len(urls), searches_capacity=searches_capacity) as view:
         images = _ImageReader(choice, chosen.seed) if has_images else None
         result = test(urls, chosen, images, images_name=choice.name, tls=tls, on_progress=view.show)
+    # First of all: standard output may be broken.
+    if output.json_file is not None:
+        earlier = write_result(output.json_file, result.json(), keep_earlier=True)
+        print_progress(f"wrote {output.json_file}{'' if earlier is None else f' (the earlier file is kept as {earlier})'}")
+    if output.html_file is not None:
+        write_load_report(output.html_file, result, "html")
+        print_progress(f"wrote {output.html_file}")
     for table in tables_from_result(result):
         console.print(table)
     for target in result.targets:
         if any(step.server_counters is None for step in target.steps):
             print_note(f"{target.url} reported no statistics for some steps: their server columns are empty")
-    if output.json_file is not None:
-        earlier = write_result(output.json_file, result.json(), keep_earlier=True)
-        print_progress(f"wrote {output.json_file}{'' if earlier is None else f' (the earlier file is kept as {earlier})'}")
-    if output.html_file is not None:
-        write_load_report(output.html_file, result)
-        print_progress(f"wrote {output.html_file}")
     return exit_status(result, searches_capacity=searches_capacity)
 
 

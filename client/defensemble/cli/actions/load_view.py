@@ -103,6 +103,10 @@ def tables_from_result(result: LoadResult) -> Iterator[Table | Text]:
             name = load_text(step)
             if step.problem is not None and target.capacity is None:
                 yield Text(f"{name}: {step.problem}")
+            slo = result.settings.slo
+            if slo is not None and target.capacity is None and step.attainment is not None and step.attainment < slo.quantile:
+                within = f"{100 * step.attainment:.4g} % within {slo.latency_ms:g} ms, {100 * slo.quantile:.10g} % needed"
+                yield Text(f"{name} does not hold {slo}: {within}")
             if step.failed or step.unsent:
                 kinds = [f"{count} {kind}" for kind, count in step.failures.items()] + ([f"{step.unsent} unsent"] if step.unsent else [])
                 yield Text(f"{name}: {', '.join(kinds)} of {step.sent + step.unsent:,} calls")

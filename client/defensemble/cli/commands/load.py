@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,16 @@ def _parse_batch(context: click.Context, option: click.Parameter, value: str) ->
         return batch_sizes_from_text(value)
     except InputError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _check_load(settings: Mapping[str, Any], *, find_capacity: bool) -> None:
+    callers, rates = settings["callers"] or (), settings["rates"] or ()
+    if callers and rates:
+        raise click.UsageError("--callers is a closed loop and --rate an open one: use one of them")
+    if find_capacity and settings["slo"] is None:
+        raise click.UsageError("--find-capacity needs an objective: pass --slo, such as --slo p99=50ms")
+    if find_capacity and (callers or len(rates) > 1):
+        raise click.UsageError("--find-capacity chooses the rates: pass at most one --rate, the first to try, and no --callers")
 
 
 @cloup.command("load", cls=Verb, short_help="Load-test served models.")
@@ -127,7 +138,13 @@ def _parse_batch(context: click.Context, option: click.Parameter, value: str) ->
         help="Images to send: an image file, a folder, a pattern or a .npy file. Repeatable.  [default: random images]",
     ),
     dataset_option("Images to send: the test part of a dataset, or a folder with one folder per class, with the model's classes."),
-    click.option("--limit", type=click.IntRange(min=1), metavar="N", default=256, help="Most images to read; calls repeat them."),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=256,
+        help="Number of images to read at most; calls use them again and again.",
+    ),
     make_timeout_option("Timeout of a call, after which it has failed. There are no retries.", 10.0),
     click.option(
         "--max-in-flight",
@@ -169,8 +186,8 @@ def command(
     sent more than 1 % of the calls more than 1 ms late. On the server's machine both share the cores: use another one if you can.
     Ctrl-C ends the test and keeps what was measured.
 
-    The exit status is 0 if each step is valid, had answers and, for the last step of each server, holds --slo (with --find-capacity: if a
-    capacity was found); 1 otherwise; 130 after Ctrl-C.
+    The exit status is 0 if every step is valid and had answers, and the last step of each server holds --slo (with --find-capacity: if a
+    capacity was found); 1 otherwise; 2 for wrong options; 130 after Ctrl-C.
 
     \b
     Examples:
@@ -184,6 +201,7 @@ def command(
 
     if images and dataset is not None:
         raise click.UsageError("--images and --dataset exclude each other: use one of them")
+    _check_load(settings, find_capacity=find_capacity)
     clean_up_on_sigint()
     tls = tls_files(urls, ca_file, cert_file, key_file)
     choice, output = ImageChoice(images, dataset, limit), LoadOutput(json_file, html_file)
