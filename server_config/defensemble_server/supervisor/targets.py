@@ -134,7 +134,8 @@ class Targets:
         """
         seen = (frozenset(ready), self._signature())
         if seen != self._seen:
-            self._content = read_content(self._folder, self._options)
+            # Without the averaging models of earlier edits, which would take memory with each edit.
+            self._content, _ = read_content(self._folder, self._options).without_unused_averages()
             names = [*self._content.models, *self._content.problems]
             self._ensembles = [name for name in names if declares_ensemble(self._folder / name, self._options.profile)]
             self._loaded = {version: digest for version, digest in self._loaded.items() if version in ready}
