@@ -176,9 +176,12 @@ def test_a_queue_that_is_longer_than_the_time_of_a_hang_is_no_hang(tmp_path: Pat
     slow = np.zeros((1, *tiny.SHAPE), np.float32)
     with watched(repository) as server:
         slow[0, 0, 0, 0] = 20_000
-        begin = time.monotonic()
-        ask(server, "beta", slow, "logits", timeout_s=DEADLINE_S)
-        slow[0, 0, 0, 0] *= 0.2 / (time.monotonic() - begin)  # a fifth of a second for each run, on a machine of any speed
+        durations = []
+        for _ in range(3):
+            begin = time.monotonic()
+            ask(server, "beta", slow, "logits", timeout_s=DEADLINE_S)
+            durations.append(time.monotonic() - begin)
+        slow[0, 0, 0, 0] *= 0.3 / min(durations)  # a third of a second for each run, on a machine of any speed
         logits = faults.logits(2, slow)
         over = time.monotonic() + 12
         waits = []
