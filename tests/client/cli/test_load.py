@@ -162,7 +162,7 @@ def test_the_exit_status_is_that_of_the_last_step(triton: Server, tmp_path: Path
         ({"attainment": 0.995}, 0),
         ({"attainment": 0.98}, 1),
         ({"attainment": 0.995, "valid": False}, 1),
-        ({"attainment": 0.995, "answered": 0}, 1),
+        ({"attainment": 0.995, "answered": 0, "failed": step["sent"], "failures": {"timeout": step["sent"]}}, 1),
     ):
         values["targets"][0]["steps"] = [{**step, **changes}]
         (tmp_path / "changed.json").write_text(json.dumps(values))
