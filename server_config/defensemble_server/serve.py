@@ -22,6 +22,7 @@ from .process.events import ServerEvent, forget_old_events, server_events, serve
 from .process.guard import Guard, last_lines
 from .process.guard_process.notify import notify
 from .process.launch import command_line, prepare
+from .process.python_command import main_command
 from .process.state import (
     ServerState,
     connect_host,
@@ -36,7 +37,6 @@ from .process.state import (
 )
 from .repository import Repository, declares_ensemble
 from .runtime.find import Runtime
-from .supervisor.start import supervisor_command, supervisor_request
 
 # Another program can take a free port before Triton listens on it, and Triton can crash during startup.
 _START_TRIES = 3
@@ -306,6 +306,8 @@ def _start(
         )
         write_state(state)
         host = connect_host(options.host)
+        request = restart.start_request(content.path, options, timeout_s)
+        supervisor = {"command": main_command(f"{__package__}.supervisor.main"), "request": request}
         guard.ready(
             {
                 "restart": options.restart and not docker,
@@ -313,12 +315,10 @@ def _start(
                 "events": str(events_file(state.grpc_port)),
                 "http": [host, state.http_port],
                 "grpc": [host, state.grpc_port],
-                "child": restart.child_command(),
-                "request": restart.start_request(content.path, options, timeout_s),
+                "child": main_command(restart.__name__),
+                "request": request,
                 "timeout_s": timeout_s,
-                "supervisor": {"command": supervisor_command(), "request": supervisor_request(content.path, options)}
-                if options.check_interval_s
-                else None,
+                "supervisor": supervisor if options.check_interval_s else None,
             }
         )
     except BaseException as error:

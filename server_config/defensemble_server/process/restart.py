@@ -21,14 +21,8 @@ from ..repository import Repository
 from .launch import command_line, prepare, read_content
 
 
-def child_command() -> list[str]:
-    """Return the command of such a process, with the module search path of this process."""
-    path = [os.path.abspath(entry) for entry in sys.path]
-    return [sys.executable, "-c", f"import sys; sys.path[:] = {path!r}; from {__name__} import main; main()"]
-
-
 def start_request(folder: Path, options: ServeOptions, start_timeout_s: float) -> dict[str, Any]:
-    """Return the JSON for both; `options` must have the real ports and the admin key."""
+    """Return the JSON for both, and for the supervisor; `options` must have the real ports and the admin key."""
     return {"repository": str(folder), "options": asdict(options), "start_timeout_s": start_timeout_s}
 
 

@@ -7,18 +7,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from ..process.guard_process.child import die_with_parent
+from ..process.python_command import python_command
 
 # The edit is a command because this package must not import the client. Importing it takes 1.2 s of the 2 s that a repair may take, so
 # the process waits for its arguments with everything imported. It ends with its standard input.
 _CODE = """\
 import json, sys
-sys.path[:] = {path!r}
 import defensemble.cli.actions.ensemble, defensemble.cli.commands.ensemble, defensemble_export.editing
 from defensemble.__main__ import main
 line = sys.stdin.readline()
@@ -40,9 +39,8 @@ class RepairProcess:
     def __init__(self, repository: Path) -> None:
         self._repository = repository
         self._errors = os.fdopen(os.memfd_create("errors"), "w+b")
-        code = _CODE.format(path=[os.path.abspath(entry) for entry in sys.path])
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            python_command(_CODE),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,

@@ -27,7 +27,7 @@ def ended(process: RepairProcess) -> str | None:
     ],
 )
 def test_the_error_is_reported_and_not_what_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, reported: str) -> None:
-    code = f"import sys; {{path!r}}; sys.stderr.write({lines!r}); sys.exit(3)"
+    code = f"import sys; sys.stderr.write({lines!r}); sys.exit(3)"
     monkeypatch.setattr("defensemble_server.supervisor.repair._CODE", code)
     process = RepairProcess(tmp_path)
     error = ended(process)
