@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.common.markdown import figures_table, format_measurement, note_paragraph, quick_warning, short_commit
+from benchmarks.common.markdown import figures_table, format_triton_measurement, note_paragraph, quick_warning
 
 _FIGURES = {
     "wrong_answers": "wrong responses",
@@ -54,8 +54,7 @@ Moments are random, up to 1.5 times the current duration of a call. A closed cha
 def _how(result: Mapping[str, Any], json_name: str) -> str:
     spec = result["member_spec"]
     lines = [
-        f"{format_measurement(result, json_name, 'aborted_calls')}grpcio {result['versions']['grpcio']}, "
-        f"the embedded Triton {result['server']['version']}, commit {short_commit(result)}, seed {result['seed']}, "
+        f"{format_triton_measurement(result, json_name, 'aborted_calls')}, "
         f"{100 * result['effort']['scale']:g} % of the full number of aborts.",
         "",
         f"{result['members']} defective networks ({spec['arch']}, width {spec['width']}) at {'x'.join(map(str, result['image_shape']))}, "

@@ -17,17 +17,30 @@ def short_commit(result: Mapping[str, Any]) -> str:
     return f"{commit[:12]}{'-dirty' * commit.endswith('-dirty')}"
 
 
-def format_measurement(result: Mapping[str, Any], json_name: str, script: str, page: str | None = None) -> str:
+def format_measurement(result: Mapping[str, Any], json_name: str, script: str, page: str | None = None, options: str = "") -> str:
     """Return how to repeat a measurement, and its date and machine. The caller continues the last line.
 
-    `page` is the name of the page if it is not that of the script.
+    Args:
+        result: The result.
+        json_name: Name of its file.
+        script: Name of the script, without `.py`.
+        page: Name of the page if it is not that of the script.
+        options: More options of the script, each after a space.
     """
     hardware = result["hardware"]
     return (
-        f"Repeat it with `python benchmarks/{script}.py --json docs/results/{page or script}.json`, which also writes this page.\n"
+        f"Repeat it with `python benchmarks/{script}.py{options} --json docs/results/{page or script}.json`, which also writes this page.\n"
         f"The numbers are from [{json_name}]({json_name}), measured on {result['measured_at'][:10]} in {result['duration_s']:,.0f} s "
         f"on {hardware['cores']} cores of {hardware['cpu']}\n"
         f"(no GPU), Python {result['versions']['python']}, "
+    )
+
+
+def format_triton_measurement(result: Mapping[str, Any], json_name: str, script: str, page: str | None = None, options: str = "") -> str:
+    """Return the same with Triton, commit and seed. The caller continues the sentence; see `format_measurement` for the arguments."""
+    return (
+        f"{format_measurement(result, json_name, script, page, options)}grpcio {result['versions']['grpcio']}, the embedded Triton "
+        f"{result['server']['version']}, commit {short_commit(result)}, seed {result['seed']}"
     )
 
 
@@ -41,6 +54,13 @@ def served_members_lines(result: Mapping[str, Any]) -> list[str]:
         f"{'x'.join(map(str, result['image_shape']))}, untrained, which does not affect the speed, averaged. The outputs of every",
         f"form were first compared with numpy's average; the largest difference is {result['largest_difference']:.2g}.",
     ]
+
+
+def served_members_paragraphs(result: Mapping[str, Any], json_name: str, script: str, page: str | None = None) -> str:
+    """Return the paragraphs on a measurement of a served ensemble and on its members, and the note; see `format_measurement`."""
+    how = f"{format_measurement(result, json_name, script, page)}ONNX Runtime {result['versions']['onnxruntime']}, "
+    first, *others = served_members_lines(result)
+    return "\n".join([how + first, *others, *note_paragraph(result)])
 
 
 def note_paragraph(result: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,29 @@ LATE_S = 1e-3
 
 
 @dataclass(frozen=True)
+class CallSetting:
+    """A number of callers that call again at once, and a batch size.
+
+    Attributes:
+        callers: Number of callers.
+        batch: Images per call.
+    """
+
+    callers: int
+    batch: int
+
+    @property
+    def key(self) -> str:
+        """Name in results and in names of figures."""
+        return f"{self.callers}_caller{'s' if self.callers > 1 else ''}_batch_{self.batch}"
+
+    @property
+    def title(self) -> str:
+        """Name in tables."""
+        return f"{self.callers} x {self.batch}"
+
+
+@dataclass(frozen=True)
 class Timing:
     """Images per second in the time window, and the durations of the calls that ended in it."""
 

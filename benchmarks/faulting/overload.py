@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from benchmarks.common.command_line import CORES, OnProgress, silent
 from benchmarks.common.nginx import Nginx, start_nginx
 from benchmarks.common.processes import pss_bytes
@@ -218,7 +220,7 @@ def _observe(server: Server, url: str, objective_ms: float) -> Iterator[_Observe
 
     def probe() -> None:
         with Client(url, retry=RetryPolicy(max_retries=0)) as client:
-            image = _image(client)
+            image = np.zeros((1, *client.describe().image_shape), np.float32)
             while not stop.wait(_PROBE_PAUSE_S):
                 began = time.time()
                 try:
@@ -245,9 +247,3 @@ def _memory_bytes(server: Server) -> int | None:
         return pss_bytes(server.triton_pid)
     except OSError:
         return None
-
-
-def _image(client: Client) -> Any:
-    import numpy as np
-
-    return np.zeros((1, *client.describe().image_shape), np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.common.figures import spread
-from benchmarks.common.markdown import figures_table, format_measurement, format_spread, note_paragraph, quick_warning, short_commit, table
+from benchmarks.common.markdown import figures_table, format_spread, format_triton_measurement, note_paragraph, quick_warning, table
 from benchmarks.faulting.overload_figures import DIRECT, PROXY
 
 _HEADERS = (
@@ -53,10 +53,8 @@ All figures are through the proxy: the median of the rounds for goodput, with mi
 
 
 def _how(result: Mapping[str, Any], json_name: str) -> str:
-    measured = format_measurement(result, json_name, "faults", page="overload").replace("faults.py --json", "faults.py --overload --json")
     lines = [
-        f"{measured}grpcio {result['versions']['grpcio']}, the embedded Triton {result['server']['version']}, "
-        f"commit {short_commit(result)}, seed {result['seed']}.",
+        f"{format_triton_measurement(result, json_name, 'faults', 'overload', ' --overload')}.",
         "",
         f"{result['members']} networks at {'x'.join(map(str, result['image_shape']))}, averaged, get calls of {result['batch_size']} "
         "images at random times (a Poisson process),",

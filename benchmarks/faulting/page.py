@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.common.markdown import format_measurement, note_paragraph, quick_warning, short_commit, table
+from benchmarks.common.markdown import format_triton_measurement, note_paragraph, quick_warning, table
 from benchmarks.faulting.fault import DETECTION, TRUNCATED, outcomes_text
 
 _HEADERS = (
@@ -58,8 +58,7 @@ Known exceptions, which are no missed goals:
 
 def _how(result: Mapping[str, Any], json_name: str) -> str:
     lines = [
-        f"{format_measurement(result, json_name, 'faults')}grpcio {result['versions']['grpcio']}, "
-        f"the embedded Triton {result['server']['version']}, commit {short_commit(result)}, seed {result['seed']}.",
+        f"{format_triton_measurement(result, json_name, 'faults')}.",
         "",
         f"Each fault has a server of its own with {result['members']} networks at {'x'.join(map(str, result['image_shape']))}, an ensemble "
         f"that was edited once, and {result['callers']} callers,",

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.common.markdown import figures_table, format_measurement, note_paragraph, quick_warning, short_commit, table
+from benchmarks.common.markdown import figures_table, format_triton_measurement, note_paragraph, quick_warning, table
 from benchmarks.faulting.soak_result import BLOCKS, BOUNDS
 
 _FIGURES = {
@@ -40,10 +40,8 @@ gained is the slope of their means times the duration, with its 95 % interval; t
 
 
 def _how(result: Mapping[str, Any], json_name: str) -> str:
-    measured = format_measurement(result, json_name, "faults", page="soak").replace("faults.py --json", "faults.py --soak --json")
     lines = [
-        f"{measured}grpcio {result['versions']['grpcio']}, the embedded Triton {result['server']['version']}, "
-        f"commit {short_commit(result)}, seed {result['seed']}.",
+        f"{format_triton_measurement(result, json_name, 'faults', 'soak', ' --soak')}.",
         "",
         f"{result['members']} networks at {'x'.join(map(str, result['image_shape']))} in two ensembles for "
         f"{result['seconds'] / 60:.1f} minutes. One is edited {result['edits']:,} times while four callers send",

@@ -240,7 +240,7 @@ class _Editor:
         change = self._changes.pop(0)
         begin = time.monotonic()
         try:
-            apply_change(change, self._ensembles, ENSEMBLE)
+            applied = apply_change(change, self._ensembles, ENSEMBLE)
         except (DefensembleError, RepositoryError, OSError) as error:
             self._run.failed_edits.append(f"{change.action}: {type(error).__name__}: {error}")
             self._changes.clear()  # the others were drawn for the state that this one should have led to
@@ -248,7 +248,8 @@ class _Editor:
         self._run.edits += 1
         self.states.append(change.state)
         self.times.append((begin, time.monotonic()))
-        self.acknowledged |= {edit.id for edit in self._ensembles.history(ENSEMBLE)}
+        if applied.edit is not None:
+            self.acknowledged.add(applied.edit.id)
 
     def _differ(self, first: State, second: State) -> bool:
         before, after = (state_probabilities(state, self._logits) for state in (first, second))

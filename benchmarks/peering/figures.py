@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.common.figures import Figure, above_figure, at_least_figure, round_ratios, spread
+from benchmarks.common.timing import CallSetting
 
 Record = Mapping[str, Any]
 """A server in a round: `round`, `key`, `ours`, `start_s`, `idle_bytes`, `loaded_bytes` (None in process), `processes`, `forms`, `failures`.
@@ -21,28 +22,14 @@ OPEN_FRACTION = 0.6  # of the throughput of the best form in process
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A number of callers that call again at once, and a batch size.
+class Setting(CallSetting):
+    """Callers and a batch size, and the goal for them.
 
     Attributes:
-        callers: Number of callers.
-        batch: Images per call.
         ahead: Whether our servers must be ahead of each peer; otherwise level is enough.
     """
 
-    callers: int
-    batch: int
     ahead: bool = True
-
-    @property
-    def key(self) -> str:
-        """Name in results and in names of figures."""
-        return f"{self.callers}_caller{'s' if self.callers > 1 else ''}_batch_{self.batch}"
-
-    @property
-    def title(self) -> str:
-        """Name in tables."""
-        return f"{self.callers} x {self.batch}"
 
 
 SETTINGS = (Setting(8, 16), Setting(8, 1), Setting(1, 1, ahead=False))

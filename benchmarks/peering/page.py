@@ -7,11 +7,9 @@ from typing import Any
 
 from benchmarks.common.markdown import (
     figures_table,
-    format_measurement,
     format_spread,
-    note_paragraph,
     quick_warning,
-    served_members_lines,
+    served_members_paragraphs,
     table,
 )
 from benchmarks.peering.figures import IN_PROCESS, OPEN_LOOP
@@ -23,7 +21,7 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
     closed = {key: forms[key] for key in titles}
     return f"""# Against other servers
 {quick_warning(result)}
-{_how(result, json_name)}
+{served_members_paragraphs(result, json_name, "peers")}
 
 No other server runs at the same time. Each has all of its processes on the same two cores as its callers, one thread per ONNX Runtime
 session, and two threads that run sessions, which its workers share. Requests were made before and are sent by bare sockets and stubs,
@@ -68,12 +66,6 @@ PSS of all processes of a server; the start ends with the first correct answer. 
 
 {_configurations(result)}
 {_failures(result["failures"])}"""
-
-
-def _how(result: Mapping[str, Any], json_name: str) -> str:
-    how = f"{format_measurement(result, json_name, 'peers')}ONNX Runtime {result['versions']['onnxruntime']}, "
-    first, *others = served_members_lines(result)
-    return "\n".join([how + first, *others, *note_paragraph(result)])
 
 
 def _figure_titles(result: Mapping[str, Any]) -> dict[str, str]:

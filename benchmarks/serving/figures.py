@@ -9,26 +9,22 @@ from typing import Any
 
 from benchmarks.common.figures import Figure, at_least_figure, at_most_figure, round_ratios, spread
 from benchmarks.common.forms import Form
-from benchmarks.common.timing import Timing
+from benchmarks.common.timing import CallSetting, Timing
 
 FASTAPI_GOAL = 1.02
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(CallSetting):
     """A number of callers and a batch size, and the goals for them.
 
     Attributes:
-        callers: Number of concurrent callers.
-        batch: Images per call.
         in_process: The lowest allowed ratio of HTTP's images per second to those of the best form in the caller's process.
         grpc: The lowest allowed ratio of gRPC's images per second to HTTP's; None for no goal.
         spinning: Whether forms with spinning threads count. They keep a core busy while they wait.
         one_member: Whether a single member is called, not the ensemble.
     """
 
-    callers: int
-    batch: int
     in_process: float
     grpc: float | None = None
     spinning: bool = True
@@ -37,12 +33,12 @@ class Setting:
     @property
     def key(self) -> str:
         """Name in the names of figures."""
-        return f"{'one_member_' * self.one_member}{self.callers}_caller{'s' if self.callers > 1 else ''}_batch_{self.batch}"
+        return f"{'one_member_' * self.one_member}{super().key}"
 
     @property
     def title(self) -> str:
         """Name in tables."""
-        return f"{'one member, ' * self.one_member}{self.callers} x {self.batch}"
+        return f"{'one member, ' * self.one_member}{super().title}"
 
 
 SETTINGS = (

@@ -7,11 +7,9 @@ from typing import Any
 
 from benchmarks.common.markdown import (
     figures_table,
-    format_measurement,
     format_spread,
-    note_paragraph,
     quick_warning,
-    served_members_lines,
+    served_members_paragraphs,
     table,
 )
 
@@ -30,7 +28,7 @@ def page(result: Mapping[str, Any], json_name: str) -> str:
     one_member = {key: setting for key, setting in settings.items() if setting["one_member"]}
     return f"""# Cost of serving: Triton, FastAPI and the caller's process
 {quick_warning(result)}
-{_how(result, json_name)}
+{served_members_paragraphs(result, json_name, "serving_overhead")}
 
 The ensemble is served by Triton with this project's backend; by a short FastAPI application
 (`benchmarks/serving/fastapi_app.py`, FastAPI {result["versions"]["fastapi"]}, uvicorn {result["versions"]["uvicorn"]} with uvloop and
@@ -64,12 +62,6 @@ Median and 99th percentile of all calls, in ms.
 
 {_server(result["server_process"])}
 {_failures(result["failures"])}"""
-
-
-def _how(result: Mapping[str, Any], json_name: str) -> str:
-    how = f"{format_measurement(result, json_name, 'serving_overhead')}ONNX Runtime {result['versions']['onnxruntime']}, "
-    first, *others = served_members_lines(result)
-    return "\n".join([how + first, *others, *note_paragraph(result)])
 
 
 def _figure_titles(settings: Mapping[str, Any]) -> dict[str, str]:

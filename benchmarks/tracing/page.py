@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.common.markdown import format_measurement, note_paragraph, quick_warning, served_members_lines, table
+from benchmarks.common.markdown import quick_warning, served_members_paragraphs, table
 from benchmarks.tracing.figures import MEMBER_PARTS, PARTS
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
     """Return the page of a result as Markdown; the same result gives the same text."""
-    how = format_measurement(result, json_name, "call_trace", "where_a_call_goes")
-    how += f"ONNX Runtime {result['versions']['onnxruntime']}, "
-    first, *others = served_members_lines(result)
     sections = "\n\n".join(
         _section(title, [s for s in result["settings"] if s["title"] == title]) for title in ("five members", "one member")
     )
     return f"""# Where the time of a call goes
 {quick_warning(result)}
-{chr(10).join([how + first, *others, *note_paragraph(result)])}
+{served_members_paragraphs(result, json_name, "call_trace", "where_a_call_goes")}
 
 Times are those of Triton's own trace of about {result["traced"]} calls in each column: medians (and quartiles), in ms, of each part
 by itself, so that the parts of a column do not sum up exactly. Columns are callers x batch. Requests were made before and are

@@ -39,6 +39,7 @@ from benchmarks.common.watching import (
 from defensemble_server import Server, ServerEvent
 from tests.support import tiny
 from tests.support.facts import assert_facts
+from tests.support.measured import RUN
 
 POOL = 8
 LOGITS = np.stack([tiny.logits(seed, tiny.images(POOL)) for seed in (1, 2, 3)])
@@ -274,20 +275,14 @@ def test_outages_and_failed_attempts_are_reported() -> None:
 def complete(result: dict[str, Any], **values: Any) -> dict[str, Any]:
     """Add the description of the machine, which the page needs."""
     description = {
+        **RUN,
         "quick": False,
         "note": None,
-        "duration_s": 1.0,
-        "seed": 0,
         "members": 3,
         "image_shape": [1, 4, 4],
         "patient_callers": 8,
         "effort": {"scale": 0.1},
         "tolerance": 1e-5,
-        "measured_at": "2026-01-02T03:04:05+00:00",
-        "hardware": {"cores": 2, "cpu": "a processor"},
-        "versions": {"python": "3.11", "grpcio": "1.85"},
-        "server": {"name": "triton", "version": "2.51.0"},
-        "git_commit": "0123456789abcdef",
         "member_spec": {"arch": "resnet18", "width": 8},
     }
     return {**description, **result, **values}

@@ -31,6 +31,7 @@ from defensemble_server import Server
 from tests.support import tiny
 from tests.support.checkout import ROOT
 from tests.support.facts import assert_each, assert_facts
+from tests.support.measured import RUN
 
 SCRIPT = ROOT / "benchmarks" / "edit_under_load.py"
 POOL, BATCH, SEED = 12, 4, 7
@@ -318,10 +319,9 @@ def test_own_work_is_writes_and_loads() -> None:
 def complete(result: dict[str, Any], **values: Any) -> dict[str, Any]:
     """Add the description of the machine, which the page needs."""
     description = {
+        **RUN,
         "quick": False,
         "note": None,
-        "duration_s": 1.0,
-        "seed": 0,
         "members": 2,
         "callers": 8,
         "batch": 4,
@@ -329,11 +329,7 @@ def complete(result: dict[str, Any], **values: Any) -> dict[str, Any]:
         "image_shape": [1, 4, 4],
         "tolerance": 1e-5,
         "least_apart": 0.01,
-        "measured_at": "2026-01-02T03:04:05+00:00",
-        "hardware": {"cores": 2, "cpu": "a processor"},
         "versions": {"python": "3.11", "onnxruntime": "1.32"},
-        "server": {"name": "triton", "version": "2.51.0"},
-        "git_commit": "0123456789abcdef",
         "member_spec": {"arch": "resnet18", "width": 16, "keep": 0.3, "blocks": [0, 1, 2], "trained": False},
     }
     return {**description, **result, **values}

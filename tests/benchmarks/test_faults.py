@@ -31,6 +31,7 @@ from defensemble import ServerMetadata
 from defensemble_server import ServerEvent
 from tests.support import tiny
 from tests.support.facts import assert_facts
+from tests.support.measured import RUN
 
 TINY = Effort(warm_s=0.3, flood_s=1.0, settle_s=0.3, patience_s=60.0, requests=20, slow_clients=500, closes=20, inflated_bytes=50_000_000)
 
@@ -172,19 +173,13 @@ def test_without_right_answers_all_goals_are_missed() -> None:
 def result_with(run: FaultRun) -> dict[str, Any]:
     rows = [build_row(fault_with(), run)]
     return {
+        **RUN,
         "quick": True,
         "note": "Others worked.",
-        "duration_s": 1.0,
-        "seed": 0,
         "members": 3,
         "image_shape": [1, 4, 4],
         "callers": 4,
         "tolerance": 1e-5,
-        "measured_at": "2026-01-02T03:04:05+00:00",
-        "hardware": {"cores": 2, "cpu": "a processor"},
-        "versions": {"python": "3.11", "grpcio": "1.85"},
-        "server": {"name": "triton", "version": "2.51.0"},
-        "git_commit": "0123456789abcdef",
         "rows": rows,
         "not_run": {"disk_full": "this user may not make mounts"},
         "figures": compute_figures(rows, {"killed": fault_with()}),

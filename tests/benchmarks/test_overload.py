@@ -13,6 +13,7 @@ from benchmarks.faulting.overload_figures import goodput_ratio, overload_figures
 from benchmarks.faulting.overload_page import page
 from benchmarks.faults import main
 from tests.support.facts import assert_facts
+from tests.support.measured import RUN
 
 
 def row_with(factor: float, **values: Any) -> dict[str, Any]:
@@ -78,10 +79,9 @@ def test_a_missed_goal_of_an_overload_ends_with_status_1(missed: list[str], valu
 def result_with(**values: Any) -> dict[str, Any]:
     records = records_with(**values)
     return {
+        **RUN,
         "quick": True,
         "note": "Others worked.",
-        "duration_s": 1.0,
-        "seed": 0,
         "members": 3,
         "image_shape": [1, 4, 4],
         "rounds": 2,
@@ -89,11 +89,6 @@ def result_with(**values: Any) -> dict[str, Any]:
         "batch_size": 8,
         "step_s": 5.0,
         "records": records,
-        "measured_at": "2026-01-02T03:04:05+00:00",
-        "hardware": {"cores": 2, "cpu": "a processor"},
-        "versions": {"python": "3.11", "grpcio": "1.85"},
-        "server": {"name": "triton", "version": "2.51.0"},
-        "git_commit": "0123456789abcdef",
         "figures": overload_figures(records),
     }
 

@@ -19,6 +19,7 @@ from benchmarks.faulting.soaking import Sample, SoakRun
 from benchmarks.faults import SOAK_SCHEMA, main, soak_members
 from tests.support import tiny
 from tests.support.facts import assert_facts
+from tests.support.measured import RUN
 
 TIMES = [float(second) for second in range(0, 400, 2)]
 
@@ -69,18 +70,12 @@ def test_a_missed_goal_of_a_soak_ends_with_status_1(missed: list[str], run: Soak
 def complete(result: dict[str, Any]) -> dict[str, Any]:
     """Add the description of the machine, which the page needs."""
     return {
+        **RUN,
         "quick": True,
         "note": None,
-        "duration_s": 1.0,
-        "seed": 0,
         "members": 3,
         "image_shape": [1, 4, 4],
         "tolerance": 1e-5,
-        "measured_at": "2026-01-02T03:04:05+00:00",
-        "hardware": {"cores": 2, "cpu": "a processor"},
-        "versions": {"python": "3.11", "grpcio": "1.85"},
-        "server": {"name": "triton", "version": "2.51.0"},
-        "git_commit": "0123456789abcdef",
         **result,
     }
 
