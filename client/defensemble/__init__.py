@@ -11,9 +11,9 @@ Example:
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from ._lazy import lazy_names
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -104,16 +104,8 @@ _NAMES_BY_MODULE = {
         "Transport",
     ),
 }
-_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
-__all__ = sorted([*_MODULE_BY_NAME, "__version__"])
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULE_BY_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULE_BY_NAME[name]}"), name)
-    globals()[name] = value
-    return value
+_names, __getattr__ = lazy_names(__name__, _NAMES_BY_MODULE)
+__all__ = sorted([*_names, "__version__"])
 
 
 def __dir__() -> list[str]:

@@ -33,8 +33,9 @@ def refresh(runner: EditRunner, members: tuple[str, ...], *, message: str | None
     if len(set(models)) < len(models) or not models:
         raise InputError(f"expected one or more members of different models, got {', '.join(members) or 'none'}; refresh each by itself")
     ensembles = _ensembles(runner)
-    used = {label for member in members for label in _used_as(ensembles, member)}
-    unused = [member for member in members if not _used_as(ensembles, member)]
+    labels_of = {member: _used_as(ensembles, member) for member in members}
+    used = {label for found in labels_of.values() for label in found}
+    unused = [member for member, found in labels_of.items() if not found]
     for is_dry_run in dict.fromkeys([True, dry_run]):  # all are checked before one is written
         for member in unused:
             _refresh_unused(runner, member, dry_run=is_dry_run)

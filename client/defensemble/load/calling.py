@@ -24,7 +24,7 @@ LATE_S = 0.001
 """A call that is sent later than this, although a slot was free, missed its schedule."""
 UNSENT = "unsent"
 _STRIDE = 7919  # between the first calls of two callers, so that they send other images and batch sizes
-_PAUSE_AFTER_FAILURE_S = 0.05  # else callers of a closed loop would call a dead server ten thousand times a second
+PAUSE_AFTER_FAILURE_S = 0.05  # else callers of a closed loop would call a dead server ten thousand times a second
 
 
 class CallRecord(NamedTuple):
@@ -215,7 +215,7 @@ class PhaseRun:
         call = _STRIDE * number
         while not self._stop.is_set() and (sent := time.monotonic()) < end:
             if self._call(number, call, sent, 0.0, sizes[call % len(sizes)]):
-                time.sleep(_PAUSE_AFTER_FAILURE_S)
+                time.sleep(PAUSE_AFTER_FAILURE_S)
             call += 1
         self.busy_s.append(time.monotonic() - self._begin)
 

@@ -119,12 +119,11 @@ def trial_from_step(step: Step, recording: Recording, slo: Slo) -> Trial:
     finite_ms = quantile_ms if math.isfinite(quantile_ms) else None
     first, last = recording.in_flight()
     unanswered = _GROWTH_SHARE * rate * recording.seconds * 2 / 3  # between the middles of the first and the last third
-    name = f"p{100 * slo.quantile:.10g}"
     problem = None
     if finite_ms is None:
-        problem = f"{name} is infinite: {step.failed + step.unsent} of {step.sent + step.unsent} calls failed"
+        problem = f"{slo.name} is infinite: {step.failed + step.unsent} of {step.sent + step.unsent} calls failed"
     elif finite_ms > slo.latency_ms:
-        problem = f"{name} is {finite_ms:.1f} ms"
+        problem = f"{slo.name} is {finite_ms:.1f} ms"
     elif last > 2 * first and last - first > max(unanswered, 2.0):
         problem = f"calls pile up: {first:.1f} under way in the first third of the step, {last:.1f} in the last"
     return Trial(rate, step.attainment, finite_ms, problem is None, problem)

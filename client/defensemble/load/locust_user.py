@@ -17,8 +17,7 @@ from locust.exception import StopUser
 from numpy.typing import NDArray
 
 from .. import Client, InputError, RetryPolicy, ServiceError
-
-_PAUSE_AFTER_FAILURE_S = 0.05  # else the users of a dead server would call it thousands of times a second
+from .calling import PAUSE_AFTER_FAILURE_S
 
 
 class _Connection(NamedTuple):
@@ -89,7 +88,7 @@ class DefensembleUser(User):  # type: ignore[misc]
             url=self.host,
         )
         if failure is not None:
-            time.sleep(_PAUSE_AFTER_FAILURE_S)
+            time.sleep(PAUSE_AFTER_FAILURE_S)
 
     def _connection(self) -> _Connection:
         key = (type(self), str(self.host))

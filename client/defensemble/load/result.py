@@ -32,7 +32,12 @@ class Slo(msgspec.Struct, frozen=True):
     latency_ms: float
 
     def __str__(self) -> str:
-        return f"p{100 * self.quantile:.10g}={self.latency_ms:g}ms"
+        return f"{self.name}={self.latency_ms:g}ms"
+
+    @property
+    def name(self) -> str:
+        """The quantile's name, such as `p99`."""
+        return f"p{100 * self.quantile:.10g}"
 
 
 class ServerInfo(msgspec.Struct, frozen=True):
@@ -270,8 +275,11 @@ class Step(msgspec.Struct, frozen=True):
         if (self.callers is None) == (self.rate_per_s is None):
             raise ValueError(f"expected either callers or a rate in a step, got {self.callers} and {self.rate_per_s}")
         if self.answered + self.failed != self.sent or sum(self.failures.values()) != self.failed:
-            by_kind = sum(self.failures.values())
-            raise ValueError(f"{self.answered} answered and {self.failed} failed calls ({by_kind} by kind) are not the {self.sent} sent")
+            raise ValueError(f"{self.answered} answered and {self.failed} failed calls ({self.failures}) are not the {self.sent} sent")
+
+    def holds(self, slo: Slo) -> bool:
+        """Return whether the step holds an objective; an invalid one and one without calls do not."""
+        return self.attainment is not None and self.attainment >= slo.quantile
 
 
 class Trial(msgspec.Struct, frozen=True):

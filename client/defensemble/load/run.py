@@ -126,5 +126,5 @@ def _too_few_calls(capacity: Capacity, step_s: float, slo: Slo) -> str | None:
     calls, needed = capacity.rate_per_s * step_s, math.ceil(1 / (1 - slo.quantile) - 1e-9)
     if calls >= needed:
         return None
-    name, seconds = f"p{100 * slo.quantile:.10g}", math.ceil(needed / capacity.rate_per_s)
-    return f"its trials had about {calls:.0f} calls, of which {name} is the slowest: use steps of {seconds} s or longer"
+    seconds = math.ceil(needed / capacity.rate_per_s)
+    return f"its trials had about {calls:.0f} calls, of which {slo.name} is the slowest: use steps of {seconds} s or longer"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import sys
 import time
 import traceback
@@ -18,11 +16,11 @@ from typing import Any
 from defensemble_repository.filesystem.signals import DeferredSigint
 
 from .._exceptions import DefensembleError, WorkerEndedError
+from .._worker_process import reason_of_end, start_worker
 from .calling import Caller, CallRecord, ClosedPhase, OpenPhase, PhaseRun, TargetSpec
 from .result import ClientCounters
 
 Phase = ClosedPhase | OpenPhase
-_CONTEXT = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
 _START_S = 60.0
 _LEAD_S = 0.05  # from the order to begin to the beginning, so that all processes have it in time
 _POLL_S = 0.02
@@ -84,7 +82,7 @@ class GeneratorProcesses:
         """Start processes until there are `count`."""
         try:
             while len(self._workers) < count:
-                self._workers.append(_start())
+                self._workers.append(start_worker(_work, name="load generator"))
                 self._workers[-1][1].send(self._start_message)
         except BaseException:
             self._close()
@@ -150,7 +148,8 @@ class GeneratorProcesses:
         except (EOFError, ConnectionResetError):
             process = next(process for process, own in self._workers if own is connection)
             process.join(_START_S)
-            raise WorkerEndedError(_reason(process.exitcode)) from None
+            reason = reason_of_end(process.exitcode, "a process of the load generator", "use fewer callers.")
+            raise WorkerEndedError(reason) from None
         if isinstance(message, DefensembleError):
             raise message
         if isinstance(message, str) and message != _READY:
@@ -165,32 +164,6 @@ class GeneratorProcesses:
             process.join()
             process.close()
             connection.close()
-
-
-def _start() -> tuple[BaseProcess, Connection]:
-    ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_work, args=(theirs,), daemon=True, name="load generator")
-    # The process inherits the mask: on Ctrl-C the parent stops it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-    return process, ours
-
-
-def _reason(status: int | None) -> str:
-    if status is not None and status < 0:
-        name = signal.Signals(-status).name
-        return f"a process of the load generator was killed by {name}. If the system is out of memory, use fewer callers."
-    return (
-        f"a process of the load generator ended with status {status}; its error is above. A script needs "
-        '`if __name__ == "__main__"` around what it runs, because the processes import it.'
-    )
 
 
 def _work(connection: Connection) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._exceptions import DefensembleError, InputError, WorkerEndedError
+from .._worker_process import reason_of_end, start_worker
 from .base import InputType, QueryAttack
 from .lane_worker import work
 from .lanes import AttackSettings, AttackTask, Finished, Images
@@ -245,7 +244,8 @@ class _Worker:
             values = np.frombuffer(self.connection.recv_bytes(), np.float32) if counts else np.empty(0, np.float32)
         except (EOFError, ConnectionResetError):
             self.process.join()
-            raise WorkerEndedError(self._reason(self.process.exitcode)) from None
+            advice = "use fewer workers or lanes. Completed queries can be resumed."
+            raise WorkerEndedError(reason_of_end(self.process.exitcode, "a worker process of the attack", advice)) from None
         parts = []
         start = 0
         for position, count in counts:
@@ -255,30 +255,6 @@ class _Worker:
             start += size
         return parts, finished
 
-    def _reason(self, status: int | None) -> str:
-        if status is not None and status < 0:
-            return (
-                f"a worker process of the attack was killed by {signal.Signals(-status).name}. If the system is out of memory, use fewer "
-                "workers or lanes. Completed queries can be resumed."
-            )
-        return (
-            f"a worker process of the attack ended with status {status}; its error is above. A script needs "
-            '`if __name__ == "__main__"` around what it runs, because the workers import it.'
-        )
-
 
 def _start(settings: AttackSettings) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, pickle.dumps(settings)), daemon=True, name="attack worker")
-    # The worker inherits the mask: on Ctrl+C the parent ends it.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        process.start()
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-    return _Worker(process, ours)
+    return _Worker(*start_worker(work, pickle.dumps(settings), name="attack worker"))

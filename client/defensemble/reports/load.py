@@ -16,7 +16,7 @@ from ..load.result import LoadResult, Step, TargetResult
 from ..probes.outcome import STATUSES, Check
 from .cells import counted
 from .load_charts import charts_by_part
-from .load_tables import LoadTables, has_enough_calls, holds, percent, target_names
+from .load_tables import LoadTables, has_enough_calls, percent, target_names
 from .model import CheckOfResult, Figure, Report, Section, Statement
 from .write import write_report
 
@@ -120,10 +120,10 @@ def _main_statement(name: str, target: TargetResult, result: LoadResult) -> Stat
     is_closed = result.settings.loop == "closed"
     steps = [step for step in target.steps if step.valid and not step.failed and not step.unsent]
     if slo is not None and not is_closed:
-        steps = [step for step in steps if holds(step, slo)]
+        steps = [step for step in steps if step.holds(slo)]
     best = max(steps, key=lambda step: step.images_per_s if is_closed else load_of(step), default=None)
     if best is None:
-        if slo is not None and not is_closed and not any(holds(step, slo) for step in target.steps):
+        if slo is not None and not is_closed and not any(step.holds(slo) for step in target.steps):
             return Statement(f"{name}: no step holds {slo}.", is_alarm=True)
         kind = "valid step is" if slo is None or is_closed else f"step holds {slo}"
         return Statement(f"{name}: no {kind} without failures.", is_alarm=True)
@@ -147,7 +147,7 @@ def _missed_objective(name: str, target: TargetResult, result: LoadResult) -> It
     missed = [
         f"{load_text(step)} ({_distinct_percent(step.attainment, slo.quantile)})"
         for step in target.steps
-        if step.attainment is not None and not holds(step, slo)
+        if step.attainment is not None and not step.holds(slo)
     ]
     if missed:
         verb = "does" if len(missed) == 1 else "do"

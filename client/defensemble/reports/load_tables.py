@@ -35,16 +35,6 @@ def has_enough_calls(quantile: str, answered: int) -> bool:
     return answered >= _LEAST_CALLS.get(quantile, 0)
 
 
-def holds(step: Step, slo: Slo) -> bool:
-    """Return whether a step holds an objective.
-
-    Args:
-        step: The step.
-        slo: The objective.
-    """
-    return step.attainment is not None and step.attainment >= slo.quantile
-
-
 def target_names(targets: Sequence[TargetResult]) -> list[str]:
     """Return a name for each target: its URL and its model, with its number where that is not unique."""
     names = [f"{target.url}, {target.model}" for target in targets]
@@ -194,7 +184,7 @@ class LoadTables:
             rate = Cell(f"{number(trial.rate_per_s)}/s", key=trial.rate_per_s)
             rows.append(Row((rate, Cell(verdict, key=verdict), attainment, quantile)))
         slo = self._settings.slo
-        name = "quantile" if slo is None else f"p{100 * slo.quantile:.10g}"
+        name = "quantile" if slo is None else slo.name
         note = f"Rates in the order in which they were tried. Objective: {slo}; a failed call counts as infinitely slow."
         return self._table("capacity", "Search for the capacity", note, ("rate", "result", "within %", f"{name} ms"), rows, 2)
 
@@ -247,7 +237,7 @@ def _share_cell(count: int, total: int) -> Cell:
 def _holds_cell(step: Step, slo: Slo) -> Cell:
     if step.attainment is None:
         return _optional(None, step)
-    return Cell("yes" if holds(step, slo) else "no", key=step.attainment)
+    return Cell("yes" if step.holds(slo) else "no", key=step.attainment)
 
 
 def _counter_cells(counters: ModelCounters) -> list[Cell]:

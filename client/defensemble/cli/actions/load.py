@@ -138,8 +138,7 @@ def _passes(target: TargetResult, result: LoadResult) -> bool:
     slo = result.settings.slo
     if not target.steps or not all(step.valid and step.answered for step in target.steps):
         return False
-    attainment = target.steps[-1].attainment
-    return slo is None or (attainment is not None and attainment >= slo.quantile)
+    return slo is None or target.steps[-1].holds(slo)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def tables_from_result(result: LoadResult) -> Iterator[Table | Text]:
             if step.problem is not None and target.capacity is None:
                 yield Text(f"{name}: {step.problem}")
             slo = result.settings.slo
-            if slo is not None and target.capacity is None and step.attainment is not None and step.attainment < slo.quantile:
+            if slo is not None and target.capacity is None and step.attainment is not None and not step.holds(slo):
                 within = f"{100 * step.attainment:.4g} % within {slo.latency_ms:g} ms, {100 * slo.quantile:.10g} % needed"
                 yield Text(f"{name} does not hold {slo}: {within}")
             if step.failed or step.unsent:
