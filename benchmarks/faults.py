@@ -47,6 +47,7 @@ SOAK_MINUTES, QUICK_SOAK_S = 20, 45.0
 OVERLOAD_ROUNDS, QUICK_OVERLOAD = 3, Overload(factors=(1.0, 3.0), step_s=2.0)
 POOL = 64
 WIDTH = 8  # calls are short: the number of answers matters
+OVERLOAD_WIDTH = 24  # calls are long: callers, which share the cores with the server, take little of them at three times its capacity
 _ERRORS = (CallersDiedError, DefensembleError, FaultRunError, NginxError, NotFoundError, RepositoryError, ServerError)
 
 
@@ -211,10 +212,10 @@ def overload_members(
 def _overload_networks(options: Options, on_progress: OnProgress) -> dict[str, Any]:
     from benchmarks.common.networks import random_images, spec_values, untrained_networks
 
-    members = untrained_networks(random_images(POOL, options.seed), options.seed, width=WIDTH, on_progress=on_progress).members
+    members = untrained_networks(random_images(POOL, options.seed), options.seed, width=OVERLOAD_WIDTH, on_progress=on_progress).members
     load, rounds = (QUICK_OVERLOAD, 1) if options.quick else (Overload(), OVERLOAD_ROUNDS)
     result = overload_members(members, dataclasses.replace(load, seed=options.seed), rounds, on_progress=on_progress)
-    return {**result, "member_spec": spec_values(WIDTH)}
+    return {**result, "member_spec": spec_values(OVERLOAD_WIDTH)}
 
 
 if __name__ == "__main__":

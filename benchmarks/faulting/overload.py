@@ -48,13 +48,13 @@ class Overload:
         seed: Seed of arrivals and images.
 
     Example:
-        >>> measure_overload(server, Path("nginx"), Overload(objective_ms=250))
+        >>> measure_overload(server, Path("nginx"), Overload(objective_ms=500))
     """
 
-    objective_ms: float = 250.0
+    objective_ms: float = 1000.0
     batch_size: int = 8
     factors: Sequence[float] = (0.5, 0.8, 1.0, 2.0, 3.0)
-    step_s: float = 5.0
+    step_s: float = 6.0
     protocol: Literal["http", "grpc"] = "http"
     paths: Sequence[Literal["proxy", "direct"]] = ("proxy", "direct")
     seed: int = 0

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.common.figures import Figure, at_most_figure, zero_figure
 from benchmarks.faulting.soaking import SoakRun
@@ -89,6 +88,8 @@ def gain(times: Sequence[float], values: Sequence[float], scale: float) -> dict[
     residuals = means[:, 1] - means[:, 1].mean() - slope * centred
     # scipy's `linregress` has NaN as the error of constant values, such as an empty /dev/shm.
     error = math.sqrt(float(residuals @ residuals) / (BLOCKS - 2) / float(centred @ centred))
+    from scipy import stats
+
     margin = float(stats.t.ppf(0.975, BLOCKS - 2)) * error * duration
     middle = slope * duration
     return {

@@ -36,7 +36,7 @@ CHECK_EVERY_S = 2.0
 CHECK_AGAIN_S = 1.0
 HUNG_AFTER = 3
 # A server that was stopped (SIGSTOP) for so long is killed and restarted.
-FROZEN_S = 0.5
+FROZEN_S = 0.2
 LOG_EVERY_S = 10.0
 _POLL_S = 0.02
 # Triton prints this when asked to stop; if the drain then takes too long, its exit status is 1.
