@@ -17,6 +17,8 @@ from .state import ServerState, events_file, process_start, state_folder, when_w
 
 # Older faults are not reported.
 RECENT_S = 24 * 3600.0
+# The kinds that interrupt the service.
+FAULTS = ("died", "hung", "faulty", "not_restarted")
 _FILES_KEPT = 50
 
 
@@ -46,7 +48,7 @@ class ServerEvent:
     @property
     def is_fault(self) -> bool:
         """Whether the event interrupted the service."""
-        return self.kind in ("died", "hung", "faulty", "not_restarted")
+        return self.kind in FAULTS
 
     @property
     def text(self) -> str:

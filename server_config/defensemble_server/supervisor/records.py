@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..process.events import FAULTS
 from .targets import Problem, Target
 
 SCHEMA = "defensemble.supervisor/1"
@@ -160,7 +161,7 @@ def metrics_text(
         ("interval_seconds", "gauge", "Seconds between two checks of a model.", [({}, interval_s)]),
         ("loop_timestamp_seconds", "gauge", "When the supervisor was last at work.", [({}, looped_at)]),
         ("downtime_seconds_total", "counter", "Seconds without a running server.", [({}, outages.seconds)]),
-        ("outages_total", "counter", "Outages by kind.", [({"kind": kind}, count) for kind, count in sorted(outages.counts.items())]),
+        ("outages_total", "counter", "Outages by kind.", [({"kind": kind}, outages.counts[kind]) for kind in (*FAULTS, "stopping")]),
         (
             "repairs_total",
             "counter",

@@ -44,6 +44,7 @@ def test_the_metrics_are_read_back() -> None:
     assert samples[f"{prefix}checks_total", ("model", "alpha"), ("result", "nan"), ("version", "1")] == 1
     assert samples[f"{prefix}check_latency_seconds", ("model", ODD), ("version", "")] == 0.25
     assert samples[f"{prefix}outages_total", ("kind", "died")] == 1
+    assert samples[f"{prefix}outages_total", ("kind", "hung")] == 0, "a counter without its first sample has no increase"
     assert samples[f"{prefix}repairs_total", ("result", "done")] == 2
     assert samples[f"{prefix}check_failing", ("model", "alpha"), ("version", "1")] == 1
     assert (samples[f"{prefix}server_up",], samples[f"{prefix}ready",], samples[f"{prefix}interval_seconds",]) == (1, 1, 1)
