@@ -178,7 +178,7 @@ def test_a_repository_with_averaging_models_only_is_refused(repository: Path) ->
     for path in repository.iterdir():
         if not path.name.startswith(("average_", "uncertainty_")):
             path.rename(repository.parent / path.name)
-    assert "that can be called" in error_message(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent))
+    assert "averaging models" in error_message(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent))
 
 
 def write_slow_to_load(repository: Path) -> None:

@@ -115,7 +115,7 @@ def connected(port: int, count: int, sent: bytes, addresses: int) -> Iterator[li
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_500_slow_callers_do_not_keep_others_from_their_answers_and_are_cut_off(server: Server, nginx: Nginx, kind: str) -> None:
-    with unharmed(server, nginx, grows_mib=32), connected(nginx.http_port, 500, SLOW[kind], addresses=5) as connections:
+    with unharmed(server, nginx), connected(nginx.http_port, 500, SLOW[kind], addresses=5) as connections:
         with Client(nginx.http_url, model="ensemble") as client:
             for _ in range(20):
                 client.predict(tiny.images(1), timeout_s=ANSWERED_S)
@@ -131,7 +131,7 @@ def test_500_slow_callers_of_grpc(server: Server, nginx: Nginx) -> None:
     """Each address may take some of the requests in flight, until it stays silent for 5 s."""
     start = PREFACE + frame(SETTINGS)
     start += frame(HEADERS, END_HEADERS, 1, http2.call_fields(INFER_CALL))
-    with unharmed(server, nginx, grows_mib=32), connected(nginx.grpc_port, 500, start, addresses=1):
+    with unharmed(server, nginx), connected(nginx.grpc_port, 500, start, addresses=1):
         with Client(nginx.grpc_url, model="ensemble") as client:
             for _ in range(20):
                 client.predict(tiny.images(1), timeout_s=ANSWERED_S)
@@ -152,7 +152,7 @@ FLOODS = {
 @pytest.mark.parametrize("kind", FLOODS)
 def test_floods_of_http2(server: Server, nginx: Nginx, kind: str) -> None:
     sent = b"".join(FLOODS[kind](2 * number + 1) for number in range(20_000))
-    with unharmed(server, nginx, grows_mib=16), Client(nginx.http_url, model="ensemble") as client:
+    with unharmed(server, nginx), Client(nginx.http_url, model="ensemble") as client:
         for _ in range(3):
             with http2.connect(nginx.grpc_port) as connection:
                 http2.send_and_drain(connection, sent)
@@ -168,7 +168,7 @@ def test_headers_without_end(server: Server, nginx: Nginx) -> None:
 
 def test_floods_of_connections_and_of_random_bytes(server: Server, nginx: Nginx) -> None:
     generator = np.random.default_rng(1)
-    with unharmed(server, nginx, grows_mib=16):
+    with unharmed(server, nginx):
         for number in range(1000):
             port = (nginx.http_port, nginx.grpc_port)[number % 2]
             beginning = (b"", b"POST /v2/models/ensemble/infer HTTP/1.1\r\n", PREFACE)[number % 3]
