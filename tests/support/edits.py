@@ -86,7 +86,7 @@ SCENES = {
     "delete a twin": Scene(Edit("delete", ["canary"], BOTH, None, ensemble="canary"), with_a_twin),
     "rollback": Scene(Edit("rollback", [], HEAVIER, BOTH), edited_before),
     "switch": Scene(Edit("add", ["ensemble", ["alpha@2"]], BOTH, SWITCHED, {"in_place_of": "alpha@1"}), three_models, late=second_alpha),
-    "refresh": Scene(Edit("refresh", ["beta"], BOTH, COPIED), three_models),
+    "refresh": Scene(Edit("refresh", [["beta"]], BOTH, COPIED), three_models),
     "reload of a weight": Scene(Edit("reload", [], BOTH, HEAVIER, by_hand=True), three_models, late=weight_by_hand),
     "reload of a batch size": Scene(Edit("reload", [], BOTH, BOTH, by_hand=True), three_models, late=batch_by_hand),
 }

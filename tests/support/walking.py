@@ -213,7 +213,7 @@ def disk_state(folder: Path, edit: Edit, old: Content, new: Content) -> str:
     assert state is not None, f"{folder / path} is neither the old nor the new one"
     wanted = dict(old if state == "old" else new)
     if edit.verb == "refresh" and state == "old":
-        member = f"{edit.arguments[0]}/config.pbtxt"
+        member = f"{edit.arguments[0][0]}/config.pbtxt"
         wanted[member] = new[member] if now[member] == new[member] else old[member]
     assert {name: now.get(name) for name in wanted} == wanted, f"{folder} misses files of the {state} state"
     for name in RepositoryView(folder).models() if not (edit.by_hand and state == "old") else ():
