@@ -23,9 +23,7 @@ _HEADERS = (
     "goals",
 )
 # Why a goal is missed, where the cause is known.
-_REASONS = {
-    "closed_channels.recovered_s": "; core 2.51 computes the members of the calls whose callers are gone, 16,000 images, and others wait",
-}
+_REASONS = {"closed_channels.recovered_s": "; core 2.51 computes the members of the calls whose callers are gone, and others wait"}
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:

@@ -55,7 +55,7 @@ def answer(model: onnx.ModelProto | bytes, images: Array, output: str = "logits"
 def reference(model: onnx.ModelProto, images: Array = IMAGES) -> Array:
     """Return the logits of a network as it was generated; reject the example if they overflow, as several loops in a row can."""
     values = answer(model, images)
-    assume(np.abs(values).max() < 1e20)
+    assume(np.isfinite(values).all())
     return values
 
 
