@@ -105,7 +105,7 @@ def test_edit_finishes_after_a_restart_at_every_call(edit_process: EditProcess, 
 def test_failed_edit_is_restored_after_a_restart_at_every_call(edit_process: EditProcess, tmp_path: Path, name: str) -> None:
     scene = SCENES[name]
     with scene.staged(tmp_path / "stage", restart=True) as stage:
-        whole, _, _ = run_completely(stage, edit_process, scene.edit, kinds=["network"])
+        whole, new, _ = run_completely(stage, edit_process, scene.edit, kinds=["network"])
         last = "after unload_model" if name == "delete" else "infer"
         failing = number_of(whole.steps, f"{last} {scene.edit.ensemble}")
         fail: dict[str, Any] = {"fault": "fail", "error": "failed"}
@@ -114,10 +114,16 @@ def test_failed_edit_is_restored_after_a_restart_at_every_call(edit_process: Edi
         stage.restore()
         for at in range(failing + 1, len(back.steps) + 1):
             result = run_and_kill_server(stage, edit_process, scene.edit, failing, **fail, later={at: "kill_server"})
-            assert result.error == "EditFailedError"
             if at > len(result.steps):
+                assert result.error == "EditFailedError"
                 break
             step = f"{at}: {result.steps[at - 1]}: {result.text}"
+            # Inferences run at the same time as the one that fails: if the killed server is noticed first, they are all repeated.
+            if result.error is None and result.steps[at - 1].startswith("infer "):
+                check_all(stage, scene.edit, scene.edit.after, new, step, scene.edit.verb)
+                stage.restore()
+                continue
+            assert result.error == "EditFailedError", step
             assert any(stage.addresses[0][0] in line for line in result.put_back), step
             check_all(stage, scene.edit, scene.edit.before, stage.first, step)
             stage.restore()
