@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -26,6 +26,7 @@ from defensemble import (
     RetryPolicy,
     TlsFiles,
 )
+from defensemble._transport.base import OutputRequest
 from defensemble_server import Server
 from tests.support import tiny
 from tests.support.certificates import make_certificate
@@ -114,6 +115,20 @@ def test_a_client_above_its_rate_is_refused(triton: Server, nginx_folder: Path, 
             response = exchange(nginx.http_port, request("GET", "/v2"))
             assert response is not None
             assert (response[0], response[1]["retry-after"]) == (429, "1")
+
+
+def test_the_rate_of_all_callers_of_grpc_together(triton: Server, nginx_folder: Path) -> None:
+    limits = {"defensemble_grpc_rate:1m rate=1000r/s": "defensemble_grpc_rate:1m rate=1r/m", "burst=16": "burst=2"}
+    with nginx_before(triton, nginx_folder, limits) as nginx, ExitStack() as stack:
+        transports = [stack.enter_context(Client(nginx.grpc_url, retry=NO_RETRY)).transport for _ in range(4)]
+        for transport in transports[:3]:
+            transport.infer("alpha", {"images": tiny.images(1)}, [OutputRequest("logits")], 5)
+        with pytest.raises(NotReadyError):
+            transports[3].infer("alpha", {"images": tiny.images(1)}, [OutputRequest("logits")], 5)
+        assert transports[3].live(5)
+        assert transports[3].models(5)
+        with Client(nginx.http_url, model="alpha", retry=NO_RETRY) as client:
+            client.predict(tiny.images(1))
 
 
 def test_the_answers_of_a_proxy_whose_server_is_gone(nginx_folder: Path) -> None:

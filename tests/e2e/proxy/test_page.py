@@ -50,7 +50,9 @@ def test_the_limits_of_the_page_are_those_of_the_file() -> None:
     assert {shown("max_conns")} == set_to(r":800[01] max_conns=(\d+) fail_timeout=1s; # edit\n    keepalive 16")
     assert shown("http_client").split(", ") == re.findall(r"limit_conn defensemble_\w+_client (\d+);", configuration)
     assert {shown("defensemble_total")} == set_to(r"limit_conn defensemble_total (\d+);")
-    assert re.findall(r"\d+", shown("limit_req")) == [*set_to(r"rate=(\d+)r/s"), *set_to(r"burst=(\d+)")]
+    for zone in ("rate", "grpc_rate"):
+        rate, burst = set_to(rf"zone=defensemble_{zone}:\d+m rate=(\d+)r/s"), set_to(rf"zone=defensemble_{zone} burst=(\d+)")
+        assert re.findall(r"\d+", shown(f"defensemble_{zone}")) == [*rate, *burst]
     assert {shown("client_max_body_size").replace(" MB", "m"), shown("without binary").replace(" kB", "k"), "1k"} == set_to(
         r"client_max_body_size (\w+);"
     )
