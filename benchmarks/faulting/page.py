@@ -23,7 +23,10 @@ _HEADERS = (
     "goals",
 )
 # Why a goal is missed, where the cause is known.
-_REASONS = {"closed_channels.recovered_s": "; core 2.51 computes the members of the calls whose callers are gone, and others wait"}
+_REASONS = {
+    "closed_channels.recovered_s": "; core 2.51 computes the members of the calls whose callers are gone, and others wait. A rate at "
+    "[the proxy](../how-to/proxy.md#choose-the-limits) bounds them"
+}
 
 
 def page(result: Mapping[str, Any], json_name: str) -> str:
