@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .connection import FAILURES, Connection, InferAnswer, WaitingCheck
+from .connection import FAILURES, Connection, InferAnswer, Progress, WaitingCheck
 from .records import TargetRecord
 from .targets import Problem, Target, Targets
 
@@ -94,7 +94,8 @@ class Checks:
         """Return the models that hang: their checks wait, and they have executed nothing for `hang_after_s`.
 
         A server under load is no hang: the check waits in the queue, while the counters of the model grow. Users of another model can keep
-        a model waiting for longer; while the counters of any model grow, a hang takes three times as long.
+        a model waiting for longer; while the counters of any model grow, a hang takes three times as long. An ensemble does not hang while
+        the check of a member waits: it waits in the same queue, behind that check.
         """
         now, found = time.monotonic(), list[TargetRecord]()
         if not self._waiting or now < self._progress_at:
@@ -107,6 +108,9 @@ class Checks:
             return found
         for label, check in self._waiting.items():
             record = self.records[label]
+            if any(f"{name}@{version}" in self._waiting for name, version in record.target.members):
+                check.own = Progress()
+                continue
             own_s, any_s = check.own.idle_s(counts.get(record.target.name, 0)), check.any.idle_s(sum(counts.values()))
             if own_s >= self._hang_after_s and (any_s >= self._hang_after_s or own_s >= 3 * self._hang_after_s):
                 found.append(record)

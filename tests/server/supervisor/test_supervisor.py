@@ -175,13 +175,12 @@ def test_a_queue_that_is_longer_than_the_time_of_a_hang_is_no_hang(tmp_path: Pat
     repository = faults.write_repository(tmp_path / "repository", loops=True, max_batch_size=1)
     slow = np.zeros((1, *tiny.SHAPE), np.float32)
     with watched(repository) as server:
-        slow[0, 0, 0, 0] = 20_000
-        durations = []
-        for _ in range(3):
+        duration = 0.0
+        while duration < 0.15:  # on a machine of any speed
+            slow[0, 0, 0, 0] += 100_000
             begin = time.monotonic()
             ask(server, "beta", slow, "logits", timeout_s=DEADLINE_S)
-            durations.append(time.monotonic() - begin)
-        slow[0, 0, 0, 0] *= 0.3 / min(durations)  # a third of a second for each run, on a machine of any speed
+            duration = time.monotonic() - begin
         logits = faults.logits(2, slow)
         over = time.monotonic() + 12
         waits = []
@@ -197,7 +196,7 @@ def test_a_queue_that_is_longer_than_the_time_of_a_hang_is_no_hang(tmp_path: Pat
             thread.start()
         for thread in threads:
             thread.join()
-        assert [event.kind for event in server.events()] == ["started"]
+        assert [event.text for event in server.events() if event.kind != "started"] == []
     assert max(waits) > WATCHED.hang_after_s
 
 
