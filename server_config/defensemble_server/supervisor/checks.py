@@ -108,7 +108,7 @@ class Checks:
             return found
         for label, check in self._waiting.items():
             record = self.records[label]
-            if any(f"{name}@{version}" in self._waiting for name, version in record.target.members):
+            if any(member in self._waiting for member in record.target.member_labels):
                 check.own = Progress()
                 continue
             own_s, any_s = check.own.idle_s(counts.get(record.target.name, 0)), check.any.idle_s(sum(counts.values()))

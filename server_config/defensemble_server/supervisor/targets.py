@@ -61,6 +61,11 @@ class Target:
         """Its name, with the version of a model that has one."""
         return self.name if self.version is None else f"{self.name}@{self.version}"
 
+    @property
+    def member_labels(self) -> tuple[str, ...]:
+        """The labels of the members of an ensemble."""
+        return tuple(f"{name}@{version}" for name, version in self.members)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -188,7 +193,7 @@ class Targets:
     def _expected(self, target: Target) -> Array | None:
         if target.average is None:
             return self._references.answer(target.name, target.digest)
-        members = [self._targets.get(f"{name}@{version}") for name, version in target.members]
+        members = [self._targets.get(label) for label in target.member_labels]
         logits = [self._references.answer(member.name, member.digest) for member in members if member is not None]
         known = [values for values in logits if values is not None]
         if len(known) < len(target.members):

@@ -214,7 +214,7 @@ class Treatment:
     @staticmethod
     def _has_correct_members(records: Mapping[str, TargetRecord], ensemble: TargetRecord, failure: Failure) -> bool:
         """Return whether all members have answered correctly since a failure of their ensemble."""
-        members = [records.get(f"{name}@{version}") for name, version in ensemble.target.members]
+        members = [records.get(label) for label in ensemble.target.member_labels]
         return all(member is None or (member.failure is None and (member.correct_at or 0.0) > failure.detected_at) for member in members)
 
     @staticmethod
