@@ -23,6 +23,7 @@ from .foreign.reader import check_is_checkpoint
 from .fused import check_fuse_request, fuse_planned_ensemble, fused_member, planned_fused_files
 from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint
 from .members.from_onnx import OnnxSource
+from .members.mask_aware import form_problem
 from .members.write import ExportOptions
 from .verification.images import dataset_from_record, images_for_verification
 
@@ -51,13 +52,15 @@ class CheckpointSource:
         """Check that the checkpoint can be read, before any slow work.
 
         Raises:
-            ExportError: The file is ONNX or belongs to another framework.
+            ExportError: The file is ONNX or belongs to another framework, or the network has no masks and its mask-aware form is required.
             defensemble_training.CheckpointError: The checkpoint cannot be read.
         """
         check_is_checkpoint(self.path)
-        from defensemble_training import load_checkpoint
+        from defensemble_training import defect_masks, load_checkpoint
 
-        load_checkpoint(self.path)
+        module, _, _ = load_checkpoint(self.path)
+        if options.mask_aware == "on" and not defect_masks(module):
+            raise ExportError(f"{self.path} has no masks, so it has no mask-aware form: leave --mask-aware out, or export a masked network")
 
     def real_images(self, data_dir: Path | None) -> np.ndarray[Any, Any]:
         """Return test images (N,C,H,W) of the dataset that the checkpoint was trained on.
@@ -132,13 +135,13 @@ def export_networks(
         weights: Weights by member name.
         max_batch_size: Largest batch of the models, 1 to 4096. None: that of the existing models, or the default.
         replace: Add a new version to each model that exists.
-        options: Precision and calibration.
+        options: Precision, calibration and form.
         images: Float32 (N,C,H,W) in [0, 1] to verify on. None: test images of the dataset of each checkpoint.
         data_dir: Folder of that dataset.
         fuse: Name of a model that computes the whole ensemble in one graph. If `ensemble` is None, the networks are written only into
             this graph, with `weights` and `average`, and do not become members.
         on_exported: Called with the source and the member after each export.
-        on_progress: Called with a line about each leftover that is removed.
+        on_progress: Called with a line about each leftover that is removed, and each network whose mask-aware form could not be verified.
 
     Returns:
         The paths written, relative to `repository`.
@@ -180,6 +183,8 @@ def export_networks(
             network.write_onnx(path, max_batch_size=batches[network.member_name], options=options, images=images, data_dir=data_dir)
             members.append(member_from_onnx(path, network.member_name))
             on_exported(network.path, members[-1])
+            if (problem := form_problem(members[-1].report)) is not None:
+                on_progress(f"{network.path} was exported as a plain file and not in the mask-aware form: {problem}")
     real = images
     if fuse is not None and real is None:
         real = next((network.real_images(data_dir) for network in networks if isinstance(network, CheckpointSource)), None)

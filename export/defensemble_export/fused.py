@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from defensemble_ops import OPERATOR
 from defensemble_repository.checks.averages import check_averages
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.model import check_model
@@ -47,9 +48,10 @@ from .entries.members import (
 )
 from .entries.stored_graph import stored_graph
 from .errors import ExistsError, ExportError
-from .graphs.fusion import digests_of_members, fused_onnx
+from .graphs.fusion import digests_of_members, fused_onnx, member_prefixes
 from .graphs.traversal import metadata_of
 from .labels import default_labels, first_difference
+from .members.mask_aware import fused_form
 from .members.report import report_from_export
 from .verification.fused import verify_fused
 from .verification.images import images_from_record
@@ -241,10 +243,13 @@ def fused_member(
     check_same(members, shape="image size")
     contents = [member.onnx for member in members]
     preprocessing = next((member.preprocessing for member in members if member.preprocessing is not None), None)  # all have the same
-    content = fused_onnx(contents, ensemble, preprocessing=None if preprocessing is None else preprocessing.to_json())
-    measured = verify_fused(content, contents, ensemble, images, max_batch_size=max_batch_size)
+    plain = fused_onnx(contents, ensemble, preprocessing=None if preprocessing is None else preprocessing.to_json())
+    measured = verify_fused(plain, contents, ensemble, images, max_batch_size=max_batch_size)
     # Of mixed precisions the lowest: an engine that is compared with this graph later must meet the tolerance of that precision.
     precision = lowest_precision(checked_precision(member.precision) for member in members)
+    prefixes = zip(member_prefixes(ensemble), members, strict=True)
+    targets = [f"{prefix}/logits" for prefix, exported in prefixes if exported.mask_aware is not None]
+    content, form = fused_form(plain, targets, images, precision=precision, max_batch_size=max_batch_size)
     origin = {
         "kind": "fused",
         "average": ensemble.average,
@@ -254,9 +259,25 @@ def fused_member(
         ],
     }
     report = report_from_export(
-        content, precision=precision, origin=origin, verification=measured, tolerance={"largest_difference": measured["tolerance"]}
+        content,
+        precision=precision,
+        origin=origin,
+        verification=measured,
+        tolerance={"largest_difference": measured["tolerance"]},
+        mask_aware=form,
     )
-    return ExportedMember(name, content, first.input_shape, first.num_classes, first.class_names, None, precision, report, preprocessing)
+    return ExportedMember(
+        name,
+        content,
+        first.input_shape,
+        first.num_classes,
+        first.class_names,
+        None,
+        precision,
+        report,
+        preprocessing,
+        form["operator"],
+    )
 
 
 def planned_fused_files(
@@ -350,6 +371,7 @@ def _read_member(files: RepositoryView, model: str, version: int, config: schema
         parameter(config, f"mask_digest.{version}"),
         checked_precision(graph.precision),
         preprocessing=preprocessing_from_text(parameter(config, PREPROCESSING), f"'{model}'"),
+        mask_aware=OPERATOR if graph.is_mask_aware else None,
     )
 
 

@@ -50,7 +50,14 @@ def member_config(name: str, interface: Interface) -> schema.ModelConfig:
 
 
 def describe_version(
-    config: schema.ModelConfig, version: int, *, precision: str, sha256: str, mask_digest: str | None, preprocessing: str | None
+    config: schema.ModelConfig,
+    version: int,
+    *,
+    precision: str,
+    sha256: str,
+    mask_digest: str | None,
+    preprocessing: str | None,
+    mask_aware: str | None = None,
 ) -> None:
     """Set the parameters of a configuration that describe one version.
 
@@ -61,9 +68,11 @@ def describe_version(
         sha256: The SHA-256 of the graph. It is not set in a profile that serves a TensorRT plan, because a plan has its own digest.
         mask_digest: The SHA-256 of the masks, or None without masks.
         preprocessing: The parameter `preprocessing` (JSON), which all versions share, or None to keep it.
+        mask_aware: The operator of a mask-aware graph, or None for a plain one. Like `sha256`, it describes the graph's file.
     """
-    parameters = {"precision": precision, "sha256": sha256 if config.default_model_filename in ("", MODEL_FILE) else None}
-    parameters["mask_digest"] = mask_digest
+    parameters: dict[str, str | None] = {"precision": precision, "mask_digest": mask_digest}
+    if config.default_model_filename in ("", MODEL_FILE):
+        parameters |= {"sha256": sha256, "mask_aware": mask_aware}
     _set_parameters(config, {f"{key}.{version}": value for key, value in parameters.items() if value is not None})
     if preprocessing is not None:
         set_preprocessing(config, preprocessing)

@@ -19,6 +19,7 @@ from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
 from defensemble_repository.view import RepositoryView
 
+from ..graphs.mask_aware import is_mask_aware, plain_onnx
 from ..graphs.traversal import metadata_of
 from ..verification.tolerances import precision_of
 
@@ -33,6 +34,7 @@ class MemberInfo:
         weight: The weight, above 0.
         share: The weight divided by the sum of all members' weights.
         precision: What the graph computes in, such as `"fp32"`.
+        mask_aware: Whether the file that is served contains the operator that skips masked neurons.
         mask_digest: The digest of the masks.
         sha256: The digest of the file, as the configuration states it.
         bytes: The size of the file.
@@ -56,6 +58,7 @@ class MemberInfo:
     weight: float
     share: float
     precision: str | None = None
+    mask_aware: bool | None = None
     mask_digest: str | None = None
     sha256: str | None = None
     bytes: int | None = None
@@ -83,7 +86,8 @@ def read_member_info(files: RepositoryView, member: Member, share: float) -> Mem
     """
     problems: list[str] = []
     config = _config(files, member.model, problems)
-    graph, size = _graph(files, member, config, problems)
+    stored, size = _graph(files, member, config, problems)
+    graph = None if stored is None else plain_onnx(stored)
     metadata = {} if graph is None else metadata_of(graph)
     network = _network(metadata, problems, f"{files.repository / member.model / str(member.version) / MODEL_FILE}")
     stated, sha256 = parameter(config, f"precision.{member.version}"), parameter(config, f"sha256.{member.version}")
@@ -96,6 +100,7 @@ def read_member_info(files: RepositoryView, member: Member, share: float) -> Mem
         member.weight,
         share,
         precision=precision,
+        mask_aware=None if stored is None else _serves_graph(config) and is_mask_aware(stored),
         mask_digest=parameter(config, f"mask_digest.{member.version}") or metadata.get(MASK_DIGEST),
         sha256=sha256,
         bytes=size,
@@ -129,9 +134,9 @@ def _content(files: RepositoryView, path: str, problems: list[str], missing: str
 def _graph(
     files: RepositoryView, member: Member, config: schema.ModelConfig | None, problems: list[str]
 ) -> tuple[onnx.ModelProto | None, int | None]:
-    """Return the graph of a version, and the size of the file that is served."""
+    """Return the graph of a version as it is stored, and the size of the file that is served."""
     folder = f"{member.model}/{member.version}"
-    served = (config.default_model_filename if config is not None else "") or MODEL_FILE
+    served = _served_file(config)
     content = _content(files, f"{folder}/{served}", problems, "export the model again")
     if content is None:
         return None, None
@@ -147,6 +152,15 @@ def _graph(
         problems.append(f"{files.repository / folder / MODEL_FILE} is not an ONNX file: {error}; export the model again")
         return None, size
     return graph, size
+
+
+def _served_file(config: schema.ModelConfig | None) -> str:
+    return (config.default_model_filename if config is not None else "") or MODEL_FILE
+
+
+def _serves_graph(config: schema.ModelConfig | None) -> bool:
+    """Return whether the graph itself is served, and not a TensorRT plan."""
+    return _served_file(config) == MODEL_FILE
 
 
 def _network(metadata: Mapping[str, str], problems: list[str], where: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _AVERAGING_PARAMETERS = {"average", "weights", "members"}
 # The files that exports, profiles and engines write into the folder of a model, and into that of a version.
 _MODEL_FILES = (CONFIG_FILE, LABELS_FILE)
 _VERSION_FILES = (MODEL_FILE, REPORT_FILE, PLAN_FILE, MANIFEST_FILE)
-_VERSION_PARAMETERS = ("sha256", "mask_digest", "precision")
+_VERSION_PARAMETERS = ("sha256", "mask_digest", "precision", "mask_aware")
 _Key = tuple[str, int]
 
 

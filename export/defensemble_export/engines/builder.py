@@ -19,6 +19,7 @@ from defensemble_repository.names import MANIFEST_FILE, PLAN_FILE
 from defensemble_repository.plan_manifest import Manifest
 
 from ..errors import EngineError
+from ..graphs.mask_aware import is_mask_aware, plain_onnx
 from ..graphs.traversal import real_inputs
 from .build_steps import INPUT, BuildRequest, Messages, build
 from .parser_support import parser_list, problems_of_graph
@@ -53,7 +54,7 @@ def engine_from_onnx(
     content = read_regular(graph)
     trt = load_tensorrt()
     started = time.monotonic()
-    plan = _build_plan(trt, request, content, str(graph), timing_cache, on_phase)
+    plan = _build_plan(trt, request, plain_content(content, str(graph)), str(graph), timing_cache, on_phase)
     manifest = Manifest(
         **asdict(target),
         **request.recorded,
@@ -80,10 +81,7 @@ def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildReques
         EngineError: The graph has other inputs than `images`, or contains something that TensorRT's parser is not documented to support.
         RepositoryError: A number is out of range.
     """
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # the class of protobuf's error depends on its implementation
-        raise EngineError(f"{where} is not an ONNX file, or is damaged: {error}; export the model again") from error
+    model = plain_onnx(_parse(content, where))
     inputs = real_inputs(model.graph)
     sizes = [size.dim_value for size in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
     element = inputs[0].type.tensor_type.elem_type if inputs else 0
@@ -103,6 +101,27 @@ def request_from_onnx(content: bytes, where: str, **options: Any) -> BuildReques
             f"{documented.source}); serve the model without a plan:\n  " + "\n  ".join(problems)
         )
     return BuildRequest((channels, height, width), fixed_batch=batch > 0, **options)
+
+
+def plain_content(content: bytes, where: str) -> bytes:
+    """Return the bytes that TensorRT parses: of a mask-aware file those of its plain graph, since TensorRT does not have the operator.
+
+    Args:
+        content: The bytes of the ONNX file.
+        where: What errors call it.
+
+    Raises:
+        EngineError: The file is not an ONNX file.
+    """
+    model = _parse(content, where)
+    return bytes(plain_onnx(model).SerializeToString(deterministic=True)) if is_mask_aware(model) else content
+
+
+def _parse(content: bytes, where: str) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(content)
+    except Exception as error:  # the class of protobuf's error depends on its implementation
+        raise EngineError(f"{where} is not an ONNX file, or is damaged: {error}; export the model again") from error
 
 
 def _build_plan(trt: Any, request: BuildRequest, content: bytes, where: str, timing_cache: Path | None, on_phase: OnPhase | None) -> bytes:

@@ -50,6 +50,7 @@ class ExportedMember:
         precision: What the graph computes in: fp32, fp16 or int8.
         report: The verification report as JSON, if there is one.
         preprocessing: How images are resized; None if unknown.
+        mask_aware: The operator of a mask-aware file, such as `"MaskedNetwork_v1"`; None for a plain one.
 
     Example:
         >>> member = member_from_onnx("vgg19.onnx", "vgg")
@@ -65,6 +66,7 @@ class ExportedMember:
     precision: str = "fp32"
     report: bytes | None = None
     preprocessing: Preprocessing | None = None
+    mask_aware: str | None = None
 
     def interface(self, max_batch_size: int) -> Interface:
         """Return its inputs and outputs for batches of up to `max_batch_size` images."""
@@ -226,8 +228,15 @@ def describe_member_version(config: schema.ModelConfig, member: ExportedMember, 
         member: The content of the version.
         version: The version.
     """
-    sha256, masks = hashlib.sha256(member.onnx).hexdigest(), member.mask_digest
-    describe_version(config, version, precision=member.precision, sha256=sha256, mask_digest=masks, preprocessing=member.rule)
+    describe_version(
+        config,
+        version,
+        precision=member.precision,
+        sha256=hashlib.sha256(member.onnx).hexdigest(),
+        mask_digest=member.mask_digest,
+        preprocessing=member.rule,
+        mask_aware=member.mask_aware,
+    )
 
 
 def version_files(member: ExportedMember, version: int) -> dict[str, bytes]:

@@ -13,7 +13,8 @@ from defensemble_repository.reader import model_backend, parameter
 from defensemble_repository.view import RepositoryView
 
 from ..errors import ExportError
-from ..graphs.loading import model_from_bytes
+from ..graphs.mask_aware import is_mask_aware, plain_onnx
+from ..graphs.stored import file_from_bytes
 from ..verification.tolerances import precision_of
 
 
@@ -25,8 +26,9 @@ class StoredGraph:
         path: The file, relative to the repository.
         content: The bytes of the file.
         sha256: The SHA-256 of the bytes.
-        model: The parsed graph.
+        model: The parsed graph: of a mask-aware file, the plain graph that it contains.
         precision: What the graph computes in, such as `"fp32"`.
+        is_mask_aware: Whether the file contains the operator that skips masked neurons.
     """
 
     path: str
@@ -34,6 +36,7 @@ class StoredGraph:
     sha256: str
     model: onnx.ModelProto
     precision: str
+    is_mask_aware: bool
 
 
 def stored_graph(files: RepositoryView, name: str, version: int, config: schema.ModelConfig) -> StoredGraph:
@@ -60,11 +63,12 @@ def stored_graph(files: RepositoryView, name: str, version: int, config: schema.
             f"{file} has SHA-256 {sha256[:16]}..., but {where} states {expected[:16]}...: the file was changed or damaged after the "
             f"export. Export '{name}' again (--replace) or, if you changed it on purpose, write the new digest there"
         )
-    model, stated = model_from_bytes(content, name), parameter(config, f"precision.{version}")
+    stored = file_from_bytes(content, name)
+    model, stated = plain_onnx(stored), parameter(config, f"precision.{version}")
     precision = precision_of(model, stated) or "fp32"
     if stated not in (None, precision):
         raise ExportError(
             f"{file} computes in {precision}, but {where} states precision.{version} {stated!r}; write {precision!r} there, or export the "
             "model again"
         )
-    return StoredGraph(path, content, sha256, model, precision)
+    return StoredGraph(path, content, sha256, model, precision, is_mask_aware(stored))

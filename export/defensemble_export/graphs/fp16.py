@@ -13,6 +13,7 @@ from defensemble_repository.onnx_metadata import IR_VERSION
 from ..errors import ExportError
 from .copying import check_converted, make_initializers, named_copy
 from .loading import invalid_reason
+from .mask_aware import plain_onnx
 from .operators import MOVES, QUANTISE_OPERATORS, STANDARD_DOMAINS, is_standard
 from .traversal import graphs_of, names_of, nodes_of, replace, subgraphs, unique_name
 
@@ -47,7 +48,7 @@ def fp16_from_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
     Example:
         >>> onnx.save(fp16_from_onnx(onnx.load("vgg19.onnx")), "vgg19_fp16.onnx")
     """
-    copy = named_copy(model)
+    copy = named_copy(plain_onnx(model))
     copy.ir_version = IR_VERSION
     if reason := invalid_reason(copy):
         raise ExportError(

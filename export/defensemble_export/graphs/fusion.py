@@ -35,8 +35,10 @@ from ..errors import ExportError
 from ..labels import first_difference
 from .averaging import average_onnx
 from .copying import tidy_copy
-from .loading import MAX_FILE_BYTES, invalid_reason, model_from_bytes, translate_errors
+from .loading import MAX_FILE_BYTES, invalid_reason, translate_errors
+from .mask_aware import plain_onnx
 from .operators import QUANTISE_OPERATORS, RANDOM, STANDARD_DOMAINS
+from .stored import model_from_bytes
 from .traversal import metadata_of, names_of, nodes_of, redirect, rename, shape_of, subgraphs, tensors_of
 
 FUSING_ALTERNATIVE = "serve the ensemble of the members, which computes the same"
@@ -68,7 +70,7 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble, *
         raise EnsembleError(
             f"ensemble '{ensemble.name}' has {len(ensemble.members)} members, got {len(members)} networks to fuse: pass one per member"
         )
-    names = _prefixes(ensemble)
+    names = member_prefixes(ensemble)
     models = [_load_network(member, name) for member, name in zip(members, names, strict=True)]
     shape, num_classes = _shared_interface(models, names)
     metadata = _metadata(models, [member if isinstance(member, bytes) else None for member in members], names, ensemble)
@@ -105,7 +107,7 @@ def fused_onnx(members: Sequence[bytes | onnx.ModelProto], ensemble: Ensemble, *
     return content
 
 
-def _prefixes(ensemble: Ensemble) -> list[str]:
+def member_prefixes(ensemble: Ensemble) -> list[str]:
     """Return the prefix of each member's names: its model, and its version if the model is a member at several versions."""
     models = [member.model for member in ensemble.members]
     return [member.model if models.count(member.model) == 1 else f"{member.model}@{member.version}" for member in ensemble.members]
@@ -115,7 +117,7 @@ def _load_network(member: bytes | onnx.ModelProto, name: str) -> onnx.ModelProto
     """Return a tidy copy of a member, after checking that it maps `images` to `logits` only."""
     if not isinstance(member, (bytes, onnx.ModelProto)):
         raise ExportError(f"'{name}' must be the bytes of an ONNX file or a ModelProto, got {type(member).__name__}: read the file first")
-    model = tidy_copy(model_from_bytes(member, name) if isinstance(member, bytes) else member)
+    model = tidy_copy(model_from_bytes(member, name) if isinstance(member, bytes) else plain_onnx(member))
     if model.functions:  # two members may have different functions of the same name
         with translate_errors("cannot be fused, because its functions cannot be inlined", file=f"'{name}'"):
             model = tidy_copy(onnx.inliner.inline_local_functions(model, convert_version=True))

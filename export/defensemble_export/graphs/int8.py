@@ -18,6 +18,7 @@ from ..errors import ExportError
 from .copying import check_converted, fold_constants, named_copy
 from .fp16 import fp16_from_onnx
 from .loading import cpu_session, translate_errors
+from .mask_aware import plain_onnx
 from .operators import is_standard
 from .precision import computed_precision
 from .traversal import constants_of, graphs_of, names_of, nodes_of, read_by, redirect, replace, shape_of, subgraphs, unique_name
@@ -56,7 +57,7 @@ def int8_from_onnx(model: onnx.ModelProto, images: Images, *, float_nodes: Colle
     Example:
         >>> onnx.save(int8_from_onnx(onnx.load("vgg19.onnx"), training_images), "vgg19_int8.onnx")
     """
-    copy = named_copy(model)
+    copy = named_copy(plain_onnx(model))
     graph = copy.graph
     if len(graph.input) != 1:
         names = ", ".join(tensor.name for tensor in graph.input) or "none"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
 
 from ..errors import ExportError
 
@@ -40,7 +39,14 @@ def translate_errors(message: str, *, file: os.PathLike[str] | str, error: type[
         raise error(f"{file} {message}: {reason[:_MAX_REASON_LENGTH] or type(cause).__name__}") from cause
 
 
-def cpu_session(source: str | bytes, *, optimise: bool = True, threads: int = 0, quiet: bool = False) -> onnxruntime.InferenceSession:
+def cpu_session(
+    source: str | bytes,
+    *,
+    optimise: bool = True,
+    threads: int = 0,
+    quiet: bool = False,
+    register: Callable[[onnxruntime.SessionOptions], None] = lambda options: None,
+) -> onnxruntime.InferenceSession:
     """Load a graph into ONNX Runtime on the CPU.
 
     Args:
@@ -48,6 +54,7 @@ def cpu_session(source: str | bytes, *, optimise: bool = True, threads: int = 0,
         optimise: Enable graph optimisation, as in a server.
         threads: Threads per node; 0 for one per core.
         quiet: Print nothing; errors are raised.
+        register: Adds libraries of operators to the options of the session.
     """
     options = onnxruntime.SessionOptions()
     if not optimise:
@@ -56,15 +63,8 @@ def cpu_session(source: str | bytes, *, optimise: bool = True, threads: int = 0,
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle sessions would occupy the cores of others
     if quiet:
         options.log_severity_level = 4
+    register(options)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-def model_from_bytes(content: bytes, name: str) -> onnx.ModelProto:
-    """Parse the ONNX file of the model `name`, or raise an ExportError."""
-    try:
-        return onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise ExportError(f"the file of '{name}' is not an ONNX file, or is damaged: {error}. Export it again") from error
 
 
 def invalid_reason(model: onnx.ModelProto) -> str | None:

@@ -35,6 +35,8 @@ from defensemble_repository.errors import RepositoryError
 from ..errors import ExportError, VerificationError
 from ..foreign.convert import foreign_interface, foreign_reference, onnx_from_foreign
 from ..verification.images import ImagePool, RealImages
+from ..verification.mask_aware import inferences
+from .mask_aware import has_masks
 from .write import ExportOptions, Network, move_export, write_network
 
 DEFAULT_TIMEOUT_S = 120.0
@@ -71,8 +73,10 @@ class ForeignExport:
     def max_inferences(self) -> int:
         """The largest number of images that the graph and the original file are run on."""
         compared = 4 * (3 + self.max_batch_size)
+        may_be_mask_aware = has_masks(self.graph) and self.options.mask_aware != "off"
+        mask_aware = inferences(self.max_batch_size) if may_be_mask_aware else 0
         converted = 0 if self.options.precision == "fp32" else compared + 2 * len(self.real.images)
-        return compared + converted + (0 if self.pool is None else 2 * self.options.calibration_count)
+        return compared + mask_aware + converted + (0 if self.pool is None else 2 * self.options.calibration_count)
 
 
 def onnx_from_foreign_limited(path: str | os.PathLike[str], *, timeout_s: float = DEFAULT_TIMEOUT_S, **options: Any) -> onnx.ModelProto:
@@ -106,7 +110,7 @@ def export_foreign_limited(path: Path, target: Path, export: ForeignExport, *, t
         options = {
             "reference_options": dict(export.reference_options),
             "origin": dict(export.origin),
-            "options": {"precision": export.options.precision, **selection},
+            "options": {"precision": export.options.precision, "mask_aware": export.options.mask_aware, **selection},
             "source": export.real.source,
             "max_batch_size": export.max_batch_size,
         }

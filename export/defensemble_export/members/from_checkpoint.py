@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from defensemble_ops import OPERATOR
 from defensemble_repository.onnx_metadata import CLASS_NAMES, MASK_DIGEST, PRECISION, PREPROCESSING, RECORD, SPEC
 from defensemble_repository.reader import checked_batch_size
 
 from ..entries.members import DEFAULT_MAX_BATCH_SIZE, ExportedMember, preprocessing_from_text
 from ..errors import ExportError
 from ..foreign.reader import check_is_checkpoint
+from ..graphs.mask_aware import is_mask_aware
 from ..graphs.tracing import graph_from_module
 from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names
@@ -48,7 +50,7 @@ def onnx_from_checkpoint(
         checkpoint: The checkpoint (.safetensors).
         path: The ONNX file to write. Its report is written to `<path>.json`.
         max_batch_size: Largest batch to verify, 1 to 4096.
-        options: Precision and calibration. An int8 graph is calibrated on training images of the checkpoint's dataset by default.
+        options: Precision, calibration and form. An int8 graph is calibrated on training images of the checkpoint's dataset by default.
         verify: Compare the outputs of the file with those of the checkpoint, on real and random images.
         images: Real images to verify on, float32 (N,C,H,W) in [0, 1]. None: test images of the checkpoint's dataset.
         data_dir: Folder of that dataset.
@@ -112,7 +114,7 @@ def onnx_from_module(
         class_names: One name per class, in the order of the logits.
         images: Real images to verify on, float32 (N,C,H,W) in [0, 1].
         max_batch_size: Largest batch to verify, 1 to 4096.
-        options: Precision and calibration. For int8, `calibration_images` are required.
+        options: Precision, calibration and form. For int8, `calibration_images` are required.
 
     Raises:
         ExportError: See `onnx_from_checkpoint`.
@@ -164,6 +166,7 @@ def member_from_onnx(path: str | os.PathLike[str], name: str) -> ExportedMember:
         metadata.get(PRECISION, "fp32"),
         report.read_bytes() if report.exists() else None,
         preprocessing_from_text(metadata.get(PREPROCESSING), str(path)),
+        OPERATOR if is_mask_aware(model) else None,
     )
 
 

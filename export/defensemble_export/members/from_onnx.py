@@ -25,6 +25,7 @@ from ..graphs.traversal import metadata_of
 from ..labels import checked_class_names, default_labels
 from ..verification.images import RANDOM_ONLY, USER_IMAGES, ImagePool, RealImages
 from .foreign_child import DEFAULT_TIMEOUT_S, ForeignExport, export_foreign_limited, onnx_from_foreign_limited
+from .mask_aware import prepare_library
 from .write import ExportOptions, check_output_path
 
 _RANDOM_IMAGES = 16
@@ -107,6 +108,8 @@ class OnnxSource:
                 f"{self.path} already computes in {computed}, and only float32 networks can be converted to {options.precision}: "
                 f"omit --precision to export it in {computed} as it is, or convert the original float32 network"
             )
+        if options.mask_aware == "on" and (own := computed_precision(self.graph)) != "fp32":
+            raise ExportError(f"{self.path} computes in {own}, and the mask-aware form is for fp32: leave --mask-aware out")
         if images is None and options.precision != "fp32":
             raise ExportError(
                 f"{self.path} in {options.precision} must be compared with the original on real images: pass some (--images FILE.npy)"
@@ -148,7 +151,7 @@ class OnnxSource:
         Args:
             path: The ONNX file to write. Its report is written to `<path>.json`.
             max_batch_size: Largest batch to verify, 1 to 4096.
-            options: Precision and calibration.
+            options: Precision, calibration and form.
             images: Real images, float32 (N,C,H,W) in [0, 1]. None: only random images are compared, and the report states so, because the
                 training data of the network are unknown.
             data_dir: Ignored.
@@ -169,6 +172,7 @@ class OnnxSource:
             real = RealImages(images, USER_IMAGES)
         if options.calibration_images is not None:
             ImagePool.from_images(options.calibration_images, shape)  # checks the images
+        prepare_library(self.graph, options.mask_aware)
         origin = {"kind": "onnx", "name": self.path.name, "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(), **self._options}
         export = ForeignExport(self.graph, self._options, origin, options, real, options.calibration_images, max_batch_size)
         export_foreign_limited(self.path, Path(path), export, timeout_s=self.timeout_s)

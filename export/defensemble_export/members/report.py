@@ -25,6 +25,7 @@ def report_from_export(
     verification: Mapping[str, Any] | None,
     tolerance: Mapping[str, Any],
     calibration: Mapping[str, Any] | None = None,
+    mask_aware: Mapping[str, Any] | None = None,
 ) -> bytes:
     """Build the report of an ONNX file, as JSON.
 
@@ -35,6 +36,7 @@ def report_from_export(
         verification: Reference, images and results of the comparison; None if there was none.
         tolerance: The differences allowed.
         calibration: The calibration of an int8 graph.
+        mask_aware: Whether the file is mask-aware, why, what that is expected to save, and the comparison with the plain graph.
     """
     graph = onnx.load_model_from_string(content).graph
     masks = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.BOOL]
@@ -51,6 +53,7 @@ def report_from_export(
         "verification": None if verification is None else dict(verification),
         "tolerance": dict(tolerance),
         "calibration": None if calibration is None else dict(calibration),
+        "mask_aware": None if mask_aware is None else dict(mask_aware),
         "versions": _versions(),
     }
     return json.dumps(values, indent=2, default=_plain).encode() + b"\n"

@@ -24,21 +24,24 @@ from ..verification.images import ImagePool, RealImages
 from ..verification.network import LogitsFunction, verify_onnx
 from ..verification.tolerances import TOLERANCES, checked_precision, lowest_precision
 from .calibration import DEFAULT_COUNT, DEFAULT_SEED, Calibration, calibration_images
+from .mask_aware import MASK_AWARE_MODES, choose_form, verify_form
 from .report import report_from_export
 
 
 @dataclass(frozen=True, eq=False)
 class ExportOptions:
-    """The precision of an export and, for int8, its calibration.
+    """The precision of an export, its calibration for int8, and whether the operator for masked neurons is used.
 
     Args:
         precision: "fp32", "fp16" or "int8".
         calibration_images: Float32 (N,C,H,W) in [0, 1]. None: training images of the checkpoint's dataset.
         calibration_count: Number of these images to calibrate on, at least 2.
         calibration_seed: Seed of their selection, 0 or more.
+        mask_aware: "auto" writes an fp32 network with the operator that skips masked neurons where this is expected to be faster, "on"
+            wherever it is possible, and "off" never.
 
     Raises:
-        ExportError: The precision is unknown, or the count or seed is out of range.
+        ExportError: The precision or `mask_aware` is unknown, they contradict each other, or the count or seed is out of range.
 
     Example:
         >>> export_checkpoints([Path("vgg19.safetensors")], Path("model_repository"), options=ExportOptions("int8"))
@@ -48,9 +51,14 @@ class ExportOptions:
     calibration_images: np.ndarray[Any, Any] | None = None
     calibration_count: int = DEFAULT_COUNT
     calibration_seed: int = DEFAULT_SEED
+    mask_aware: str = "auto"
 
     def __post_init__(self) -> None:
         checked_precision(self.precision)
+        if self.mask_aware not in MASK_AWARE_MODES:
+            raise ExportError(f"mask_aware must be one of {', '.join(MASK_AWARE_MODES)}, got {self.mask_aware!r}")
+        if self.mask_aware == "on" and self.precision != "fp32":
+            raise ExportError(f"mask_aware 'on' needs the precision fp32, got {self.precision}: omit one of them")
         Calibration(self.calibration_count, self.calibration_seed)
 
 
@@ -83,7 +91,7 @@ def write_network(
     Args:
         network: The network.
         target: The ONNX file to write.
-        options: Precision and calibration.
+        options: Precision, calibration and form.
         real: Images to compare on. None: no comparison.
         pool: Images to calibrate an int8 graph on.
         batch: Largest batch to compare.
@@ -105,14 +113,16 @@ def write_network(
     verified_as = "fp16" if options.precision == "fp32" and computes_in_float16(model) else options.precision
     if computed != "fp32":
         model.metadata_props.add(key=PRECISION, value=computed)
-    check_masks(model, network.masks)
-    onnx.checker.check_model(model, full_check=True)
-    content: bytes = model.SerializeToString(deterministic=True)
+    try:
+        form = choose_form(model, options.mask_aware, precision=computed)
+    except ExportError as error:
+        raise ExportError(f"{network.origin.get('name', 'the network')}: {error}") from error
+    plain, content = _serialised(model, network.masks), _serialised(form.model, network.masks)
     temporary, temporary_report = temporary_path(target), temporary_path(report_path(target))
     try:
         with os_errors_about(target):
-            temporary.write_bytes(content)
-        verification = None
+            temporary.write_bytes(plain)
+        verification, mask_aware = None, form.report
         if real is not None:
             verified = verify_onnx(
                 temporary,
@@ -124,6 +134,7 @@ def write_network(
                 reference_name=network.reference_name,
             )
             verification = {"against": network.reference_name, "images": real.source, **verified.to_values()}
+            mask_aware = verify_form(form, content, plain, real.images, max_batch_size=batch)
         report = report_from_export(
             content,
             precision=computed,
@@ -131,14 +142,24 @@ def write_network(
             verification=verification,
             tolerance=asdict(TOLERANCES[verified_as]),
             calibration=None if calibration is None else asdict(calibration),
+            mask_aware=mask_aware,
         )
         with os_errors_about(target):
+            temporary.write_bytes(content)
             temporary_report.write_bytes(report)
         rename_durably([(temporary_report, report_path(target)), (temporary, target)])
     finally:
         temporary.unlink(missing_ok=True)
         temporary_report.unlink(missing_ok=True)
     return target
+
+
+def _serialised(model: onnx.ModelProto, masks: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    """Check a graph and its masks, and return its bytes."""
+    check_masks(model, masks)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
 
 
 def _convert(network: Network, options: ExportOptions, pool: ImagePool | None) -> tuple[onnx.ModelProto, Calibration | None]:

@@ -15,8 +15,9 @@ from defensemble_repository.ensemble import Ensemble
 from ..errors import ExportError, VerificationError
 from ..graphs.averaging import average_onnx
 from ..graphs.fusion import FUSING_ALTERNATIVE
-from ..graphs.loading import cpu_session, model_from_bytes, translate_errors
+from ..graphs.loading import cpu_session, translate_errors
 from ..graphs.precision import computes_in_float16
+from ..graphs.stored import model_from_bytes
 from .compare import Comparison
 from .images import RANDOM_ONLY, RealImages
 

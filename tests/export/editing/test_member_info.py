@@ -69,6 +69,7 @@ def test_reads_all_facts(repository: Path) -> None:
         2.0,
         0.25,
         precision="fp16",
+        mask_aware=False,
         mask_digest="masks-1",
         sha256=RepositoryView(repository).digest("alpha/1/model.onnx"),
         bytes=file.stat().st_size,
@@ -115,7 +116,7 @@ def test_unknown_facts_are_none(tmp_path: Path) -> None:
     path.write_bytes(pbtxt_from_config(config))
     info = member_info(repository)
     size = (repository / "alpha/1/model.onnx").stat().st_size
-    assert info == MemberInfo("alpha", 1, 2.0, 0.25, bytes=size, problem=info.problem)
+    assert info == MemberInfo("alpha", 1, 2.0, 0.25, mask_aware=False, bytes=size, problem=info.problem)
     assert member_info(repository, "beta").precision == "fp32"
 
 
