@@ -23,7 +23,7 @@ from .foreign.reader import check_is_checkpoint
 from .fused import check_fuse_request, fuse_planned_ensemble, fused_member, planned_fused_files
 from .members.from_checkpoint import member_from_onnx, onnx_from_checkpoint
 from .members.from_onnx import OnnxSource
-from .members.mask_aware import form_problem
+from .members.mask_aware import form_problems
 from .members.write import ExportOptions
 from .verification.images import dataset_from_record, images_for_verification
 
@@ -183,8 +183,6 @@ def export_networks(
             network.write_onnx(path, max_batch_size=batches[network.member_name], options=options, images=images, data_dir=data_dir)
             members.append(member_from_onnx(path, network.member_name))
             on_exported(network.path, members[-1])
-            if (problem := form_problem(members[-1].report)) is not None:
-                on_progress(f"{network.path} was exported as a plain file and not in the mask-aware form: {problem}")
     real = images
     if fuse is not None and real is None:
         real = next((network.real_images(data_dir) for network in networks if isinstance(network, CheckpointSource)), None)
@@ -204,5 +202,7 @@ def export_networks(
                 files |= fuse_planned_ensemble(
                     repository, ensemble, fuse, files, images=real, max_batch_size=max_batch_size, replace=replace
                 )
+        for problem in form_problems(files):
+            on_progress(problem)
         write_files(repository, files)
     return list(files)

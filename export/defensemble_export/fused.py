@@ -51,7 +51,7 @@ from .errors import ExistsError, ExportError
 from .graphs.fusion import digests_of_members, fused_onnx, member_prefixes
 from .graphs.traversal import metadata_of
 from .labels import default_labels, first_difference
-from .members.mask_aware import fused_form
+from .members.mask_aware import form_problems, fused_form
 from .members.report import report_from_export
 from .verification.fused import verify_fused
 from .verification.images import images_from_record
@@ -83,7 +83,8 @@ def fuse_repository(
         data_dir: Folder of that dataset.
         max_batch_size: Largest batch, 1 to 4096. None: that of the existing model `name`, else that of the ensemble.
         replace: Add a new version if `name` exists.
-        on_progress: Called with a line about each leftover of a killed export that is removed.
+        on_progress: Called with a line about each leftover of a killed export that is removed, and if the graph cannot be mask-aware
+            although its members are.
 
     Returns:
         The paths written, relative to `repository`.
@@ -115,6 +116,8 @@ def fuse_repository(
         if read_ensemble_members(repository, ensemble)[0] != pinned:
             raise ExportError(f"'{ensemble}' was edited while its members were fused; nothing was written. Run the same command again")
         files = planned_fused_files(repository, fused, pinned, max_batch_size=batch, replace=replace)
+        for problem in form_problems(files):
+            on_progress(problem)
         write_files(repository, files)
     return list(files)
 

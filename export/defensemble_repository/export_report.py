@@ -15,6 +15,8 @@ from .names import MODEL_FILE, REPORT_FILE, RESERVED_PREFIXES
 from .reader import versions_in
 
 SCHEMA = "defensemble.export/1"
+# The counts of a mask-aware graph: of the dense convolutions, without the taps on padding, and those that are left.
+MULTIPLICATIONS = ("dense", "unpadded", "kept")
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,31 @@ def parse_report(content: bytes) -> dict[str, Any]:
     if calibration is not None:
         numbers += [calibration["count"], calibration["seed"]]
         texts.append(calibration["source"])
+    form = values.get("mask_aware")  # reports of earlier versions have no such key
+    if form is not None:
+        form_numbers, form_texts = _values_of_form(form)
+        numbers += form_numbers
+        texts += form_texts
     for value in numbers:
         checked_number(value)
     for value in texts:
         checked_text(value)
     return values
+
+
+def _values_of_form(form: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    """Return the numbers and the texts of the entry `mask_aware` that are displayed."""
+    texts = [form["reason"], *([] if form.get("problem") is None else [form["problem"]])]
+    if form["operator"] is None:
+        return [], texts
+    texts += [form["operator"], *form["boundary"], *(entry[key] for entry in form["stopped_at"] for key in ("node", "reason"))]
+    numbers = [form["multiplications"][key] for key in MULTIPLICATIONS] + list(form["expected_gain"].values())
+    for layer in form["layers"]:
+        texts += [layer["name"], *layer["form"].values()]
+        numbers += [layer[key] for key in (*MULTIPLICATIONS, "input_support", "output_support")]
+    if form["verification"] is not None:
+        numbers += [form["verification"][key] for key in ("operator", "fallback")]
+    return numbers, texts
 
 
 def checked_number(value: object) -> float:

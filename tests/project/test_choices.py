@@ -12,6 +12,7 @@ from defensemble.cli import choices
 from defensemble.load import settings
 from defensemble.probes import corruptions
 from defensemble.reports import FORMATS
+from defensemble_export.members import mask_aware
 from defensemble_export.verification import tolerances
 from defensemble_images import preprocessing
 from defensemble_repository import ensemble
@@ -39,6 +40,7 @@ from defensemble_training.trainer import compute, recipe
         (choices.ATTACKS, tuple(presets.ATTACKS)),
         (choices.PAPER_PRESETS, tuple(presets.PAPER_PRESETS)),
         (choices.PRECISIONS, tolerances.PRECISIONS),
+        (choices.MASK_AWARE_MODES, mask_aware.MASK_AWARE_MODES),
         (choices.AVERAGES, ensemble.AVERAGES),
         (choices.OUTPUTS, ENSEMBLE_OUTPUTS),
         (choices.PROFILES, defensemble_repository.names.PROFILES),

@@ -55,6 +55,7 @@ PAPER_PRESETS = tuple(
 
 # Models: defensemble_export, defensemble_repository, defensemble_images and the client.
 PRECISIONS = ("fp32", "fp16", "int8")
+MASK_AWARE_MODES = ("auto", "on", "off")
 AVERAGES = ("probabilities", "logits")
 OUTPUTS = ("probabilities", "member_probabilities", "entropy", "mutual_information")
 PROFILES = ("cpu", "gpu", "gpu-ort-tensorrt", "gpu-tensorrt")

@@ -9,7 +9,7 @@ import click
 import cloup
 
 from .actions.export_settings import ExportSettings
-from .choices import AVERAGES, PRECISIONS
+from .choices import AVERAGES, MASK_AWARE_MODES, PRECISIONS
 from .options import EXISTING_PATH, dataset_option, weights_option
 
 DEFAULT_ENSEMBLE = "ensemble"
@@ -44,6 +44,12 @@ precision_option = click.option(
     type=click.Choice(PRECISIONS),
     default="fp32",
     help="Precision in which the graph computes; input and output stay float32.",
+)
+mask_aware_option = click.option(
+    "--mask-aware",
+    type=click.Choice(MASK_AWARE_MODES),
+    default="auto",
+    help="Skip masked neurons on CPUs, in an fp32 file that runs anywhere: auto where that is faster, on wherever possible, off never.",
 )
 
 
@@ -107,7 +113,7 @@ def export_settings(**options: Any) -> ExportSettings:
     """Return the options as settings.
 
     Raises:
-        click.UsageError: Calibration options without int8.
+        click.UsageError: Calibration options without int8, or `--mask-aware on` with another precision than fp32.
     """
     calibration = ("calibration_file", "calibration_count", "calibration_seed")
     names = [
@@ -117,4 +123,6 @@ def export_settings(**options: Any) -> ExportSettings:
     ]
     if names and options["precision"] != "int8":
         raise click.UsageError(f"{', '.join(names)}: only for --precision int8")
+    if options["mask_aware"] == "on" and options["precision"] != "fp32":
+        raise click.UsageError(f"--mask-aware on is for --precision fp32, not {options['precision']}: leave one of them out")
     return ExportSettings(**options)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
+
+from defensemble_repository.names import REPORT_FILE
 
 from ..errors import ExportError
 from ..graphs.mask_aware import is_mask_aware, mask_aware_from_onnx
@@ -98,10 +100,20 @@ def plain_report(reason: str) -> dict[str, Any]:
     return {"operator": None, "reason": reason, "problem": None, "verification": None}
 
 
-def form_problem(report: bytes | None) -> str | None:
-    """Return why a network was written as a plain file although its mask-aware form was wanted; None if there is no such problem."""
-    problem: str | None = None if report is None else (json.loads(report).get("mask_aware") or {}).get("problem")
-    return problem
+def form_problems(files: Mapping[str, bytes]) -> list[str]:
+    """Return a line about each version among planned files that is plain although its mask-aware form was wanted.
+
+    Args:
+        files: Contents by path relative to the repository.
+    """
+    problems = []
+    for path, content in files.items():
+        model, _, rest = path.partition("/")
+        version, _, file = rest.partition("/")
+        problem = (json.loads(content).get("mask_aware") or {}).get("problem") if file == REPORT_FILE else None
+        if problem is not None:
+            problems.append(f"{model}@{version} is a plain file and not mask-aware: {problem}")
+    return problems
 
 
 def verify_form(

@@ -128,7 +128,7 @@ def _member_table(state: EnsembleState) -> Table:
             f"{info.model}@{info.version}",
             f"{info.weight:g}",
             f"{100 * info.share:.1f} %",
-            info.precision or "?",
+            f"{info.precision or '?'}{', mask-aware' if info.mask_aware else ''}",
             (info.mask_digest or "unknown")[:_DIGEST_LENGTH],
             _accuracy(member),
         ]

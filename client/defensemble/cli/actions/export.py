@@ -148,7 +148,8 @@ def _export(
     from defensemble_export import ExportOptions, export_networks
 
     draw = {"calibration_count": settings.calibration_count, "calibration_seed": settings.calibration_seed}
-    export_options = ExportOptions(settings.precision, calibration, **{key: value for key, value in draw.items() if value is not None})
+    given = {key: value for key, value in draw.items() if value is not None}
+    export_options = ExportOptions(settings.precision, calibration, mask_aware=settings.mask_aware, **given)
     console = Console(stderr=True)
     with progress_bar(console) as progress:
         task = progress.add_task("exporting", total=len(networks))

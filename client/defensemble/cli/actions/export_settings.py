@@ -21,6 +21,7 @@ class ExportSettings:
     max_batch_size: int | None = None
     replace: bool = False
     precision: str = "fp32"
+    mask_aware: str = "auto"
     images_file: Path | None = None
     data_dir: Path | None = None
     calibration_file: Path | None = None

@@ -15,6 +15,7 @@ from rich.table import Table
 from defensemble_repository.export_report import VersionReport, read_reports
 
 from ..._exceptions import InputError
+from .mask_aware_reports import form_notes, layer_table
 
 if TYPE_CHECKING:
     from defensemble_export import ExportedMember
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 _TABLE_WIDTH = 77  # without the first column
 
 
-def show_reports(repository: Path, models: Sequence[str], *, as_json: bool) -> None:
-    """Print the reports of these models, or of all models of the repository."""
+def show_reports(repository: Path, models: Sequence[str], *, as_json: bool, with_layers: bool = False) -> None:
+    """Print the reports of these models, or of all models of the repository; `with_layers` adds the layers of mask-aware files."""
     reports = read_reports(repository, list(models) or None)
     if not reports:
         raise InputError(f"{repository} has no exported model: export one with `defensemble export CHECKPOINT...`")
@@ -40,6 +41,10 @@ def show_reports(repository: Path, models: Sequence[str], *, as_json: bool) -> N
     for report in reports:
         for line in _notes(report):
             click.echo(line)
+    for report in reports:
+        form = (report.values or {}).get("mask_aware") or {}
+        if with_layers and form.get("operator") is not None:
+            console.print(layer_table(_name(report), form))
 
 
 def summary(member: ExportedMember) -> str:
@@ -49,7 +54,8 @@ def summary(member: ExportedMember) -> str:
         return ""
     agreement = f"{100 * verification['agreement']:.2f} % of {verification['n']} images keep their class"
     difference = f"probabilities within {verification['largest_probability_difference']:.1g}"
-    return f": {member.precision}, {agreement}, {difference}; taken from {verification['images']}"
+    form = member.precision if member.mask_aware is None else f"{member.precision}, mask-aware"
+    return f": {form}, {agreement}, {difference}; taken from {verification['images']}"
 
 
 def _name(report: VersionReport) -> str:
@@ -86,11 +92,12 @@ def _cells(values: Mapping[str, Any]) -> list[str]:
 
 
 def _notes(report: VersionReport) -> list[str]:
-    """Return the lines below the table: a missing report, missed goals, and the calibration."""
+    """Return the lines below the table: a missing report, missed goals, the calibration, and the form."""
     if report.values is None:
         return [f"{_name(report)}: no report: {report.problem}"]
     notes = [f"{_name(report)} misses a goal: {goal}" for goal in (report.values["verification"] or {}).get("goals_missed", [])]
     calibration = report.values["calibration"]
     if calibration is not None:
         notes.append(f"{_name(report)}: calibrated on {calibration['count']} {calibration['source']}, seed {calibration['seed']}")
-    return notes
+    form = report.values.get("mask_aware")
+    return notes if form is None else [*notes, *form_notes(_name(report), form)]

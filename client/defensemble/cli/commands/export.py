@@ -27,6 +27,7 @@ from ..verb import Verb
 @cloup.option_group(
     "Precision and verification",
     shared.precision_option,
+    shared.mask_aware_option,
     shared.trained_dataset_option,
     shared.images_option("test images of the dataset"),
     *shared.calibration_options("default: training images of the dataset"),

@@ -38,6 +38,7 @@ from ..verb import Verb
         help="Weight of a network, above 0. Repeatable.  [default: 1]",
     ),
     shared.precision_option,
+    shared.mask_aware_option,
     *shared.calibration_options("default: training images of the dataset"),
 )
 def command(name: str, checkpoints: tuple[Path, ...], ensemble: str | None, dataset: DatasetLocation | None, **options: Any) -> None:
@@ -59,9 +60,10 @@ def command(name: str, checkpoints: tuple[Path, ...], ensemble: str | None, data
 
         fuse_checkpoints(name, checkpoints, settings, dataset=None if dataset is None else dataset.name)
         return
-    if settings.weights or settings.average is not None or settings.precision != "fp32":
+    if settings.weights or settings.average is not None or settings.precision != "fp32" or settings.mask_aware != "auto":
         raise click.UsageError(
-            "--weight, --average and --precision are for CHECKPOINTs; an ensemble of the repository is fused with its own values"
+            "--weight, --average, --precision and --mask-aware are for CHECKPOINTs; an ensemble of the repository is fused with its own "
+            "values"
         )
     if not settings.repository.is_dir():
         raise click.BadParameter(missing_path_message(settings.repository), param_hint="--repository")

@@ -78,6 +78,7 @@ def _parse_shape(context: click.Context, option: click.Parameter, value: str | N
 @cloup.option_group(
     "Precision and verification",
     shared.precision_option,
+    shared.mask_aware_option,
     shared.images_option("random images only"),
     *shared.calibration_options("required for int8"),
 )
