@@ -1,0 +1,142 @@
+"""Compile the masked part of a network to a mask-aware node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from ...errors import ExportError
+from ..operators import QUANTISE_OPERATORS
+from ..traversal import nodes_of, real_inputs, shape_of
+from .function import OPERATOR, Region, plain_onnx, with_programs
+from .operations import Network, read_network, supported_nodes
+from .region import Candidate, best_candidate
+from .report import gains_of, layers_of, multiplications_of, stopped_at
+
+MODES = ("auto", "on")
+# `auto` requires more than the first at batch 16, and at least the second at batch 1.
+LEAST_GAIN = {16: 1.1, 1: 0.97}
+
+
+@dataclass(frozen=True)
+class MaskAware:
+    """A graph with mask-aware nodes, or the graph as it was where they are not expected to pay.
+
+    Attributes:
+        model: The graph.
+        report: What was done, and why: JSON values.
+    """
+
+    model: onnx.ModelProto
+    report: dict[str, Any]
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the graph has mask-aware nodes."""
+        return self.report["operator"] is not None
+
+
+def mask_aware_from_onnx(model: onnx.ModelProto, mode: str = "auto", targets: Sequence[str] = ("logits",)) -> MaskAware:
+    """Compile the masked part of a float32 graph to one node, which computes the neurons that masks keep.
+
+    The node is also a function of the graph, with the plain nodes as its body: a runtime without the operator computes the same. Weights
+    and masks stay initialisers under their names. `model` is not changed.
+
+    Args:
+        model: A float32 graph from images [N,C,H,W], any N, with BOOL masks, applied by Where(mask, x, 0).
+        mode: `auto` keeps the graph as it is where the expected gain is not above 1.1 at batch 16, or is below 0.97 at batch 1; `on`
+            compiles whatever can be compiled.
+        targets: The tensors whose ancestors are compiled, each to its own node: the logits of each member of a fused graph.
+
+    Raises:
+        ExportError: In mode `on`, nothing can be compiled: there are no masks, the graph is not float32, or a mask cannot be followed. The
+            message names the node.
+
+    Example:
+        >>> compiled = mask_aware_from_onnx(onnx.load("resnet18.onnx"))
+        >>> compiled.report["expected_gain"]["16"]
+    """
+    if mode not in MODES:
+        raise ExportError(f"mode must be one of {', '.join(MODES)}, got '{mode}'")
+    plain = plain_onnx(model)
+    if reason := _unsuitable_reason(plain):
+        return _unchanged(model, mode, reason, [], [])
+    images = real_inputs(plain.graph)[0].name
+    networks = [read_network(plain, target) for target in targets]
+    stops = [stop for network in networks for stop in stopped_at(network, {each.node for each in supported_nodes(network, images)})]
+    found = [best_candidate(network, images) for network in networks]
+    chosen = [(network, each) for network, each in zip(networks, found, strict=True) if each is not None]
+    if not chosen:
+        where = f": it stops at node '{stops[0]['node']}' ({stops[0]['reason']})" if stops else ""
+        has_masks = any(tensor.data_type == TensorProto.BOOL for network in networks for tensor in network.constants.values())
+        reason = f"no mask can be followed to a convolution{where}" if has_masks else "the graph has no masks (BOOL initialisers)"
+        return _unchanged(model, mode, reason, networks, stops)
+    gains = gains_of([each for _, each in chosen])
+    missed = [batch for batch, least in LEAST_GAIN.items() if gains[str(batch)] < least or (batch == 16 and gains["16"] <= least)]
+    if mode == "auto" and missed:
+        needed = f"more than {LEAST_GAIN[16]}" if missed[0] == 16 else f"at least {LEAST_GAIN[1]}"
+        reason = f"the expected gain at batch {missed[0]} is {gains[str(missed[0])]:.2f}, and {needed} is required"
+        return MaskAware(model, _report(None, reason, networks, [], stops, gains))
+    regions = [_region(network, each, target) for network, each, target in zip(networks, found, targets, strict=True) if each is not None]
+    reason = "requested" if mode == "on" else f"the expected gain at batch 16 is {gains['16']:.2f}"
+    return MaskAware(with_programs(plain, regions), _report(OPERATOR, reason, networks, chosen, stops, gains))
+
+
+def _region(network: Network, found: Candidate, target: str) -> Region:
+    prefix, separator, _ = target.rpartition("/")
+    nodes = tuple(operation.node for operation in found.operations)
+    shapes = tuple(network.shapes[name] for name in found.outputs)
+    return Region(nodes, found.outputs, shapes, found.lowered.program, prefix if separator else "")
+
+
+def _unsuitable_reason(model: onnx.ModelProto) -> str | None:
+    """Return why no part of a graph can be mask-aware, if that does not depend on its nodes."""
+    inputs = real_inputs(model.graph)
+    if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
+        return f"the graph has the inputs {', '.join(entry.name for entry in inputs)}, expected one of FLOAT images"
+    shape = shape_of(inputs[0])
+    if len(shape) != 4 or None in shape[1:]:
+        return f"the images are {list(shape)}, expected [N,C,H,W] with fixed C, H and W"
+    if shape[0] is not None:
+        return f"the graph has a fixed batch of {shape[0]}, expected a free one"
+    quantised = next((node for node in nodes_of(model.graph) if node.op_type in QUANTISE_OPERATORS), None)
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    half = next((tensor for tensor in model.graph.initializer if tensor.data_type in halves), None)
+    if quantised is not None or half is not None:
+        what = f"node '{quantised.name}' quantises" if quantised is not None else f"'{half.name if half is not None else ''}' is not FLOAT"
+        return f"the graph is not float32 ({what}): export it as fp32"
+    if model.functions:
+        return "the graph has local functions: inline them first, with onnx.inliner.inline_local_functions"
+    return None
+
+
+def _unchanged(model: onnx.ModelProto, mode: str, reason: str, networks: Sequence[Network], stops: list[dict[str, str]]) -> MaskAware:
+    """Return the graph as it was; in mode `on`, raise an ExportError."""
+    if mode == "on":
+        raise ExportError(f"the graph cannot be mask-aware: {reason}; export it with --mask-aware off")
+    return MaskAware(model, _report(None, reason, networks, [], stops, dict.fromkeys(("1", "4", "16", "64"), 1.0)))
+
+
+def _report(
+    operator: str | None,
+    reason: str,
+    networks: Sequence[Network],
+    chosen: Sequence[tuple[Network, Candidate]],
+    stops: list[dict[str, str]],
+    gains: dict[str, float],
+) -> dict[str, Any]:
+    candidates = {id(network): found for network, found in chosen}
+    totals = [multiplications_of(network, candidates.get(id(network))) for network in networks]
+    return {
+        "operator": operator,
+        "reason": reason,
+        "boundary": [name for _, found in chosen for name in found.outputs],
+        "layers": [layer for network, found in chosen for layer in layers_of(network, found)],
+        "multiplications": {key: sum(total[key] for total in totals) for key in ("dense", "unpadded", "kept")},
+        "expected_gain": gains,
+        "stopped_at": stops,
+    }

@@ -1,0 +1,128 @@
+"""Choose the part of a network that its mask-aware node computes: the cut with the least estimated time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .costs import ConvCounts, batch_time, best_lanes, conv_counts, plain_time, program_times
+from .function import node_inputs
+from .lowering import Lowered, lower
+from .operations import Network, Operation, supported_nodes
+from .program import Conv
+from .supports import TensorSupport, program_supports
+
+# A convolution profits if it needs fewer than this part of the multiplications of a dense one that skips padding.
+_PROFIT = 0.95
+# Operations that a region takes over from the rest of the graph if that does not add a boundary tensor: they change no size, or reduce it.
+_FOLLOWERS = frozenset(("identity", "relu", "sigmoid", "mask", "steps", "add", "mul", "maxpool", "avgpool", "mean", "concat"))
+_BATCHES = (1, 16)  # the cut is chosen for both
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A part of a network as a program, with its counts and estimated times.
+
+    Attributes:
+        operations: The operations, in order.
+        outputs: The tensors that the rest of the graph reads.
+        lowered: The program, with the lanes of each batch class.
+        supports: The support of each tensor of the program.
+        counts: The counts of each tensor that a convolution defines.
+        times: The time of the program for each image, by its lanes.
+        rest: The time of the rest of the graph.
+        dense: The time of the whole graph without the node.
+    """
+
+    operations: tuple[Operation, ...]
+    outputs: tuple[str, ...]
+    lowered: Lowered
+    supports: tuple[TensorSupport, ...]
+    counts: tuple[ConvCounts | None, ...]
+    times: dict[int, float]
+    rest: float
+    dense: float
+
+    def time(self, batch: int) -> float:
+        """Return the estimated time for each image of a batch."""
+        return batch_time(self.times, self.lowered.program.lanes, batch) + self.rest
+
+    def gain(self, batch: int) -> float:
+        """Return how many times as fast as without the node the network is expected to be."""
+        return self.dense / self.time(batch)
+
+
+def candidate(network: Network, operations: Sequence[Operation], images: str) -> Candidate:
+    """Translate `operations`, which are closed under ancestors, and estimate their time."""
+    positions = {operation.node for operation in operations}
+    outputs = tuple(operation.output for operation in operations if _is_read_outside(network, operation.output, positions))
+    inputs = node_inputs(network.graph, positions, images)
+    lowered = lower(network, operations, outputs, images, inputs)
+    supports = program_supports(lowered.program, network.masks(), network.channels())
+    counts = tuple(
+        conv_counts(instruction, supports[instruction.input], supports[number]) if isinstance(instruction, Conv) else None
+        for number, instruction in enumerate(lowered.program.tensors())
+    )
+    times = program_times(lowered.program, supports, counts)
+    lowered = replace(lowered, program=replace(lowered.program, lanes=best_lanes(times)))
+    plain = {position: plain_time(network, position) for position in network.nodes}
+    rest = sum(time for position, time in plain.items() if position not in positions)
+    return Candidate(tuple(operations), outputs, lowered, tuple(supports), counts, times, rest, sum(plain.values()))
+
+
+def best_candidate(network: Network, images: str) -> Candidate | None:
+    """Return the cut with the least estimated time at batches 1 and 16 together; None if no convolution profits from a mask."""
+    supported = list(supported_nodes(network, images))
+    if not any(operation.mask is not None for operation in supported):
+        return None
+    profiting = _profiting(candidate(network, supported, images))
+    best: Candidate | None = None
+    seen: set[tuple[int, ...]] = set()
+    for count in range(1, len(profiting) + 1):
+        operations = _region(network, supported, profiting[:count])
+        key = tuple(operation.node for operation in operations)
+        if key not in seen:
+            seen.add(key)
+            found = candidate(network, operations, images)
+            if best is None or _score(found) < _score(best):
+                best = found
+    return best
+
+
+def _score(found: Candidate) -> float:
+    return sum(math.log(found.time(batch)) for batch in _BATCHES)
+
+
+def _profiting(everything: Candidate) -> list[Operation]:
+    """Return the convolutions that need fewer multiplications because of masks, in order."""
+    return sorted(
+        (
+            origins[0]
+            for origins, counts in zip(everything.lowered.operations, everything.counts, strict=True)
+            if counts is not None and counts.kept < _PROFIT * counts.unpadded
+        ),
+        key=lambda operation: operation.node,
+    )
+
+
+def _region(network: Network, supported: Sequence[Operation], convolutions: Sequence[Operation]) -> list[Operation]:
+    """Return the `convolutions`, their ancestors, and the followers that add no boundary tensor, in order."""
+    wanted = {operation.output for operation in convolutions}
+    chosen: set[int] = set()
+    for operation in reversed(supported):
+        if operation.output in wanted:
+            wanted.update(operation.inputs)
+            chosen.add(operation.node)
+    computed = {operation.output for operation in supported if operation.node in chosen}
+    for operation in supported:
+        if operation.node not in chosen and operation.kind in _FOLLOWERS and computed.issuperset(operation.inputs):
+            if not any(_is_read_outside(network, name, chosen | {operation.node}) for name in operation.inputs):
+                chosen.add(operation.node)
+                computed.add(operation.output)
+    return [operation for operation in supported if operation.node in chosen]
+
+
+def _is_read_outside(network: Network, name: str, positions: set[int]) -> bool:
+    """Return whether nodes outside `positions` read a tensor, or the graph returns it."""
+    return name == network.target or any(reader not in positions for reader in network.readers.get(name, ()))
