@@ -128,6 +128,7 @@ def write_profile(
     profile: str,
     settings: EngineCacheOptions | None = None,
     *,
+    op_library: str | None = None,
     force: bool = False,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> list[str]:
@@ -137,6 +138,9 @@ def write_profile(
         repository: The model repository.
         profile: "cpu", "gpu", "gpu-ort-tensorrt" or "gpu-tensorrt".
         settings: Settings of `gpu-ort-tensorrt`. None: the defaults.
+        op_library: For the profile `cpu` in NVIDIA's container: the absolute path there of the library of the mask-aware operator
+            (`defensemble.ops.library_path`), which its backend then loads for mask-aware networks. Not run in that container. None: the
+            backend of this project, which has the library by itself.
         force: Overwrite files that were edited by hand.
         on_progress: Called with a line about each network whose engines cannot be cached (`gpu-ort-tensorrt` caches the engines of
             networks with one served version), and about each folder that is not a model.
@@ -145,7 +149,8 @@ def write_profile(
         The paths written, relative to `repository`.
 
     Raises:
-        ProfileError: The profile is unknown, a file that it serves is missing, or its file was edited by hand and `force` is False.
+        ProfileError: The profile is unknown, a file that it serves is missing, its file was edited by hand and `force` is False, or
+            `op_library` is for another profile, not absolute, or of no use, because no network is mask-aware.
         ConfigError: A configuration cannot be read, or Triton would not load it.
         ExportError: The repository cannot be written. Nothing is written after an error.
         OSError: A file cannot be read or written.
@@ -157,10 +162,16 @@ def write_profile(
     if profile not in PROFILES:
         raise ProfileError(f"unknown profile {profile!r}, expected one of {', '.join(PROFILES)}")
     find_networks(repository, on_progress)
+    _check_op_library(profile, op_library)
     check_writable(repository)
     with locked(repository):
         remove_stale_staging(repository)
         configs = find_networks(repository)
+        if op_library is not None and not any(_serves_operator(repository / name, config) for name, config in configs.items()):
+            raise ProfileError(
+                f"no network in {repository} is mask-aware, so none needs the library {op_library}: export one with "
+                "`defensemble export --mask-aware on`, or leave --op-library out"
+            )
         if missing := {name: problem for name, config in configs.items() if (problem := _find_missing(repository / name, config, profile))}:
             raise ProfileError(_format_missing(repository, profile, missing))
         require_valid_configs(RepositoryView(repository), configs)
@@ -170,7 +181,7 @@ def write_profile(
         planned_files = {}
         for name, config in configs.items():
             file = repository / paths[name]
-            content = pbtxt_from_config(_derive(repository / name, config, profile, settings or EngineCacheOptions()))
+            content = pbtxt_from_config(_derive(repository / name, config, profile, settings or EngineCacheOptions(), op_library))
             if not file.exists() or read_regular(file) != content:
                 planned_files[paths[name]] = content
         write_files(repository, planned_files)
@@ -245,7 +256,25 @@ def _format_missing(repository: Path, profile: str, missing: Mapping[str, str]) 
     return f"the profile '{profile}' cannot be written; nothing was written:\n{listing}\n{fix}"
 
 
-def _derive(folder: Path, config: schema.ModelConfig, profile: str, settings: EngineCacheOptions) -> schema.ModelConfig:
+def _check_op_library(profile: str, op_library: str | None) -> None:
+    if op_library is None:
+        return
+    if profile != "cpu":
+        raise ProfileError(f"op_library is for the profile cpu, got '{profile}': the operator runs on CPUs only, so leave --op-library out")
+    if not PurePosixPath(op_library).is_absolute():
+        raise ProfileError(
+            f"op_library is {op_library!r}; expected an absolute path on the serving machine or in its container, such as "
+            f"/opt/{PurePosixPath(op_library).name}"
+        )
+
+
+def _serves_operator(folder: Path, config: schema.ModelConfig) -> bool:
+    return any(parameter(config, f"mask_aware.{version}") for version in served_versions(folder, config))
+
+
+def _derive(
+    folder: Path, config: schema.ModelConfig, profile: str, settings: EngineCacheOptions, op_library: str | None
+) -> schema.ModelConfig:
     """Derive a profile from a network's `config.pbtxt`; inputs, outputs, batch, version policy and parameters do not change."""
     derived = schema.ModelConfig()
     derived.CopyFrom(config)
@@ -270,10 +299,13 @@ def _derive(folder: Path, config: schema.ModelConfig, profile: str, settings: En
         derived.ClearField("platform")
         derived.default_model_filename = PLAN_FILE
         derived.optimization.ClearField("execution_accelerators")
-        for key in [key for key in derived.parameters if key.startswith("sha256.")]:
+        for key in [key for key in derived.parameters if key.startswith(("sha256.", "mask_aware."))]:
             del derived.parameters[key]
         for version, digest in digests.items():
             derived.parameters[f"sha256.{version}"].string_value = digest
+    elif profile == "cpu" and op_library is not None and _serves_operator(folder, config):
+        libraries = derived.model_operations.op_library_filename
+        libraries.extend([op_library] if op_library not in libraries else [])
     if not accelerators.ListFields():
         derived.optimization.ClearField("execution_accelerators")
     if not derived.optimization.ListFields():
@@ -318,7 +350,8 @@ def _state(folder: Path, config: schema.ModelConfig, profile: str) -> str:
         return "edited by hand"
     written = config_from_file(path)
     # Up to date if writing it again with the same settings changes nothing.
-    return "written" if written == _derive(folder, config, profile, _read_settings(written)) else "out of date"
+    up_to_date = _derive(folder, config, profile, _read_settings(written), _read_op_library(written, config))
+    return "written" if written == up_to_date else "out of date"
 
 
 def _read_settings(config: schema.ModelConfig) -> EngineCacheOptions:
@@ -332,3 +365,9 @@ def _read_settings(config: schema.ModelConfig) -> EngineCacheOptions:
             int(size) >> 20 if size is not None else defaults.workspace_mib,
         )
     return EngineCacheOptions()
+
+
+def _read_op_library(written: schema.ModelConfig, config: schema.ModelConfig) -> str | None:
+    """Return the library of operators that a profile was written with, in addition to those of its `config.pbtxt`."""
+    own = set(config.model_operations.op_library_filename)
+    return next((library for library in written.model_operations.op_library_filename if library not in own), None)

@@ -65,6 +65,9 @@ void check_features(const Json& config) {
   if (config["model_transaction_policy"]["decoupled"].text() == "true") refuse_feature("a decoupled transaction policy");
   if (!config["batch_input"].items().empty()) refuse_feature("batch_input");
   if (!config["batch_output"].items().empty()) refuse_feature("batch_output");
+  if (!config["model_operations"]["op_library_filename"].items().empty()) {
+    refuse_feature("libraries of operators (model_operations; its own mask-aware operator needs none)");
+  }
   const Json& accelerators = config["optimization"]["execution_accelerators"];
   for (const auto& [kind, list] : accelerators.fields()) {
     for (const auto& accelerator : list.items()) refuse_feature(kind + " '" + accelerator["name"].text() + "' (it runs only on CPUs)");

@@ -58,7 +58,7 @@ BY_GRAPH = {
 # Features that only NVIDIA's container has: GPUs, other backends, and options of its ONNX Runtime backend.
 ONLY_EMBEDDED = {
     *("backend-python", "platform-tensorflow", "runtime-field-other", "instances-gpu", "instances-gpu-0", "graph-level-7"),
-    *("decoupled", "sequence-batching", "agents", "accelerator-gpu", "input-optional", "type-missing", "no-inputs"),
+    *("decoupled", "sequence-batching", "operator-library", "agents", "accelerator-gpu", "input-optional", "type-missing", "no-inputs"),
     *("joined-rows-0", "joined-rows-65537", "joined-rows-all"),
     *("backend-pytorch", "model-metrics", "model-metrics-empty", "ensemble-inflight", "ensemble-inflight-0", "ensemble-model-metrics"),
 }

@@ -295,6 +295,7 @@ EDITS: dict[str, Edit] = {
     "response-cache": append("response_cache { enable: true }\n"),
     "response-cache-off": append("response_cache { enable: false }\n"),
     "agents": append('model_repository_agents { agents { name: "checksum" } }\n'),
+    "operator-library": append('model_operations { op_library_filename: "/opt/operators.so" }\n'),
     "batch-input": append('batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 source_input: "images" }\n'),
     "batch-output": append('batch_output { target_name: "logits" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "images" }\n'),
     "graph-level-7": append("optimization { graph { level: 7 } }\n"),

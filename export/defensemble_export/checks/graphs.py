@@ -8,18 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
+import onnx
 from onnxruntime import InferenceSession, NodeArg
 
 from defensemble_repository.checks.config_rules import TYPE_SIZES
-from defensemble_repository.checks.finding import ConfigProblem, Step
+from defensemble_repository.checks.finding import ConfigProblem, Step, parameter_path
 from defensemble_repository.checks.inspection import Inspection
 from defensemble_repository.checks.wiring import format_type, same_shape
 from defensemble_repository.filesystem.regular_files import read_regular
 from defensemble_repository.names import BACKEND, PLAN_BACKEND
 from defensemble_repository.pbtxt import schema
-from defensemble_repository.reader import is_ensemble, model_backend, model_filename, versions_by_policy
+from defensemble_repository.reader import is_ensemble, model_backend, model_filename, parameter, versions_by_policy
 
 from ..graphs.loading import cpu_session
+from ..graphs.mask_aware import DOMAIN
 
 # Triton's names of ONNX Runtime's floating-point types; the names of integer types differ only in case.
 _FLOATS = {"float16": "FP16", "float": "FP32", "double": "FP64", "bfloat16": "BF16"}
@@ -44,6 +46,21 @@ def check_graphs(inspection: Inspection, models: Iterable[str]) -> None:
                 session = _session(inspection, model, version, path)
                 for problem in _problems(config, session, embedded=inspection.target.embedded) if session is not None else ():
                     inspection.add_finding(model, f"version {version}: {problem.text}", inspection.config_path(model), *problem.path)
+                if session is not None:
+                    _check_form(inspection, model, version, config, path)
+
+
+def _check_form(inspection: Inspection, model: str, version: int, config: schema.ModelConfig, path: str) -> None:
+    """Compare the parameter `mask_aware` with the graph. The answers are right either way, but what is shown of the model is not."""
+    key, file = f"mask_aware.{version}", inspection.files.repository / path
+    nodes = onnx.load(file, load_external_data=False).graph.node
+    stated, found = parameter(config, key), next((node.op_type for node in nodes if node.domain == DOMAIN), None)
+    if stated != found:
+        is_stated = f"{key} is {stated!r}" if stated is not None else f"{key} is missing"
+        fix = f"remove the parameter {key}" if found is None else f"write {found!r}"
+        text = f"{is_stated}, but {file} {'is a plain graph' if found is None else f'has the operator {found}'}: {fix}"
+        field = () if stated is None else parameter_path(key)
+        inspection.add_finding(model, text, inspection.config_path(model), *field, is_error=False)
 
 
 def _unknown_runner(config: schema.ModelConfig) -> str | None:

@@ -81,6 +81,12 @@ def _unsupported(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
 
 
 def _settings(config: schema.ModelConfig) -> Iterator[ConfigProblem]:
+    libraries = config.model_operations.op_library_filename
+    if libraries:
+        text = (
+            f"model_operations names {', '.join(libraries)}, but the embedded runtime loads no other operators than its own mask-aware one"
+        )
+        yield ConfigProblem(f"{text}. Remove the field, or {_ALTERNATIVE}.", ("model_operations",))
     level = config.optimization.graph.level
     if level not in _GRAPH_LEVELS:
         known = ", ".join(f"{number} ({meaning})" for number, meaning in _GRAPH_LEVELS.items())

@@ -77,6 +77,7 @@ CONFIGS = {
     ),
     "sequences": (changed(sequence_batching={"max_sequence_idle_microseconds": 1}), "sequence_batching"),
     "decoupled": (changed(model_transaction_policy={"decoupled": True}), "decoupled"),
+    "a library of operators": (changed(model_operations={"op_library_filename": ["/opt/operators.so"]}), "model_operations"),
     "an accelerator": (
         changed(optimization={"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}),
         "asks for cpu_execution_accelerator 'openvino' (it runs only on CPUs)",

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from defensemble_repository.export_report import MULTIPLICATIONS
 
+_LISTED_STOPS = 3
+
 
 def form_notes(name: str, form: Mapping[str, Any]) -> list[str]:
     """Return the lines about the form of a file: whether it is mask-aware and why, the counts and the comparison with the plain graph.
@@ -26,7 +28,10 @@ def form_notes(name: str, form: Mapping[str, Any]) -> list[str]:
         f"{name}: mask-aware ({form['operator']}), up to {', '.join(form['boundary'])}: {form['reason']}",
         f"{name}: multiplications per image: {dense} dense, {unpadded} without padding, {kept} kept; expected gain by batch: {gains}",
     ]
-    notes += [f"{name}: the operator ends before {stop['node']}: {stop['reason']}" for stop in form["stopped_at"]]
+    stops = form["stopped_at"]
+    notes += [f"{name}: masks are not followed past {stop['node']}: {stop['reason']}" for stop in stops[:_LISTED_STOPS]]
+    if len(stops) > _LISTED_STOPS:
+        notes.append(f"{name}: nor past {len(stops) - _LISTED_STOPS} other nodes; --json lists them")
     verified = form["verification"]
     if verified is not None:
         differences = f"{verified['operator']:.0e} on the operator, {verified['fallback']:.0e} without it"

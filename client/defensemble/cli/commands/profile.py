@@ -75,6 +75,15 @@ def list_(repository: Path, as_json: bool) -> None:
     click.option("--force", is_flag=True, help="Overwrite files that were edited by hand; the edits are lost."),
 )
 @cloup.option_group(
+    "cpu",
+    click.option(
+        "--op-library",
+        metavar="PATH",
+        help="In NVIDIA's container (not run there): where it finds the library of the mask-aware operator, which `defensemble serve` "
+        "needs not.",
+    ),
+)
+@cloup.option_group(
     "gpu-ort-tensorrt",
     click.option(
         "--cache-dir",
@@ -83,7 +92,7 @@ def list_(repository: Path, as_json: bool) -> None:
     ),
     click.option("--workspace", "workspace_mib", type=int, metavar="MIB", help="Memory that building an engine may use.  [default: 1024]"),
 )
-def write(profile: str, repository: Path, force: bool, cache_dir: str | None, workspace_mib: int | None) -> None:
+def write(profile: str, repository: Path, force: bool, op_library: str | None, cache_dir: str | None, workspace_mib: int | None) -> None:
     r"""Write configs/PROFILE.pbtxt, derived from config.pbtxt, for all networks of a repository.
 
     If one network lacks a file that the profile serves, or has a profile that was edited by hand, nothing is written. Write the profile
@@ -97,13 +106,15 @@ def write(profile: str, repository: Path, force: bool, cache_dir: str | None, wo
     """
     if profile != "gpu-ort-tensorrt" and (cache_dir is not None or workspace_mib is not None):
         raise click.UsageError("--cache-dir and --workspace are for the profile gpu-ort-tensorrt only")
+    if profile != "cpu" and op_library is not None:
+        raise click.UsageError("--op-library is for the profile cpu only: the operator runs on CPUs")
     from defensemble_export import EngineCacheOptions, write_profile
 
     values: dict[str, Any] = {"cache_dir": cache_dir, "workspace_mib": workspace_mib}
     settings = EngineCacheOptions(**{name: value for name, value in values.items() if value is not None})
-    written = write_profile(repository, profile, settings, force=force, on_progress=print_progress)
+    written = write_profile(repository, profile, settings, op_library=op_library, force=force, on_progress=print_progress)
     click.echo(f"{repository}: wrote {', '.join(written)}" if written else f"{repository}: the profile '{profile}' is up to date")
-    runtime = "" if profile == "cpu" else " --runtime docker"
+    runtime = "" if profile == "cpu" and op_library is None else " --runtime docker"
     click.echo(f"serve it: {this_command()} serve --repository {shlex.quote(str(repository))} --profile {profile}{runtime}")
 
 
