@@ -19,6 +19,7 @@ from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import parameter
 from defensemble_repository.view import RepositoryView
 
+from ..errors import ExportError
 from ..graphs.mask_aware import is_mask_aware, plain_onnx
 from ..graphs.traversal import metadata_of
 from ..verification.tolerances import precision_of
@@ -86,8 +87,7 @@ def read_member_info(files: RepositoryView, member: Member, share: float) -> Mem
     """
     problems: list[str] = []
     config = _config(files, member.model, problems)
-    stored, size = _graph(files, member, config, problems)
-    graph = None if stored is None else plain_onnx(stored)
+    graph, is_stored_aware, size = _graph(files, member, config, problems)
     metadata = {} if graph is None else metadata_of(graph)
     network = _network(metadata, problems, f"{files.repository / member.model / str(member.version) / MODEL_FILE}")
     stated, sha256 = parameter(config, f"precision.{member.version}"), parameter(config, f"sha256.{member.version}")
@@ -100,7 +100,7 @@ def read_member_info(files: RepositoryView, member: Member, share: float) -> Mem
         member.weight,
         share,
         precision=precision,
-        mask_aware=None if stored is None else _serves_graph(config) and is_mask_aware(stored),
+        mask_aware=None if graph is None else is_stored_aware and _served_file(config) == MODEL_FILE,
         mask_digest=parameter(config, f"mask_digest.{member.version}") or metadata.get(MASK_DIGEST),
         sha256=sha256,
         bytes=size,
@@ -133,34 +133,31 @@ def _content(files: RepositoryView, path: str, problems: list[str], missing: str
 
 def _graph(
     files: RepositoryView, member: Member, config: schema.ModelConfig | None, problems: list[str]
-) -> tuple[onnx.ModelProto | None, int | None]:
-    """Return the graph of a version as it is stored, and the size of the file that is served."""
+) -> tuple[onnx.ModelProto | None, bool, int | None]:
+    """Return the plain graph of a version, whether its file is mask-aware, and the size of the file that is served."""
     folder = f"{member.model}/{member.version}"
     served = _served_file(config)
     content = _content(files, f"{folder}/{served}", problems, "export the model again")
     if content is None:
-        return None, None
+        return None, False, None
     size = len(content)
     if served != MODEL_FILE:  # a TensorRT plan has no metadata; the graph that it was built from is in the same folder
         source = _content(files, f"{folder}/{MODEL_FILE}", problems, f"the source of {served} is unknown")
         if source is None:
-            return None, size
+            return None, False, size
         content = source
     try:
-        graph = onnx.load_model_from_string(content)
+        stored = onnx.load_model_from_string(content)
+        return plain_onnx(stored), is_mask_aware(stored), size
     except DecodeError as error:
         problems.append(f"{files.repository / folder / MODEL_FILE} is not an ONNX file: {error}; export the model again")
-        return None, size
-    return graph, size
+    except ExportError as error:
+        problems.append(f"{files.repository / folder / MODEL_FILE}: {error}")
+    return None, False, size
 
 
 def _served_file(config: schema.ModelConfig | None) -> str:
     return (config.default_model_filename if config is not None else "") or MODEL_FILE
-
-
-def _serves_graph(config: schema.ModelConfig | None) -> bool:
-    """Return whether the graph itself is served, and not a TensorRT plan."""
-    return _served_file(config) == MODEL_FILE
 
 
 def _network(metadata: Mapping[str, str], problems: list[str], where: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
-import onnx.inliner
 from onnx import TensorProto, helper
 
+from ...errors import ExportError
 from ..operators import is_standard
 from ..traversal import names_of, read_by, replace, unique_name
 from .expressions import Shape
@@ -116,16 +116,39 @@ def is_mask_aware(model: onnx.ModelProto) -> bool:
 
 
 def plain_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with the plain nodes in the place of mask-aware ones; the same model if it has none."""
+    """Return the graph with the plain nodes in the place of mask-aware ones, under their names; the same model if it has none.
+
+    Onnx's inliner would rename what the nodes compute, so that a converted graph would differ from that of the plain file.
+    """
     if not is_mask_aware(model):
         return model
-    plain: onnx.ModelProto = onnx.inliner.inline_selected_functions(model, _functions(model), exclude=False)
-    imports = [entry for entry in plain.opset_import if entry.domain != DOMAIN]
-    copies = [onnx.OperatorSetIdProto.FromString(entry.SerializeToString()) for entry in imports]
-    plain.ClearField("opset_import")
-    plain.opset_import.extend(copies)
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    bodies = {function.overload: function for function in model.functions if (function.domain, function.name) == (DOMAIN, OPERATOR)}
+    nodes: list[onnx.NodeProto] = []
+    computed: set[str] = set()
+    for node in model.graph.node:
+        for inner in _body(bodies, node) if (node.domain, node.op_type) == (DOMAIN, OPERATOR) else [node]:
+            # Nodes that the members of a fused graph share, or that the rest of a graph reads, are there more than once.
+            if not computed.issuperset(inner.output):
+                nodes.append(inner)
+                computed.update(inner.output)
+    replace(plain.graph, "node", nodes)
+    boundary = {name for node in model.graph.node if node.domain == DOMAIN for name in node.output}
+    replace(plain.graph, "value_info", [value for value in plain.graph.value_info if value.name not in boundary])
+    for field, key in (("opset_import", "domain"), ("functions", "domain")):
+        kept = [type(entry).FromString(entry.SerializeToString()) for entry in getattr(plain, field) if getattr(entry, key) != DOMAIN]
+        plain.ClearField(field)
+        getattr(plain, field).extend(kept)
     return plain
 
 
-def _functions(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    return sorted({(function.domain, function.name) for function in model.functions if function.domain == DOMAIN})
+def _body(bodies: Mapping[str, onnx.FunctionProto], node: onnx.NodeProto) -> Sequence[onnx.NodeProto]:
+    """Return the plain nodes of a mask-aware node."""
+    function = bodies.get(node.overload)
+    if function is None or list(function.input) != list(node.input) or list(function.output) != list(node.output):
+        raise ExportError(
+            f"the graph was changed by another tool: the function of its node '{node.name}' ({OPERATOR}) "
+            f"{'is missing' if function is None else 'has other inputs and outputs'}; export the network again"
+        )
+    return list(function.node)
