@@ -14,12 +14,10 @@ from ..operators import QUANTISE_OPERATORS
 from ..traversal import nodes_of, real_inputs, shape_of
 from .function import OPERATOR, Region, plain_onnx, with_programs
 from .operations import Network, read_network, supported_nodes
-from .region import Candidate, best_candidate
+from .region import LEAST_GAIN, Candidate, best_candidate, missed_gain
 from .report import gains_of, layers_of, multiplications_of, stopped_at
 
 MODES = ("auto", "on")
-# `auto` requires more than the first at batch 16, and at least the second at batch 1.
-LEAST_GAIN = {16: 1.1, 1: 0.97}
 
 
 @dataclass(frozen=True)
@@ -76,10 +74,10 @@ def mask_aware_from_onnx(model: onnx.ModelProto, mode: str = "auto", targets: Se
         reason = f"no mask can be followed to a convolution{where}" if has_masks else "the graph has no masks (BOOL initialisers)"
         return _unchanged(model, mode, reason, networks, stops)
     gains = gains_of([each for _, each in chosen])
-    missed = [batch for batch, least in LEAST_GAIN.items() if gains[str(batch)] < least or (batch == 16 and gains["16"] <= least)]
-    if mode == "auto" and missed:
-        needed = f"more than {LEAST_GAIN[16]}" if missed[0] == 16 else f"at least {LEAST_GAIN[1]}"
-        reason = f"the expected gain at batch {missed[0]} is {gains[str(missed[0])]:.2f}, and {needed} is required"
+    missed = missed_gain({int(batch): gain for batch, gain in gains.items()})
+    if mode == "auto" and missed is not None:
+        needed = f"more than {LEAST_GAIN[16]}" if missed == 16 else f"at least {LEAST_GAIN[1]}"
+        reason = f"the expected gain at batch {missed} is {gains[str(missed)]:.2f}, and {needed} is required"
         return MaskAware(model, _report(None, reason, networks, [], stops, gains))
     regions = [_region(network, each, target) for network, each, target in zip(networks, found, targets, strict=True) if each is not None]
     reason = "requested" if mode == "on" else f"the expected gain at batch 16 is {gains['16']:.2f}"

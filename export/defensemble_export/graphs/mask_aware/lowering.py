@@ -46,11 +46,7 @@ def _is_pointwise(operation: Operation) -> bool:
 
 def _spatial_masks(network: Network, demand: MaskExpression) -> set[str]:
     """Return the masks of `demand` that are equal for all channels: they hold for other channels, too."""
-    return {name for name in demand.masks() if network.constants[name].dims[-3] == 1 or _is_shared(network, name)}
-
-
-def _is_shared(network: Network, name: str) -> bool:
-    return False
+    return {name for name in demand.masks() if network.constants[name].dims[-3] == 1}
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .costs import ConvCounts, batch_time, best_lanes, conv_counts, plain_time, program_times
@@ -18,6 +18,8 @@ _PROFIT = 0.95
 # Operations that a region takes over from the rest of the graph if that does not add a boundary tensor: they change no size, or reduce it.
 _FOLLOWERS = frozenset(("identity", "relu", "sigmoid", "mask", "steps", "add", "mul", "maxpool", "avgpool", "mean", "concat"))
 _BATCHES = (1, 16)  # the cut is chosen for both
+# `auto` requires more than the first at batch 16, and at least the second at batch 1.
+LEAST_GAIN = {16: 1.1, 1: 0.97}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def candidate(network: Network, operations: Sequence[Operation], images: str) ->
 
 
 def best_candidate(network: Network, images: str) -> Candidate | None:
-    """Return the cut with the least estimated time at batches 1 and 16 together; None if no convolution profits from a mask."""
+    """Return the cut with the least estimated time at batches 1 and 16 together, if possible one that `auto` accepts.
+
+    None if no convolution profits from a mask.
+    """
     supported = list(supported_nodes(network, images))
     if not any(operation.mask is not None for operation in supported):
         return None
@@ -90,8 +95,16 @@ def best_candidate(network: Network, images: str) -> Candidate | None:
     return best
 
 
-def _score(found: Candidate) -> float:
-    return sum(math.log(found.time(batch)) for batch in _BATCHES)
+def missed_gain(gains: Mapping[int, float]) -> int | None:
+    """Return a batch at which `auto` requires more than the expected gain; None if there is none."""
+    if gains[16] <= LEAST_GAIN[16]:
+        return 16
+    return 1 if gains[1] < LEAST_GAIN[1] else None
+
+
+def _score(found: Candidate) -> tuple[bool, float]:
+    is_missed = missed_gain({batch: found.gain(batch) for batch in _BATCHES}) is not None
+    return is_missed, sum(math.log(found.time(batch)) for batch in _BATCHES)
 
 
 def _profiting(everything: Candidate) -> list[Operation]:
