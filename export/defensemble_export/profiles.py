@@ -24,6 +24,7 @@ from defensemble_repository.view import RepositoryView, require_repository
 
 from .errors import ProfileError
 
+_OWN_LIBRARY = "libdefensemble_ops"
 _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_GPU
 
 
@@ -268,6 +269,11 @@ def _check_op_library(profile: str, op_library: str | None) -> None:
         )
 
 
+def _is_own_library(path: str) -> bool:
+    """Return whether a library is that of the mask-aware operator, which has no kernel for GPUs."""
+    return PurePosixPath(path).name.startswith(_OWN_LIBRARY)
+
+
 def _serves_operator(folder: Path, config: schema.ModelConfig) -> bool:
     return any(parameter(config, f"mask_aware.{version}") for version in served_versions(folder, config))
 
@@ -289,6 +295,15 @@ def _derive(
     for group in derived.instance_group or [derived.instance_group.add()]:
         group.kind = kind
         group.ClearField("gpus")
+    if kind == _GPU:
+        others = [library for library in derived.model_operations.op_library_filename if not _is_own_library(library)]
+        derived.ClearField("model_operations")
+        derived.model_operations.op_library_filename.extend(others)
+    elif op_library is not None and _serves_operator(folder, config):
+        libraries = derived.model_operations.op_library_filename
+        libraries.extend([op_library] if op_library not in libraries else [])
+    if not derived.model_operations.op_library_filename:
+        derived.ClearField("model_operations")
     accelerators = derived.optimization.execution_accelerators
     accelerators.ClearField("gpu_execution_accelerator")
     if profile == "gpu-ort-tensorrt":
@@ -303,9 +318,6 @@ def _derive(
             del derived.parameters[key]
         for version, digest in digests.items():
             derived.parameters[f"sha256.{version}"].string_value = digest
-    elif profile == "cpu" and op_library is not None and _serves_operator(folder, config):
-        libraries = derived.model_operations.op_library_filename
-        libraries.extend([op_library] if op_library not in libraries else [])
     if not accelerators.ListFields():
         derived.optimization.ClearField("execution_accelerators")
     if not derived.optimization.ListFields():

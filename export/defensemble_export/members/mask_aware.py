@@ -66,7 +66,7 @@ def choose_form(model: onnx.ModelProto, mode: str, *, precision: str, targets: S
 
     try:
         defensemble_ops.library_path()
-    except defensemble_ops.BuildError as error:
+    except (defensemble_ops.BuildError, OSError) as error:  # no compiler, or no folder to keep the build in
         problem = f"the library of the operator, on which the form is verified, cannot be built: {error}"
         if mode == "on":
             raise ExportError(f"{problem}; leave --mask-aware out for a plain file") from error
@@ -91,7 +91,7 @@ def prepare_library(model: onnx.ModelProto, mode: str) -> None:
     if mode != "off" and has_masks(model):
         import defensemble_ops
 
-        with contextlib.suppress(defensemble_ops.BuildError):
+        with contextlib.suppress(defensemble_ops.BuildError, OSError):
             defensemble_ops.library_path()
 
 

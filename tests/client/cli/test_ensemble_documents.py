@@ -26,6 +26,6 @@ def test_keys_of_ensembles_edits_and_findings(tmp_path: Path) -> None:
         *("schema", "name", "average", "max_batch_size", "input_shape", "num_classes", "members", "served", "problems", "preprocessing")
     }
     assert set(state["members"][0]) == {
-        *("model", "version", "weight", "share", "precision", "mask_digest", "sha256", "bytes", "arch", "keep"),
+        *("model", "version", "weight", "share", "precision", "mask_aware", "mask_digest", "sha256", "bytes", "arch", "keep"),
         *("record_accuracy", "record_n", "record_data", "exported_accuracy", "exported_n", "exported_images", "problem", "served"),
     }
