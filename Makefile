@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed$(if $(filter gpu,$(KIND)),-gpu)
 DOCS_STAMP := $(VENV)/.docs-installed
 TORCH := torch==2.13.0
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-CPP := server_config/onnxruntime_backend
+CPP := server_config/onnxruntime_backend export/defensemble_ops/native
 # Tests wait for processes much of the time. On two cores, two workers take half the time of one, and three are slower (351 s for 327 s).
 WORKERS ?= 2
 # PART=I/N runs only every N-th slow test. SLOW=1 adds all slow tests to the others.

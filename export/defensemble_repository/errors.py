@@ -1,4 +1,4 @@
-"""Every exception of the five packages. The classes of this package are defined below.
+"""Every exception of the packages. The classes of this package are defined below.
 
     RepositoryError (Exception)                 defensemble_repository.errors: a model repository, or a request to change it, is invalid
     ├── ConfigError                             a `config.pbtxt` is missing, is invalid, or contradicts the files around it
@@ -41,6 +41,8 @@
     ├── StartError                              Triton did not start, or gave wrong answers
     │   └── CrashError                          Triton crashed while it started
     └── StateError                              there is no such running server
+
+    BuildError (Exception)                      defensemble_ops.errors: the operator library cannot be compiled
 
     TrainingError (Exception)                   defensemble_training.errors: a training run cannot start, continue or resume
     ├── DivergedError                           the loss or a weight is not finite

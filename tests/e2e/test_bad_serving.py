@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import urllib3
 
+from defensemble_ops.library import NATIVE
 from defensemble_server import read_states, stop_server
 from defensemble_server.process.state import state_file
 from defensemble_server.runtime.backend_build import FLAGS, find_compiler
-from defensemble_server.runtime.package_data import data_file
 from tests.support import tiny
 from tests.support.broken import content, fill, python_path, small_disk, without_programs
 from tests.support.calls import processor_ticks, write_slow_model
@@ -222,8 +222,8 @@ def test_serve_reports_an_outdated_onnxruntime(repository: Path) -> None:
     assert_facts(error, "libonnxruntime.so | 1.20 | pip install --upgrade")
     compiler = find_compiler()
     assert compiler is not None, "this test needs a C++ compiler: apt-get install g++"
-    source = ["-I", str(data_file("onnxruntime_backend")), str(BACKEND_TESTS / "too_old.cc")]
-    subprocess.run([*compiler.command, *FLAGS, *source, "-o", str(library)], check=True)
+    source = ["-I", str(NATIVE), str(BACKEND_TESTS / "too_old.cc")]
+    subprocess.run([*compiler.command, *FLAGS, "-shared", *source, "-o", str(library)], check=True)
     error = error_message(run("serve", "--repository", repository, "--free-ports", cwd=repository.parent, env=env))
     assert_facts(error, f"none of the models | {repository}")
     assert_facts(error, f"ONNX Runtime 1.14.1 | '{library}' | 1.20 | pip install --upgrade")

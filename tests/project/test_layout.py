@@ -27,6 +27,7 @@ from tests.support.command_line import context_of
 PACKAGES = {
     "defensemble_images": ROOT / "training/defensemble_images",
     "defensemble_training": ROOT / "training/defensemble_training",
+    "defensemble_ops": ROOT / "export/defensemble_ops",
     "defensemble_repository": ROOT / "export/defensemble_repository",
     "defensemble_export": ROOT / "export/defensemble_export",
     "defensemble_server": ROOT / "server_config/defensemble_server",
@@ -42,11 +43,12 @@ MAY_IMPORT = {
     "defensemble_images": set(),
     "defensemble_training": {"defensemble_images"},
     "defensemble_repository": set(),
-    "defensemble_server": {"defensemble_repository"},
-    "defensemble_export": {"defensemble_images", "defensemble_training", "defensemble_repository"},
-    "defensemble": {"defensemble_images", "defensemble_training", "defensemble_repository", "defensemble_server", "defensemble_export"},
+    "defensemble_ops": set(),
+    "defensemble_server": {"defensemble_repository", "defensemble_ops"},
+    "defensemble_export": {"defensemble_images", "defensemble_training", "defensemble_repository", "defensemble_ops"},
+    "defensemble": set(PACKAGES) - {"defensemble"},
 }
-FACES = {"defensemble_export", "defensemble_export.editing", "defensemble_training", "defensemble_server"}
+FACES = {"defensemble_export", "defensemble_export.editing", "defensemble_training", "defensemble_server", "defensemble_ops"}
 LONGEST_FILE = 450
 LONGEST_MODULE = 400  # of a package
 
@@ -213,7 +215,7 @@ def test_the_client_imports_no_machine_learning_and_its_siblings_only_where_a_ve
     assert {one.top for one in at_once} == {"defensemble_repository"}
     assert {one.file.rpartition("/")[0] for one in at_once} == {"_transport", "ensembles", "load", "probes", "cli/actions"}
     places = {one.file for one in siblings}
-    assert places <= {"_image_files.py", "_transport/base.py", "_transport/tls.py", "results/result_file.py"} | {
+    assert places <= {"_image_files.py", "_transport/base.py", "_transport/tls.py", "ops.py", "results/result_file.py"} | {
         file for file in places if file.startswith(("cli/", "ensembles/", "load/", "probes/"))
     }
 

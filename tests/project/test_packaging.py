@@ -26,6 +26,7 @@ PACKAGES = (
     "defensemble",
     "defensemble_export",
     "defensemble_images",
+    "defensemble_ops",
     "defensemble_repository",
     "defensemble_server",
     "defensemble_training",
@@ -69,6 +70,9 @@ def test_the_wheel_holds_the_packages_and_what_serving_needs(wheel: Path) -> Non
     assert len(expected) > 15
     place = "defensemble_server/_data/onnxruntime_backend/"
     assert {name.removeprefix(place) for name in names if name.startswith(place) and name.endswith((".cc", ".h"))} == expected
+    native = ROOT / "export/defensemble_ops/native"
+    sources = {f"defensemble_ops/native/{path.relative_to(native).as_posix()}" for path in native.rglob("*.*") if path.is_file()}
+    assert {"defensemble_ops/native/kernels.cc", "defensemble_ops/native/include/onnxruntime_api.h"} <= sources <= set(names)
     others = {"triton-runtime.txt", "nginx/defensemble.conf", "systemd/defensemble.service"}
     assert {f"defensemble_server/_data/{name}" for name in others} <= set(names)
     assert f"{information}/licenses/LICENSE" in names

@@ -12,6 +12,7 @@ from defensemble_repository import errors
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = (
     "export/defensemble_repository/errors.py",
+    "export/defensemble_ops/errors.py",
     "export/defensemble_export/errors.py",
     "client/defensemble/_exceptions.py",
     "client/defensemble/ensembles/errors.py",

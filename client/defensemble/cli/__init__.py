@@ -47,6 +47,7 @@ _BASE_ERRORS = {
     "defensemble_training": "TrainingError",
     "defensemble_repository.errors": "RepositoryError",  # exports' too
     "defensemble_server": "ServerError",
+    "defensemble_ops": "BuildError",
 }
 # The pip extra that installs a package.
 _EXTRAS = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from defensemble_ops.library import NATIVE
 from defensemble_server.runtime.backend_build import FLAGS, Compiler, ensure_backend, find_compiler, onnxruntime_library
 from defensemble_server.runtime.package_data import data_file
 from tests.support.backend_triton import Triton
@@ -41,7 +42,18 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, source: Path, compiler: C
     def compile_library(name: str) -> Path:
         library = folder / f"lib{name}.so"
         if not library.exists():
-            subprocess.run([*compiler.command, *FLAGS, f"-I{source}", str(HERE / f"{name}.cc"), "-o", str(library), "-ldl"], check=True)
+            command = [
+                *compiler.command,
+                *FLAGS,
+                "-shared",
+                f"-I{source}",
+                f"-I{NATIVE}",
+                str(HERE / f"{name}.cc"),
+                "-o",
+                str(library),
+                "-ldl",
+            ]
+            subprocess.run(command, check=True)
         return library
 
     return compile_library

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from defensemble_ops.library import NATIVE
 from defensemble_server.runtime.backend_build import LIBRARY_NAME, Compiler
 from tests.support import backend_graphs as graphs
 from tests.support.backend_triton import Triton
@@ -99,4 +100,4 @@ int main() {
 
 def test_the_source_compiles_without_any_warning(source: Path, compiler: Compiler) -> None:
     flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wold-style-cast", "-Werror"]
-    subprocess.run([*compiler.command, *flags, *sorted(map(str, source.glob("*.cc")))], check=True)
+    subprocess.run([*compiler.command, *flags, f"-I{NATIVE}", *sorted(map(str, source.glob("*.cc")))], check=True)

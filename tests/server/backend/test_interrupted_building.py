@@ -95,7 +95,7 @@ def test_the_real_compiler_ends_with_a_killed_build(tmp_path: Path, compiler: Co
 
 
 def test_a_build_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("defensemble_server.runtime.backend_build._BUILD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("defensemble_ops.build._TIMEOUT_S", 0.3)
     with pytest.raises(BackendBuildError, match="timed out"):
         ensure_backend(cache_dir=tmp_path / "cache", compiler=[script(tmp_path, "compiler", SLOW)], on_progress=lambda text: None)
     assert within(5, lambda: not runs(int((tmp_path / "compiler.child").read_text())))

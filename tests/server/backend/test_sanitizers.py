@@ -19,6 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
+from defensemble_ops.library import NATIVE
 from defensemble_server.runtime.backend_build import LIBRARY_NAME, Compiler, onnxruntime_library
 from tests.support import backend_graphs as graphs
 from tests.support.backend_triton import Triton, arrays, infer_inputs, infer_outputs
@@ -66,7 +67,16 @@ def build(folder: Path, sanitizer: Sanitizer, source: Path, compiler: Compiler) 
     """Build the backend with a sanitizer; return the directory for `--backend-directory`."""
     library = folder / "onnxruntime" / LIBRARY_NAME
     library.parent.mkdir()
-    command = [*compiler.command, *FLAGS, *sanitizer.flags, *sorted(map(str, source.glob("*.cc"))), "-o", str(library), "-ldl"]
+    command = [
+        *compiler.command,
+        *FLAGS,
+        *sanitizer.flags,
+        f"-I{NATIVE}",
+        *sorted(map(str, source.glob("*.cc"))),
+        "-o",
+        str(library),
+        "-ldl",
+    ]
     subprocess.run(command, check=True)
     return folder
 

@@ -1,0 +1,160 @@
+#include "convolution.h"
+
+#include <algorithm>
+
+namespace defensemble_ops {
+
+namespace {
+
+// Loads of whole vectors may read beyond the last value.
+constexpr size_t kSlack = 16;
+constexpr int kRoundedTo = 16;
+
+}  // namespace
+
+ConvolutionStep::ConvolutionStep(Operands operands, const Geometry& geometry, const float* weights, const float* bias,
+                                 const Support& output, Activation activation, bool is_dense, bool uses_one_lane, bool uses_many_lanes,
+                                 const Kernels& kernels)
+    : operands_(std::move(operands)), kernels_(kernels), is_dense_(is_dense) {
+  const Shape& input = operands_.input_support->shape();
+  convolution_.channels_in = input.channels;
+  convolution_.channels_out = geometry.output.channels;
+  convolution_.stride = (geometry.output.channels + kRoundedTo - 1) / kRoundedTo * kRoundedTo;
+  convolution_.weight_rows = geometry.kernel_height * geometry.kernel_width * input.channels;
+  convolution_.activation = activation;
+  convolution_.input_starts = operands_.input_support->starts();
+  convolution_.input_channels = operands_.input_support->channels();
+  convolution_.input_height = input.height;
+  convolution_.input_width = input.width;
+  convolution_.output_width = geometry.output.width;
+  convolution_.kernel_height = geometry.kernel_height;
+  convolution_.kernel_width = geometry.kernel_width;
+  convolution_.stride_y = geometry.stride_y;
+  convolution_.stride_x = geometry.stride_x;
+  convolution_.pad_y = geometry.pad_y;
+  convolution_.pad_x = geometry.pad_x;
+  convolution_.dilation_y = geometry.dilation_y;
+  convolution_.dilation_x = geometry.dilation_x;
+  convolution_.channels = operands_.own_support->channels();
+  // The dense form reads tiles; one lane and the table form read the table.
+  if (uses_one_lane || !is_dense) weights_.resize(static_cast<size_t>(convolution_.weight_rows) * convolution_.stride + kSlack);
+  read_weights(weights, bias, uses_many_lanes);
+  find_runs(geometry, uses_many_lanes);
+  find_targets(output);
+  parts = static_cast<int>(positions_.size());
+}
+
+void ConvolutionStep::read_weights(const float* weights, const float* bias, bool uses_many_lanes) {
+  const int out = convolution_.channels_out, in = convolution_.channels_in, offsets = convolution_.weight_rows / in;
+  const int tile = kernels_.dense_tile;
+  if (is_dense_ && uses_many_lanes) {
+    tiles_.resize(static_cast<size_t>((out + tile - 1) / tile) * convolution_.weight_rows * tile + kSlack);
+  }
+  for (int o = 0; o < out; ++o) {
+    for (int i = 0; i < in; ++i) {
+      for (int k = 0; k < offsets; ++k) {
+        const float value = weights[(static_cast<size_t>(o) * in + i) * offsets + k];
+        const size_t row = static_cast<size_t>(k) * in + i;
+        if (!weights_.empty()) weights_[row * convolution_.stride + o] = value;
+        if (!tiles_.empty()) tiles_[(static_cast<size_t>(o / tile) * convolution_.weight_rows + row) * tile + o % tile] = value;
+      }
+    }
+  }
+  if (bias != nullptr) bias_.assign(bias, bias + out);
+  convolution_.weights = weights_.data();
+  convolution_.tiles = tiles_.data();
+  convolution_.bias = bias_.empty() ? nullptr : bias_.data();
+}
+
+void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) {
+  const Support& input = *operands_.input_support;
+  const Support& own = *operands_.own_support;
+  const Shape& shape = input.shape();
+  const bool is_indexed = !input.is_full() || geometry.dilation_x != 1;
+  const auto add_run = [&](int32_t row, int32_t length, int32_t weight_row) {
+    if (length > 0) runs_.push_back({row, length, weight_row});
+  };
+  for (int position = 0; position < geometry.output.positions(); ++position) {
+    if (own.count(position) == 0) continue;
+    OutputPosition output{static_cast<int32_t>(runs_.size()), 0, own.start(position), own.count(position),
+                          static_cast<int64_t>(index_.size()), position};
+    const int y0 = position / geometry.output.width * geometry.stride_y - geometry.pad_y;
+    const int x0 = position % geometry.output.width * geometry.stride_x - geometry.pad_x;
+    int64_t rows = 0;
+    for (int ky = 0; ky < geometry.kernel_height; ++ky) {
+      const int y = y0 + ky * geometry.dilation_y;
+      if (y < 0 || y >= shape.height) continue;
+      int32_t first = -1, length = 0, weight_row = 0;
+      for (int kx = 0; kx < geometry.kernel_width; ++kx) {
+        const int x = x0 + kx * geometry.dilation_x;
+        if (x < 0 || x >= shape.width) continue;
+        const int cell = y * shape.width + x, offset = (ky * geometry.kernel_width + kx) * shape.channels;
+        if (first < 0 || geometry.dilation_x != 1) {
+          add_run(first, length, weight_row);
+          first = input.start(cell);
+          length = 0;
+          weight_row = offset;
+        }
+        length += input.count(cell);
+        rows += input.count(cell);
+        if (!uses_many_lanes || !is_indexed) continue;
+        for (int32_t row = input.start(cell); row < input.start(cell + 1); ++row) {
+          index_.push_back(static_cast<uint16_t>(offset + input.channel(row)));
+        }
+      }
+      add_run(first, length, weight_row);
+    }
+    output.runs = static_cast<int32_t>(runs_.size()) - output.first_run;
+    work += static_cast<double>(rows) * output.count;
+    positions_.push_back(output);
+  }
+  if (!uses_many_lanes) runs_.clear();
+  runs_.shrink_to_fit();
+  index_.shrink_to_fit();
+  convolution_.positions = positions_.data();
+  convolution_.runs = runs_.data();
+  convolution_.index = uses_many_lanes && is_indexed ? index_.data() : nullptr;
+}
+
+void ConvolutionStep::find_targets(const Support& output) {
+  if (operands_.residual < 0) return;
+  const Support& own = *operands_.own_support;
+  const Support& residual = *operands_.residual_support;
+  targets_.reserve(own.rows());
+  residuals_.reserve(own.rows());
+  for (int position = 0; position < output.shape().positions(); ++position) {
+    for (int32_t row = output.start(position); row < output.start(position + 1); ++row) {
+      const int channel = output.channel(row);
+      const int32_t from = residual.row(position, channel);
+      if (own.row(position, channel) >= 0) {
+        targets_.push_back(row);
+        residuals_.push_back(from);
+      } else {
+        copied_to_.push_back(row);
+        copied_from_.push_back(from);
+      }
+    }
+  }
+  convolution_.residual = residuals_.data();
+  if (own.rows() != output.rows()) convolution_.target = targets_.data();
+}
+
+void ConvolutionStep::run(const Chunk& chunk, int begin, int end) const {
+  const float* residual = operands_.residual < 0 ? nullptr : chunk.at(operands_.residual);
+  const Convolve convolve = chunk.lanes == 1 ? kernels_.rows : is_dense_ ? kernels_.dense : kernels_.table;
+  convolve(convolution_, chunk.at(operands_.input), chunk.at(operands_.output), residual, begin, end, chunk.lanes);
+  if (begin == 0 && !copied_to_.empty()) copy_residual_rows(chunk);
+}
+
+void ConvolutionStep::copy_residual_rows(const Chunk& chunk) const {
+  const float* from = chunk.at(operands_.residual);
+  float* to = chunk.at(operands_.output);
+  const bool is_relu = convolution_.activation == Activation::relu;
+  for (size_t i = 0; i < copied_to_.size(); ++i) {
+    const float* x = from + static_cast<size_t>(copied_from_[i]) * chunk.lanes;
+    float* y = to + static_cast<size_t>(copied_to_[i]) * chunk.lanes;
+    for (int l = 0; l < chunk.lanes; ++l) y[l] = is_relu && 0 > x[l] ? 0 : x[l];
+  }
+}
+
+}  // namespace defensemble_ops

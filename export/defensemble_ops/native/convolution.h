@@ -1,0 +1,51 @@
+// A convolution over rows, with its bias, its residual and its activation.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "plan.h"
+
+namespace defensemble_ops {
+
+using SupportPointer = std::shared_ptr<const Support>;
+
+struct Geometry {
+  int kernel_height = 1, kernel_width = 1, stride_y = 1, stride_x = 1, pad_y = 0, pad_x = 0, pad_bottom = 0, pad_right = 0;
+  int dilation_y = 1, dilation_x = 1;
+  Shape output;
+};
+
+class ConvolutionStep : public Step {
+ public:
+  struct Operands {
+    int input, output, residual;  // tensors; no residual: -1
+    SupportPointer input_support, own_support, residual_support;
+  };
+
+  // `weights` is (out, in, ky, kx). `output`: the rows of the result, those of the convolution itself and of the residual.
+  ConvolutionStep(Operands operands, const Geometry& geometry, const float* weights, const float* bias, const Support& output,
+                  Activation activation, bool is_dense, bool uses_one_lane, bool uses_many_lanes, const Kernels& kernels);
+
+  void run(const Chunk& chunk, int begin, int end) const override;
+
+ private:
+  void read_weights(const float* weights, const float* bias, bool uses_many_lanes);
+  void find_runs(const Geometry& geometry, bool uses_many_lanes);
+  void find_targets(const Support& output);
+  void copy_residual_rows(const Chunk& chunk) const;
+
+  Operands operands_;
+  const Kernels& kernels_;
+  bool is_dense_;
+  Convolution convolution_;
+  std::vector<float> weights_, tiles_, bias_;
+  std::vector<OutputPosition> positions_;
+  std::vector<Run> runs_;
+  std::vector<uint16_t> index_;
+  std::vector<int32_t> targets_, residuals_;
+  // Rows that only the residual has.
+  std::vector<int32_t> copied_to_, copied_from_;
+};
+
+}  // namespace defensemble_ops

@@ -1,0 +1,42 @@
+// The text of the attribute `program`: one instruction a line, `name key=value ...`. The exporter documents its instructions.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace defensemble_ops {
+
+// What is wrong with a program or its inputs. The text reaches the user as the reason why the model does not load.
+struct ProgramError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+class Instruction {
+ public:
+  explicit Instruction(const std::string& line);
+
+  const std::string& name() const { return name_; }
+  // These throw ProgramError if the key is missing or its value is of another form.
+  const std::string& text(const std::string& key) const;
+  int64_t integer(const std::string& key) const;
+  std::vector<int64_t> integers(const std::string& key, size_t count = 0) const;
+  bool flag(const std::string& key) const { return integer(key) != 0; }
+  [[noreturn]] void fail(const std::string& reason) const;
+
+ private:
+  std::string line_;
+  std::string name_;
+  std::vector<std::pair<std::string, std::string>> values_;
+};
+
+std::vector<Instruction> instructions_from_text(const std::string& program);
+
+std::vector<std::string> split(const std::string& text, char separator);
+
+// Throws ProgramError if the text is not an integer.
+int64_t integer_from_text(const std::string& text);
+
+}  // namespace defensemble_ops
