@@ -12,12 +12,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-import defensemble_ops
 from defensemble_export import ExportError, ExportOptions, OnnxSource, VerificationError, export_networks
 from defensemble_export.graphs.mask_aware import is_mask_aware, mask_aware_from_onnx, plain_onnx
 from defensemble_export.members.write import Network, write_network
 from defensemble_export.verification.images import RealImages
 from defensemble_export.verification.mask_aware import BATCHES, verify_mask_aware
+from defensemble_ops import BuildError
 from defensemble_repository.export_report import parse_report
 from tests.support import masked
 from tests.support.facts import assert_facts, raises
@@ -36,7 +36,7 @@ def written(folder: Path, graph: onnx.ModelProto, **options: Any) -> tuple[onnx.
 
 
 def no_compiler(on_progress: Callable[[str], None] | None = None) -> Path:
-    raise defensemble_ops.BuildError("no C++ compiler was found")
+    raise BuildError("no C++ compiler was found")
 
 
 def test_the_form_is_compared_with_the_plain_graph_on_both_paths(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_another_precision_is_plain_and_on_is_refused_at_once(tmp_path: Path) ->
 
 
 def test_without_a_compiler_on_is_an_error_and_auto_says_why_the_file_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defensemble_ops, "library_path", no_compiler)
+    monkeypatch.setattr("defensemble_export.members.mask_aware.library_path", no_compiler)
     graph = masked.masked_onnx(keep=0.1)
     with raises(ExportError, "net.onnx | no C++ compiler | --mask-aware"):
         written(tmp_path, graph, mask_aware="on")
@@ -128,7 +128,7 @@ def test_a_wrong_operator_or_fallback_is_refused() -> None:
 
 def test_a_library_that_does_not_run_the_node_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = masked.masked_onnx()
-    monkeypatch.setattr(defensemble_ops, "register", lambda options: None)
+    monkeypatch.setattr("defensemble_export.verification.mask_aware.register", lambda options: None)
     with raises(VerificationError, "fallback | library"):
         verify_mask_aware(masked.serialised(masked.mask_aware(graph)), masked.serialised(graph), None, max_batch_size=1)
 
