@@ -12,24 +12,29 @@ Array = np.ndarray[Any, Any]
 
 
 def run_program(text: str, inputs: Sequence[Array]) -> list[Array]:
-    """What a program computes, float64 [N,C,H,W]; `inputs` are those of its node, images first."""
+    """The outputs of a program, float64 [N,C,H,W]; `inputs` are those of its node, images first."""
+    tensors = run_tensors(text, inputs)
+    return [tensors[int(line.removeprefix("output in="))] for line in text.splitlines() if line.startswith("output ")]
+
+
+def run_tensors(text: str, inputs: Sequence[Array]) -> list[Array]:
+    """All tensors of a program, float64 [N,C,H,W]."""
     lanes, *lines = text.splitlines()
     assert lanes.startswith("lanes ")
     assert all(value in ("1", "8", "16") for value in lanes.removeprefix("lanes ").split(","))
     tensors: list[Array] = []
-    outputs = []
     for line in lines:
         name, *entries = line.split(" ")
         values = dict(entry.split("=") for entry in entries)
         read = [tensors[int(number)] for number in values["in"].split(",")] if name != "images" else []
         if name == "output":
-            outputs.append(read[0])
-        elif name == "conv":
+            continue
+        if name == "conv":
             residual = 0.0 if values["residual"] == "-" else tensors[int(values["residual"])]
             tensors.append(_activated(_conv(values, read, inputs) + residual, values["act"]))
         else:
             tensors.append(_INSTRUCTIONS[name](values, read, inputs))
-    return outputs
+    return tensors
 
 
 def _integers(text: str) -> list[int]:
