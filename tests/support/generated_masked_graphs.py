@@ -13,7 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 Array = np.ndarray[Any, Any]
 SHAPE = (3, 9, 8)
 Shape = tuple[int, int, int]
-LAYERS = ("conv", "conv", "masked", "masked", "mask", "mask", "relu", "norm", "scale", "add", "scaled", "concat", "maxpool", "avgpool", "sigmoid")
+LAYERS = (
+    *("conv", "conv", "masked", "masked", "mask", "mask", "relu", "norm", "scale", "add", "scaled", "concat"),
+    "identity",
+    *("maxpool", "avgpool", "sigmoid"),
+)
 
 
 @dataclass
@@ -39,7 +43,9 @@ class _Graph:
         return name
 
 
-def _extents(extents: tuple[int, int], kernel: list[int], strides: list[int], pads: list[int], dilations: list[int], ceil: bool = False) -> list[int]:
+def _extents(
+    extents: tuple[int, int], kernel: list[int], strides: list[int], pads: list[int], dilations: list[int], ceil: bool = False
+) -> list[int]:
     results = []
     for axis in (0, 1):
         free = extents[axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1
@@ -70,12 +76,14 @@ def masked_graphs(draw: st.DrawFn, layers: int = 12) -> onnx.ModelProto:
 
     def mask(name: str, shape: Shape) -> None:
         channels, height, width = shape
-        dims: tuple[int, ...] = draw(st.sampled_from(((channels, height, width), (channels, height, width), (channels, 1, 1), (1, height, width))))
+        dims: tuple[int, ...] = draw(st.sampled_from((shape, shape, (channels, 1, 1), (1, height, width))))
         if draw(st.booleans()):
             dims = (1, *dims)
         keep = draw(st.sampled_from((0.0, 0.1, 0.3, 0.6, 1.0)))
         values = np.random.default_rng((graph.seed, len(graph.constants))).random(dims) < keep
-        graph.add("Where", [graph.constant(values), name, zero], shape)
+        fitting = [each.name for each in graph.constants if each.data_type == TensorProto.BOOL and tuple(each.dims) == dims]
+        chosen = fitting[-1] if fitting and draw(st.booleans()) else graph.constant(values)
+        graph.add("Where", [chosen, name, zero], shape)
 
     for _ in range(draw(st.integers(3, layers))):
         layer = draw(st.sampled_from(LAYERS))
@@ -89,7 +97,7 @@ def masked_graphs(draw: st.DrawFn, layers: int = 12) -> onnx.ModelProto:
                     graph.add("Relu", [graph.tensors[-1][0]], graph.tensors[-1][1])
         elif layer == "mask":
             mask(name, shape)
-        elif layer in ("relu", "sigmoid"):
+        elif layer in ("relu", "sigmoid", "identity"):
             graph.add(layer.title(), [name], shape)
         elif layer == "norm":
             variance = graph.constant(np.random.default_rng(graph.seed).uniform(0.5, 1.5, channels).astype(np.float32))
@@ -108,8 +116,8 @@ def masked_graphs(draw: st.DrawFn, layers: int = 12) -> onnx.ModelProto:
                 mean = graph.add("Sigmoid", [mean], (channels, 1, 1))
             graph.add(draw(st.sampled_from(("Mul", "Add"))), [name, mean] if draw(st.booleans()) else [mean, name], shape)
         elif layer == "concat":
-            others = [each for each in graph.tensors if each[1][1:] == shape[1:]]
-            other = draw(st.sampled_from(others))
+            sources = [each for each in graph.tensors if each[1][1:] == shape[1:]]
+            other = draw(st.sampled_from(sources))
             graph.add("Concat", [name, other[0]], (channels + other[1][0], height, width), axis=draw(st.sampled_from((1, -3))))
         else:
             kernel = [draw(small), draw(small)]

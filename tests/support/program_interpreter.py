@@ -115,13 +115,15 @@ def _conv(values: Mapping[str, str], read: list[Array], inputs: Sequence[Array])
 
 
 def _maxpool(values: Mapping[str, str], read: list[Array], inputs: Sequence[Array]) -> Array:
-    return _window_cells(read[0], values, -np.inf, (1, 1)).max(-1)
+    highest: Array = _window_cells(read[0], values, -np.inf, (1, 1)).max(-1)
+    return highest
 
 
 def _avgpool(values: Mapping[str, str], read: list[Array], inputs: Sequence[Array]) -> Array:
     cells = _window_cells(read[0], values, 0.0, (1, 1))
     inside = _window_cells(np.ones_like(read[0]), values, float(values["include_pad"]), (1, 1))
-    return cells.sum(-1) / inside.sum(-1)
+    means: Array = cells.sum(-1) / inside.sum(-1)
+    return means
 
 
 _INSTRUCTIONS: dict[str, Any] = {

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 from hypothesis import event, given, settings
 from onnx import numpy_helper
 
@@ -84,4 +83,6 @@ def test_node_and_program_compute_what_the_graph_computes(model: onnx.ModelProto
     outputs = run_program(program.text(), [IMAGES, *(constants[name] for name in program.inputs[1:])])
     for name, output in zip(found.outputs, outputs, strict=True):
         assert_close(output, want[name])
-    assert sum(counts.kept for counts in found.counts if counts is not None) <= sum(counts.unpadded for counts in found.counts if counts is not None)
+    assert sum(counts.kept for counts in found.counts if counts is not None) <= sum(
+        counts.unpadded for counts in found.counts if counts is not None
+    )
