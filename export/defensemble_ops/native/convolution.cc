@@ -76,7 +76,7 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
   };
   for (int position = 0; position < geometry.output.positions(); ++position) {
     if (own.count(position) == 0) continue;
-    OutputPosition output{static_cast<int32_t>(runs_.size()), 0, own.start(position), own.count(position),
+    OutputPosition output{static_cast<int32_t>(runs_.size()),  0,       own.start(position), own.count(position),
                           static_cast<int64_t>(index_.size()), position};
     const int y0 = position / geometry.output.width * geometry.stride_y - geometry.pad_y;
     const int x0 = position % geometry.output.width * geometry.stride_x - geometry.pad_x;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "plan.h"
@@ -9,6 +10,20 @@
 namespace defensemble_ops {
 
 using SupportPointer = std::shared_ptr<const Support>;
+
+// Values that begin with a cache line, so that no vector of theirs crosses two.
+template <class T>
+struct CacheLineAllocator {
+  using value_type = T;
+  CacheLineAllocator() = default;
+  template <class U>
+  CacheLineAllocator(const CacheLineAllocator<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* values, size_t) { ::operator delete(values, std::align_val_t{64}); }
+  bool operator==(const CacheLineAllocator&) const { return true; }
+  bool operator!=(const CacheLineAllocator&) const { return false; }
+};
+using Floats = std::vector<float, CacheLineAllocator<float>>;
 
 struct Geometry {
   int kernel_height = 1, kernel_width = 1, stride_y = 1, stride_x = 1, pad_y = 0, pad_x = 0, pad_bottom = 0, pad_right = 0;
@@ -39,7 +54,7 @@ class ConvolutionStep : public Step {
   const Kernels& kernels_;
   bool is_dense_;
   Convolution convolution_;
-  std::vector<float> weights_, tiles_, bias_;
+  Floats weights_, tiles_, bias_;
   std::vector<OutputPosition> positions_;
   std::vector<Run> runs_;
   std::vector<uint16_t> index_;

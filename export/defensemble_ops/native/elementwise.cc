@@ -51,8 +51,8 @@ OutputStep::OutputStep(const Support& support, int tensor, int number, const Ker
 }
 
 void OutputStep::run(const Chunk& chunk, int begin, int end) const {
-  kernels_.store(chunk.at(tensor_), chunk.outputs[number_], pointer(inverse_), shape_.channels, shape_.positions(), chunk.count, begin,
-                 end, chunk.lanes);
+  kernels_.store(chunk.at(tensor_), chunk.outputs[number_], pointer(inverse_), shape_.channels, shape_.positions(), chunk.count, begin, end,
+                 chunk.lanes);
 }
 
 MapStep::MapStep(const Support& input, const Support& output, int input_tensor, int output_tensor, Activation activation,

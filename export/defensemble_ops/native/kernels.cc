@@ -462,7 +462,7 @@ void store_rows(const float* input, float* output, const int32_t* inverse, int c
 }  // namespace
 
 extern const Kernels DEFENSEMBLE_NAME(DEFENSEMBLE_ISA);
-const Kernels DEFENSEMBLE_NAME(DEFENSEMBLE_ISA) = {DEFENSEMBLE_TEXT(DEFENSEMBLE_ISA), kDenseTile, table, dense,       rows,
-                                                   map, combine, maximum, mean, load_images, store_rows};
+const Kernels DEFENSEMBLE_NAME(DEFENSEMBLE_ISA) = {
+    DEFENSEMBLE_TEXT(DEFENSEMBLE_ISA), kDenseTile, table, dense, rows, map, combine, maximum, mean, load_images, store_rows};
 
 }  // namespace defensemble_ops

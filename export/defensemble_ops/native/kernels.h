@@ -51,10 +51,10 @@ using Convolve = void (*)(const Convolution& convolution, const float* input, fl
 
 struct Kernels {
   const char* name;
-  int dense_tile;         // channels of a tile of Convolution::tiles
-  Convolve table;         // few outputs per position
-  Convolve dense;         // all outputs of every position
-  Convolve rows;          // one lane
+  int dense_tile;  // channels of a tile of Convolution::tiles
+  Convolve table;  // few outputs per position
+  Convolve dense;  // all outputs of every position
+  Convolve rows;   // one lane
   // output = activation(input * scale[channel] + shift[channel]) for rows `begin` to `end`. `from`: the input's row, or -1 for 0; null: the
   // same row.
   void (*map)(const float* input, float* output, const int32_t* from, const uint16_t* channels, const float* scale, const float* shift,

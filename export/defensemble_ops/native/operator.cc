@@ -237,12 +237,8 @@ class Kernel {
       const Workspace workspace(*allocator_, static_cast<size_t>(plan_.rows()) * part.lanes);
       std::vector<float*> outputs;
       for (size_t i = 0; i < outputs_.size(); ++i) outputs.push_back(outputs_[i] + part.first * plan_.output_shapes()[i].size());
-      const Step::Chunk chunk{images_ + part.first * plan_.image_shape().size(),
-                              outputs.data(),
-                              workspace.floats(),
-                              plan_.offsets(),
-                              part.count,
-                              part.lanes};
+      const Step::Chunk chunk{
+          images_ + part.first * plan_.image_shape().size(), outputs.data(), workspace.floats(), plan_.offsets(), part.count, part.lanes};
       for (const auto& step : plan_.steps()) {
         const auto tasks = std::min<int64_t>({kMostTasks, step->parts, static_cast<int64_t>(step->work * part.lanes / kWorkOfATask)});
         if (!in_threads || tasks < 2) {

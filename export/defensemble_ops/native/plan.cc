@@ -84,8 +84,7 @@ class Builder {
     const Support& support = *supports_[tensor];
     use(tensor);
     plan_.output_shapes_.push_back(support.shape());
-    plan_.steps_.push_back(
-        std::make_unique<OutputStep>(support, tensor, static_cast<int>(plan_.output_shapes_.size()) - 1, kernels_));
+    plan_.steps_.push_back(std::make_unique<OutputStep>(support, tensor, static_cast<int>(plan_.output_shapes_.size()) - 1, kernels_));
   }
 
   void add_map(const Instruction& line) {
@@ -185,7 +184,8 @@ class Builder {
       const bool in_a = row_in(a, c, y, x) >= 0, in_b = row_in(b, c, y, x) >= 0;
       return multiply ? in_a && in_b : in_a || in_b;
     });
-    auto step = std::make_unique<CombineStep>(*supports_[a], *supports_[b], support, a, b, next(), multiply, activation_from(line), kernels_);
+    auto step =
+        std::make_unique<CombineStep>(*supports_[a], *supports_[b], support, a, b, next(), multiply, activation_from(line), kernels_);
     define(line, std::move(support), {a, b}, std::move(step));
   }
 
@@ -229,9 +229,8 @@ class Builder {
     }
     shape.channels = static_cast<int>(origin.size());
     if (shape.channels > kMostExtent) line.fail("it has more than 65,535 channels");
-    Support support = support_from(shape, [&](int c, int y, int x) {
-      return inputs[origin[c].first]->row(y * shape.width + x, origin[c].second) >= 0;
-    });
+    Support support =
+        support_from(shape, [&](int c, int y, int x) { return inputs[origin[c].first]->row(y * shape.width + x, origin[c].second) >= 0; });
     auto step = std::make_unique<ConcatStep>(inputs, support, tensors, next());
     define(line, std::move(support), tensors, std::move(step));
   }
@@ -307,7 +306,8 @@ class Builder {
     while (dims.size() > 3 && dims[0] == 1) dims.erase(dims.begin());
     while (dims.size() < 3) dims.insert(dims.begin(), 1);
     const auto fits = [](int64_t dim, int extent) { return dim == 1 || dim == extent; };
-    if (!found.is_mask || dims.size() != 3 || !fits(dims[0], shape.channels) || !fits(dims[1], shape.height) || !fits(dims[2], shape.width)) {
+    if (!found.is_mask || dims.size() != 3 || !fits(dims[0], shape.channels) || !fits(dims[1], shape.height) ||
+        !fits(dims[2], shape.width)) {
       line.fail("input " + number + " is not a mask of its shape");
     }
     return {static_cast<int>(dims[0]), static_cast<int>(dims[1]), static_cast<int>(dims[2]), static_cast<const bool*>(found.data)};

@@ -23,9 +23,7 @@ struct Shape {
 
   int positions() const { return height * width; }
   int64_t size() const { return static_cast<int64_t>(channels) * positions(); }
-  bool operator==(const Shape& other) const {
-    return channels == other.channels && height == other.height && width == other.width;
-  }
+  bool operator==(const Shape& other) const { return channels == other.channels && height == other.height && width == other.width; }
 };
 
 class Support {
