@@ -75,10 +75,7 @@ def mask_aware_from_onnx(model: onnx.ModelProto, mode: str = "auto", targets: Se
             chosen.append((network, found))
             given.update(found.outputs)
     if not chosen:
-        where = f": it stops at node '{stops[0]['node']}' ({stops[0]['reason']})" if stops else ""
-        has_masks = any(tensor.data_type == TensorProto.BOOL for network in networks for tensor in network.constants.values())
-        reason = f"no mask can be followed to a convolution{where}" if has_masks else "the graph has no masks (BOOL initialisers)"
-        return _unchanged(model, mode, reason, networks, stops)
+        return _unchanged(model, mode, _reason_for_nothing(networks, stops), networks, stops)
     gains = gains_of([each for _, each in chosen])
     missed = missed_gain({int(batch): gain for batch, gain in gains.items()})
     if mode == "auto" and missed is not None:
@@ -95,6 +92,15 @@ def _region(network: Network, found: Candidate) -> Region:
     nodes = tuple(operation.node for operation in found.operations)
     shapes = tuple(network.shapes[name] for name in found.outputs)
     return Region(nodes, found.outputs, shapes, found.lowered.program, prefix if separator else "")
+
+
+def _reason_for_nothing(networks: Sequence[Network], stops: Sequence[dict[str, str]]) -> str:
+    """Return why nothing was found to compile."""
+    if not any(network.graph.node[position].op_type == "Where" for network in networks for position in network.nodes):
+        return "the graph has no masks: a mask is a Where with a BOOL initialiser"
+    if stops:
+        return f"no mask can be followed to a convolution: node '{stops[0]['node']}' stops it ({stops[0]['reason']})"
+    return "no convolution gains from the masks: they keep almost all neurons, or none of them is next to a convolution"
 
 
 def _unsuitable_reason(model: onnx.ModelProto) -> str | None:
