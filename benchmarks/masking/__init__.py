@@ -1,0 +1,1 @@
+"""What `mask_aware.py` measures, and its page."""

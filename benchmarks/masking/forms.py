@@ -1,0 +1,139 @@
+"""The forms of a network that are compared, and their time in turn."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+import defensemble_ops
+from benchmarks.common.figures import round_ratios, spread
+from defensemble_export.graphs.tracing import graph_from_module
+from defensemble_training import ModelSpec, build, defect_masks
+
+Images = NDArray[np.float32]
+Run = Callable[[Images], NDArray[np.float32]]
+
+# The masked blocks of the paper.
+BLOCKS = {"resnet18": (0, 1, 2), "resnet50": (0, 1, 2), "vgg19": (0, 1), "wrn32_4": (0, 1), "senet18": (1, 2), "densenet121": (1, 2)}
+
+
+def untrained_graph(arch: str, keep: float, images: Images, seed: int, *, width: int = 64) -> onnx.ModelProto:
+    """Return the plain graph of an untrained network whose BatchNorm has seen `images`. The speed does not depend on training."""
+    channels = images.shape[1]
+    spec = ModelSpec(
+        arch=arch,
+        keep=keep,
+        blocks=BLOCKS[arch],
+        width=width,
+        mask_seed=seed,
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        input_shape=images.shape[1:],
+    )
+    torch.manual_seed(seed)
+    module = build(spec).train()
+    with torch.no_grad():
+        module(torch.from_numpy(images))
+    module.eval()
+    return graph_from_module(module, spec.input_shape, defect_masks(module))
+
+
+def onnxruntime_form(model: onnx.ModelProto, *, operator: bool = False, threads: int = 1, instruction_set: str = "") -> Run:
+    """Return a function that computes the logits with ONNX Runtime.
+
+    Args:
+        model: The graph.
+        operator: Whether to register the operator library.
+        threads: Threads of the session. They do not spin.
+        instruction_set: The instruction set of the operator; empty for the best one.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if operator:
+        with _environment("DEFENSEMBLE_OPS_ISA", instruction_set):
+            defensemble_ops.register(options)
+            session = _session(model, options)
+        assert defensemble_ops.is_active(session), "the operator does not run"
+    else:
+        session = _session(model, options)
+
+    def run(images: Images) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
+        return logits
+
+    return run
+
+
+def openvino_form(model: onnx.ModelProto, *, threads: int = 1) -> Run | None:
+    """Return a function that computes the logits with OpenVINO in float32; None if it is not installed (`pip install openvino`)."""
+    try:
+        import openvino
+    except ImportError:
+        return None
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(core.read_model(model.SerializeToString(), b""), "CPU", settings).create_infer_request()
+
+    def run(images: Images) -> NDArray[np.float32]:
+        request.infer({0: images}, share_inputs=True)
+        logits: NDArray[np.float32] = request.get_output_tensor().data.copy()
+        return logits
+
+    return run
+
+
+def average_of(runs: Sequence[Run]) -> Run:
+    """Return a function that runs networks in turn and averages their logits."""
+    return lambda images: np.mean([run(images) for run in runs], axis=0)
+
+
+def time_forms(forms: Mapping[str, Run], images: Images, *, rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
+    """Time each form in turn, in every round. Returns milliseconds per image, and the speed relative to the first form by rounds.
+
+    Between two calls of a form every other form has run, as in an ensemble: no form finds its weights in the cache because it ran just
+    before. The order is reversed in every second pass.
+    """
+    first = next(iter(forms))
+    for run in forms.values():
+        run(images)
+        run(images)
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for _ in range(rounds):
+        calls: dict[str, list[float]] = {name: [] for name in forms}
+        deadline = time.perf_counter() + seconds * len(forms)
+        while time.perf_counter() < deadline or len(calls[first]) < 2:
+            for name in list(forms)[:: 1 if len(calls[first]) % 2 else -1]:
+                start = time.perf_counter()
+                forms[name](images)
+                calls[name].append(1000 * (time.perf_counter() - start) / len(images))
+        for name, values in calls.items():
+            times[name].append(float(np.median(values)))
+    return {name: {"ms_per_image": spread(values), "speed": spread(round_ratios(times[first], values))} for name, values in times.items()}
+
+
+def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable, which the library reads when it is registered."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
