@@ -6,6 +6,7 @@
 
 #include "drain.h"
 #include "instance.h"
+#include "operators.h"
 
 // Triton finds them by name; everything else stays hidden.
 #define TRITON_ENTRY_POINT extern "C" __attribute__((visibility("default"))) TRITONSERVER_Error*
@@ -21,6 +22,7 @@ struct Backend {
   Backend(const std::string& library, const ThreadCounts& counts) : runtime(library), threads(counts) { refuse_at_exit(); }
 
   Runtime runtime;
+  Operators operators{runtime};
   ThreadCounts threads;
   DelayedErrors errors;
   RunQueue queue{errors};
@@ -117,7 +119,8 @@ TRITON_ENTRY_POINT TRITONBACKEND_GetBackendAttribute(TRITONBACKEND_Backend*, TRI
 TRITON_ENTRY_POINT TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* handle) {
   return entry_point([&] {
     const Backend* backend = backend_of(handle);
-    give_state(handle, TRITONBACKEND_ModelSetState, std::make_unique<Model>(handle, backend->runtime, backend->threads));
+    give_state(handle, TRITONBACKEND_ModelSetState,
+               std::make_unique<Model>(handle, backend->runtime, backend->operators, backend->threads));
   });
 }
 

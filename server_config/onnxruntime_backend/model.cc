@@ -48,7 +48,7 @@ std::string text_from_names(const std::vector<TensorInfo>& tensors) {
 
 }  // namespace
 
-Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCounts& defaults)
+Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const Operators& operators, const ThreadCounts& defaults)
     : runtime_(runtime), session_(runtime.own<OrtSession>(nullptr)) {
   read_identity(handle);
   try {
@@ -63,10 +63,11 @@ Model::Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCo
     const std::string& file = config["default_model_filename"].text();
     const std::string path = folder_ + "/" + std::to_string(version_) + "/" + (file.empty() ? "model.onnx" : file);
     check_digest(path, config);
-    open_session(path, settings);
+    const uint64_t nodes = open_session(path, settings, operators);
     describe_graph();
     check_config(config);
     log(TRITONSERVER_LOG_INFO, name_ + " version " + std::to_string(version_) + ": " + text_from_settings(settings));
+    log_operators(config, nodes, operators);
   } catch (const Failure& failure) {
     fail(failure.code(), "model '" + name_ + "' version " + std::to_string(version_) + ": " + failure.what());
   }
@@ -103,7 +104,7 @@ void Model::check_digest(const std::string& path, const Json& config) const {
   }
 }
 
-void Model::open_session(const std::string& path, const ModelSettings& settings) {
+uint64_t Model::open_session(const std::string& path, const ModelSettings& settings, const Operators& operators) {
   const OrtApi& api = runtime_.api();
   const auto options = runtime_.make<OrtSessionOptions>([&](OrtSessionOptions** made) { return api.CreateSessionOptions(made); });
   runtime_.check(api.SetSessionLogId(options.get(), name_.c_str()));
@@ -118,9 +119,29 @@ void Model::open_session(const std::string& path, const ModelSettings& settings)
   add("session.use_device_allocator_for_initializers", true);
   add("session.intra_op.allow_spinning", settings.intra_spinning);
   add("session.inter_op.allow_spinning", settings.inter_spinning);
+  operators.add_to(options.get());
+  const uint64_t before = operators.nodes_created();
   session_ = runtime_.make<OrtSession>(
       [&](OrtSession** made) { return api.CreateSession(runtime_.environment(), path.c_str(), options.get(), made); },
       "cannot load '" + path + "'", TRITONSERVER_ERROR_INVALID_ARG);
+  return operators.nodes_created() - before;
+}
+
+// Which of the two runs, the operator or the function of ordinary nodes, is only seen here: both give the same answers.
+void Model::log_operators(const Json& config, uint64_t nodes, const Operators& operators) const {
+  const std::string subject = name_ + " version " + std::to_string(version_) + ": mask-aware: ";
+  if (nodes > 0) {
+    const std::string count = std::to_string(nodes) + (nodes == 1 ? " operator node (" : " operator nodes (");
+    log(TRITONSERVER_LOG_INFO, subject + count + operators.instruction_set() + ")");
+    return;
+  }
+  const Json& stated = config["parameters"]["mask_aware." + std::to_string(version_)];
+  if (!stated.exists()) return;
+  const std::string& name = stated["string_value"].text();
+  const std::string reason = !operators.problem().empty() ? operators.problem()
+                             : name != kOperator ? "it is written for the operator '" + name + "', but this backend has " + kOperator
+                                                 : std::string("its graph has no node ") + kOperator;
+  log(TRITONSERVER_LOG_WARN, subject + "runs densely, because " + reason);
 }
 
 void Model::describe_graph() {

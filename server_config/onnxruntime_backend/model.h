@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "json.h"
+#include "operators.h"
 #include "runtime.h"
 #include "settings.h"
 #include "tensor.h"
@@ -18,7 +19,7 @@ namespace onnx_backend {
 class Model {
  public:
   // Loads the graph. Throws Failure, with the model's name in front, if it does not load or does not match its config.
-  Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const ThreadCounts& defaults);
+  Model(TRITONBACKEND_Model* handle, const Runtime& runtime, const Operators& operators, const ThreadCounts& defaults);
 
   const Runtime& runtime() const { return runtime_; }
   const std::string& name() const { return name_; }
@@ -65,7 +66,9 @@ class Model {
 
   void read_identity(TRITONBACKEND_Model* handle);
   void check_digest(const std::string& path, const Json& config) const;
-  void open_session(const std::string& path, const ModelSettings& settings);
+  // Returns the number of nodes that the operator library computes.
+  uint64_t open_session(const std::string& path, const ModelSettings& settings, const Operators& operators);
+  void log_operators(const Json& config, uint64_t nodes, const Operators& operators) const;
   void describe_graph();
   TensorInfo describe(bool is_input, size_t index) const;
   void check_config(const Json& config) const;

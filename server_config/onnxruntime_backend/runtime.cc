@@ -36,11 +36,10 @@ const OrtApiBase* base_from_library(const std::string& path) {
 
 }  // namespace
 
-Runtime::Runtime(const std::string& library) {
-  const OrtApiBase* base = base_from_library(library);
-  const char* version = base->GetVersionString();
+Runtime::Runtime(const std::string& library) : base_(base_from_library(library)) {
+  const char* version = base_->GetVersionString();
   version_ = version != nullptr ? version : "of unknown version";
-  api_ = base->GetApi(kOldestApi);
+  api_ = base_->GetApi(kOldestApi);
   if (api_ == nullptr) {
     fail(TRITONSERVER_ERROR_UNSUPPORTED, "ONNX Runtime " + version_ + " ('" + library + "') is too old for this backend: expected 1." +
                                              std::to_string(kOldestApi) + " or later; run: pip install --upgrade onnxruntime");

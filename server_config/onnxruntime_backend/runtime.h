@@ -41,6 +41,7 @@ class Runtime {
   // Throws Failure if the library cannot be opened, is not ONNX Runtime, or is older than 1.20.
   explicit Runtime(const std::string& library);
 
+  const OrtApiBase& base() const { return *base_; }
   const OrtApi& api() const { return *api_; }
   const OrtEnv* environment() const { return environment_.get(); }
   const OrtMemoryInfo* cpu_memory() const { return cpu_memory_.get(); }
@@ -65,6 +66,7 @@ class Runtime {
   }
 
  private:
+  const OrtApiBase* base_;
   const OrtApi* api_;
   OrtPtr<OrtEnv> environment_;
   OrtPtr<OrtMemoryInfo> cpu_memory_;

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 
-import defensemble_ops
 from defensemble.ensembles import Ensembles
 from defensemble_export import (
     ExportOptions,
@@ -29,6 +28,7 @@ from defensemble_export.editing.pruning import Prunable, prune_files
 from defensemble_export.editing.refreshing import version_copy
 from defensemble_export.graphs.mask_aware import DOMAIN, OPERATOR, is_mask_aware, plain_onnx
 from defensemble_export.members.mask_aware import form_problems
+from defensemble_ops import BuildError
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.names import PROFILES
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config
@@ -145,9 +145,9 @@ def test_a_fused_graph_of_plain_members_or_of_mixed_precisions_stays_plain(
     assert lines == []
 
     def fails(on_progress: object = None) -> Path:
-        raise defensemble_ops.BuildError("no C++ compiler was found")
+        raise BuildError("no C++ compiler was found")
 
-    monkeypatch.setattr(defensemble_ops, "library_path", fails)
+    monkeypatch.setattr("defensemble_export.members.mask_aware.library_path", fails)
     other = masked.write_repository(tmp_path / "other", {"a": True, "b": True})
     fuse_repository(other, "ensemble", "fused", images=masked.images(2), on_progress=lines.append)
     assert_facts("".join(lines), "fused@1 | plain | no C++ compiler")

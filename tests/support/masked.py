@@ -22,7 +22,7 @@ MASKS = ("first.mask", "second.mask")
 def masked_onnx(seed: int = 1, *, width: int = 8, keep: float = 0.3, has_masks: bool = True) -> onnx.ModelProto:
     """A classifier with normalisation, two masked convolutions and a dense one: `images` (N,C,H,W) to `logits` (N,K)."""
     generator = np.random.default_rng(seed)
-    constants = {
+    constants: dict[str, Array] = {
         "mean": np.full((SHAPE[0], 1, 1), 0.5, np.float32),
         "std": np.full((SHAPE[0], 1, 1), 0.25, np.float32),
         "zero": np.zeros((), np.float32),

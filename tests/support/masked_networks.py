@@ -44,7 +44,9 @@ def _traced(architecture: str, width: int) -> bytes:
     return graph_from_module(module, SHAPE, defect_masks(module)).SerializeToString()
 
 
-def masked_network(architecture: str, keep: float = 0.1, pattern: str = "neuron", *, width: int | None = None, seed: int = 0) -> onnx.ModelProto:
+def masked_network(
+    architecture: str, keep: float = 0.1, pattern: str = "neuron", *, width: int | None = None, seed: int = 0
+) -> onnx.ModelProto:
     """A network of one architecture, whose masks are drawn anew; `keep` of 0 and 1 give masks of all zeros and all ones."""
     model = onnx.load_model_from_string(_traced(architecture, width or ARCHITECTURES[architecture][0]))
     generator = np.random.default_rng(seed)
@@ -63,4 +65,5 @@ def images(count: int = 3, shape: Sequence[int] = SHAPE, seed: int = 0) -> Array
     y, x = np.mgrid[:height, :width] / 8
     phases = generator.uniform(0, 6, (count, channels, 1, 1))
     smooth = np.sin(y + phases) * np.cos(x - phases) / 3 + 0.5
-    return np.clip(smooth + generator.normal(0, 0.05, smooth.shape), 0, 1).astype(np.float32)
+    noisy: Array = np.clip(smooth + generator.normal(0, 0.05, smooth.shape), 0, 1).astype(np.float32)
+    return noisy

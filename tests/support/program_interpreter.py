@@ -12,24 +12,29 @@ Array = np.ndarray[Any, Any]
 
 
 def run_program(text: str, inputs: Sequence[Array]) -> list[Array]:
-    """What a program computes, float64 [N,C,H,W]; `inputs` are those of its node, images first."""
+    """The outputs of a program, float64 [N,C,H,W]; `inputs` are those of its node, images first."""
+    tensors = run_tensors(text, inputs)
+    return [tensors[int(line.removeprefix("output in="))] for line in text.splitlines() if line.startswith("output ")]
+
+
+def run_tensors(text: str, inputs: Sequence[Array]) -> list[Array]:
+    """All tensors of a program, float64 [N,C,H,W]."""
     lanes, *lines = text.splitlines()
     assert lanes.startswith("lanes ")
     assert all(value in ("1", "8", "16") for value in lanes.removeprefix("lanes ").split(","))
     tensors: list[Array] = []
-    outputs = []
     for line in lines:
         name, *entries = line.split(" ")
         values = dict(entry.split("=") for entry in entries)
         read = [tensors[int(number)] for number in values["in"].split(",")] if name != "images" else []
         if name == "output":
-            outputs.append(read[0])
-        elif name == "conv":
+            continue
+        if name == "conv":
             residual = 0.0 if values["residual"] == "-" else tensors[int(values["residual"])]
             tensors.append(_activated(_conv(values, read, inputs) + residual, values["act"]))
         else:
             tensors.append(_INSTRUCTIONS[name](values, read, inputs))
-    return outputs
+    return tensors
 
 
 def _integers(text: str) -> list[int]:
@@ -110,13 +115,15 @@ def _conv(values: Mapping[str, str], read: list[Array], inputs: Sequence[Array])
 
 
 def _maxpool(values: Mapping[str, str], read: list[Array], inputs: Sequence[Array]) -> Array:
-    return _window_cells(read[0], values, -np.inf, (1, 1)).max(-1)
+    highest: Array = _window_cells(read[0], values, -np.inf, (1, 1)).max(-1)
+    return highest
 
 
 def _avgpool(values: Mapping[str, str], read: list[Array], inputs: Sequence[Array]) -> Array:
     cells = _window_cells(read[0], values, 0.0, (1, 1))
     inside = _window_cells(np.ones_like(read[0]), values, float(values["include_pad"]), (1, 1))
-    return cells.sum(-1) / inside.sum(-1)
+    means: Array = cells.sum(-1) / inside.sum(-1)
+    return means
 
 
 _INSTRUCTIONS: dict[str, Any] = {

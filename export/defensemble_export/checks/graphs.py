@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import onnx
 from onnxruntime import InferenceSession, NodeArg
 
+from defensemble_ops import DOMAIN
 from defensemble_repository.checks.config_rules import TYPE_SIZES
 from defensemble_repository.checks.finding import ConfigProblem, Step, parameter_path
 from defensemble_repository.checks.inspection import Inspection
@@ -21,7 +22,6 @@ from defensemble_repository.pbtxt import schema
 from defensemble_repository.reader import is_ensemble, model_backend, model_filename, parameter, versions_by_policy
 
 from ..graphs.loading import cpu_session
-from ..graphs.mask_aware import DOMAIN
 
 # Triton's names of ONNX Runtime's floating-point types; the names of integer types differ only in case.
 _FLOATS = {"float16": "FP16", "float": "FP32", "double": "FP64", "bfloat16": "BF16"}

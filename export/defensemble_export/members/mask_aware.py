@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from defensemble_ops import BuildError, library_path
 from defensemble_repository.names import REPORT_FILE
 
 from ..errors import ExportError
@@ -62,11 +63,9 @@ def choose_form(model: onnx.ModelProto, mode: str, *, precision: str, targets: S
     compiled = mask_aware_from_onnx(model, mode, targets)
     if compiled.report["operator"] is None:
         return ChosenForm(compiled.model, {"problem": None, **compiled.report, "verification": None})
-    import defensemble_ops
-
     try:
-        defensemble_ops.library_path()
-    except (defensemble_ops.BuildError, OSError) as error:  # no compiler, or no folder to keep the build in
+        library_path()
+    except (BuildError, OSError) as error:  # no compiler, or no folder to keep the build in
         problem = f"the library of the operator, on which the form is verified, cannot be built: {error}"
         if mode == "on":
             raise ExportError(f"{problem}; leave --mask-aware out for a plain file") from error
@@ -89,10 +88,8 @@ def prepare_library(model: onnx.ModelProto, mode: str) -> None:
         mode: One of `MASK_AWARE_MODES`.
     """
     if mode != "off" and has_masks(model):
-        import defensemble_ops
-
-        with contextlib.suppress(defensemble_ops.BuildError, OSError):
-            defensemble_ops.library_path()
+        with contextlib.suppress(BuildError, OSError):
+            library_path()
 
 
 def plain_report(reason: str) -> dict[str, Any]:

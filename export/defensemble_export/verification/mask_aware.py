@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from defensemble_ops import instruction_set, is_active, register
+
 from ..errors import VerificationError
 from ..graphs.loading import cpu_session, translate_errors
 from .compare import Comparison, same_classes
@@ -62,14 +64,10 @@ def verify_mask_aware(content: bytes, plain: bytes, images: Array | None, *, max
     Raises:
         VerificationError: An output differs by more than the tolerance of fp32, an image gets another class, or ONNX Runtime cannot run the
             graph or does not run the operator.
-        defensemble_ops.BuildError: The library of the operator cannot be built.
     """
-    import defensemble_ops
-
-    defensemble_ops.library_path()
     reference = _Graph(plain, _PLAIN)
     operator, fallback = _Graph(content, _OPERATOR, use_operator=True), _Graph(content, _FALLBACK)
-    if not defensemble_ops.is_active(operator.session):
+    if not is_active(operator.session):
         raise VerificationError(f"{_OPERATOR}: ONNX Runtime {onnxruntime.__version__} runs the fallback although the library is registered")
     batches = tuple(sorted({*BATCHES, max_batch_size}))
     generator = np.random.default_rng(0)
@@ -92,7 +90,7 @@ def verify_mask_aware(content: bytes, plain: bytes, images: Array | None, *, max
         _tolerance(),
         worst[_OPERATOR],
         worst[_FALLBACK],
-        defensemble_ops.instruction_set(),
+        instruction_set(),
     )
 
 
@@ -105,11 +103,9 @@ class _Graph:
     """A graph in ONNX Runtime."""
 
     def __init__(self, content: bytes, name: str, *, use_operator: bool = False) -> None:
-        import defensemble_ops
-
         self.name = name
         with translate_errors(f"cannot be loaded by ONNX Runtime; {_NOT_USED}", file=name, error=VerificationError):
-            self.session = cpu_session(content, register=defensemble_ops.register) if use_operator else cpu_session(content)
+            self.session = cpu_session(content, register=register) if use_operator else cpu_session(content)
         self._outputs = [tensor.name for tensor in self.session.get_outputs()]
 
     def run(self, images: Array, where: str) -> dict[str, Array]:

@@ -12,15 +12,26 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-import defensemble_ops
-from defensemble_export import ExportError, ExportOptions, OnnxSource, VerificationError, export_networks
+from defensemble_export import (
+    CheckpointSource,
+    ExportError,
+    ExportOptions,
+    OnnxSource,
+    VerificationError,
+    export_networks,
+    member_from_onnx,
+    onnx_from_checkpoint,
+)
 from defensemble_export.graphs.mask_aware import is_mask_aware, mask_aware_from_onnx, plain_onnx
 from defensemble_export.members.write import Network, write_network
 from defensemble_export.verification.images import RealImages
 from defensemble_export.verification.mask_aware import BATCHES, verify_mask_aware
+from defensemble_ops import OPERATOR, BuildError
 from defensemble_repository.export_report import parse_report
+from defensemble_training import build, save_checkpoint
 from tests.support import masked
 from tests.support.facts import assert_facts, raises
+from tests.support.untrained import record_of, tiny_spec
 
 
 def written(folder: Path, graph: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, dict[str, Any]]:
@@ -36,7 +47,7 @@ def written(folder: Path, graph: onnx.ModelProto, **options: Any) -> tuple[onnx.
 
 
 def no_compiler(on_progress: Callable[[str], None] | None = None) -> Path:
-    raise defensemble_ops.BuildError("no C++ compiler was found")
+    raise BuildError("no C++ compiler was found")
 
 
 def test_the_form_is_compared_with_the_plain_graph_on_both_paths(tmp_path: Path) -> None:
@@ -88,7 +99,7 @@ def test_another_precision_is_plain_and_on_is_refused_at_once(tmp_path: Path) ->
 
 
 def test_without_a_compiler_on_is_an_error_and_auto_says_why_the_file_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defensemble_ops, "library_path", no_compiler)
+    monkeypatch.setattr("defensemble_export.members.mask_aware.library_path", no_compiler)
     graph = masked.masked_onnx(keep=0.1)
     with raises(ExportError, "net.onnx | no C++ compiler | --mask-aware"):
         written(tmp_path, graph, mask_aware="on")
@@ -128,7 +139,7 @@ def test_a_wrong_operator_or_fallback_is_refused() -> None:
 
 def test_a_library_that_does_not_run_the_node_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = masked.masked_onnx()
-    monkeypatch.setattr(defensemble_ops, "register", lambda options: None)
+    monkeypatch.setattr("defensemble_export.verification.mask_aware.register", lambda options: None)
     with raises(VerificationError, "fallback | library"):
         verify_mask_aware(masked.serialised(masked.mask_aware(graph)), masked.serialised(graph), None, max_batch_size=1)
 
@@ -142,3 +153,30 @@ def test_old_reports_are_still_read(tmp_path: Path) -> None:
             parse_report(json.dumps({**values, "mask_aware": entry}).encode())
     del values["mask_aware"]
     assert "mask_aware" not in parse_report(json.dumps(values).encode())
+
+
+def test_a_checkpoint_without_masks_is_refused_before_any_network_is_exported(tmp_path: Path) -> None:
+    spec = tiny_spec(keep=1.0)
+    save_checkpoint(tmp_path / "standard.safetensors", build(spec).eval(), spec, record_of(spec))
+    source = CheckpointSource(tmp_path / "standard.safetensors")
+    source.check(ExportOptions(), None)
+    with raises(ExportError, "standard.safetensors | no masks | --mask-aware"):
+        source.check(ExportOptions(mask_aware="on"), None)
+
+
+@pytest.mark.slow  # traces a network twice
+def test_a_checkpoint_is_exported_in_the_form(tmp_path: Path) -> None:
+    spec = tiny_spec()
+    save_checkpoint(tmp_path / "net.safetensors", build(spec).eval(), spec, record_of(spec))
+    images = np.random.default_rng(0).random((4, *spec.input_shape), np.float32)
+    written = {}
+    for mode in ("on", "off"):
+        path = tmp_path / f"{mode}.onnx"
+        onnx_from_checkpoint(tmp_path / "net.safetensors", path, max_batch_size=2, options=ExportOptions(mask_aware=mode), images=images)
+        written[mode] = onnx.load(path)
+    on_nodes, off_nodes = (sorted(node.SerializeToString() for node in plain_onnx(written[mode]).graph.node) for mode in ("on", "off"))
+    assert on_nodes == off_nodes, "the order of nodes that do not depend on each other may differ"
+    assert list(plain_onnx(written["on"]).graph.initializer) == list(written["off"].graph.initializer)
+    on, off = (member_from_onnx(tmp_path / f"{mode}.onnx", "net") for mode in ("on", "off"))
+    assert (on.mask_aware, off.mask_aware) == (OPERATOR, None)
+    assert on.mask_digest == off.mask_digest is not None

@@ -64,31 +64,43 @@ def mask_aware_from_onnx(model: onnx.ModelProto, mode: str = "auto", targets: Se
     if reason := _unsuitable_reason(plain):
         return _unchanged(model, mode, reason, [], [])
     images = real_inputs(plain.graph)[0].name
-    networks = [read_network(plain, target) for target in targets]
+    computed = {name for node in plain.graph.node for name in node.output}
+    # Equal members of a fused graph are computed once, under the name of the first.
+    networks = [read_network(plain, target) for target in targets if target in computed]
     stops = [stop for network in networks for stop in stopped_at(network, {each.node for each in supported_nodes(network, images)})]
-    found = [best_candidate(network, images) for network in networks]
-    chosen = [(network, each) for network, each in zip(networks, found, strict=True) if each is not None]
+    chosen: list[tuple[Network, Candidate]] = []
+    given: set[str] = set()
+    for network in networks:
+        if (found := best_candidate(network, images, given)) is not None:
+            chosen.append((network, found))
+            given.update(found.outputs)
     if not chosen:
-        where = f": it stops at node '{stops[0]['node']}' ({stops[0]['reason']})" if stops else ""
-        has_masks = any(tensor.data_type == TensorProto.BOOL for network in networks for tensor in network.constants.values())
-        reason = f"no mask can be followed to a convolution{where}" if has_masks else "the graph has no masks (BOOL initialisers)"
-        return _unchanged(model, mode, reason, networks, stops)
+        return _unchanged(model, mode, _reason_for_nothing(networks, stops), networks, stops)
     gains = gains_of([each for _, each in chosen])
     missed = missed_gain({int(batch): gain for batch, gain in gains.items()})
     if mode == "auto" and missed is not None:
         needed = f"more than {LEAST_GAIN[16]}" if missed == 16 else f"at least {LEAST_GAIN[1]}"
         reason = f"the expected gain at batch {missed} is {gains[str(missed)]:.2f}, and {needed} is required"
         return MaskAware(model, _report(None, reason, networks, [], stops, gains))
-    regions = [_region(network, each, target) for network, each, target in zip(networks, found, targets, strict=True) if each is not None]
+    regions = [_region(network, each) for network, each in chosen]
     reason = "requested" if mode == "on" else f"the expected gain at batch 16 is {gains['16']:.2f}"
     return MaskAware(with_programs(plain, regions), _report(OPERATOR, reason, networks, chosen, stops, gains))
 
 
-def _region(network: Network, found: Candidate, target: str) -> Region:
-    prefix, separator, _ = target.rpartition("/")
+def _region(network: Network, found: Candidate) -> Region:
+    prefix, separator, _ = network.target.rpartition("/")
     nodes = tuple(operation.node for operation in found.operations)
     shapes = tuple(network.shapes[name] for name in found.outputs)
     return Region(nodes, found.outputs, shapes, found.lowered.program, prefix if separator else "")
+
+
+def _reason_for_nothing(networks: Sequence[Network], stops: Sequence[dict[str, str]]) -> str:
+    """Return why nothing was found to compile."""
+    if not any(network.graph.node[position].op_type == "Where" for network in networks for position in network.nodes):
+        return "the graph has no masks: a mask is a Where with a BOOL initialiser"
+    if stops:
+        return f"no mask can be followed to a convolution: node '{stops[0]['node']}' stops it ({stops[0]['reason']})"
+    return "no convolution gains from the masks: they keep almost all neurons, or none of them is next to a convolution"
 
 
 def _unsuitable_reason(model: onnx.ModelProto) -> str | None:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
 from .operations import Network
 from .program import BATCH_CLASSES, Conv, Images, Instruction, Output, Program
@@ -120,7 +119,12 @@ def conv_time(conv: Conv, counts: ConvCounts, lanes: int, costs: CostTable = COS
 
 
 def instruction_time(
-    instruction: Instruction, counts: ConvCounts | None, supports: Sequence[TensorSupport], number: int, lanes: int, costs: CostTable = COSTS
+    instruction: Instruction,
+    counts: ConvCounts | None,
+    supports: Sequence[TensorSupport],
+    number: int,
+    lanes: int,
+    costs: CostTable = COSTS,
 ) -> float:
     """Return the time of an instruction for each image, when all lanes are used.
 
@@ -141,7 +145,9 @@ def instruction_time(
     return values * (costs.output if isinstance(instruction, Images) else costs.row)
 
 
-def program_times(program: Program, supports: Sequence[TensorSupport], counts: Sequence[ConvCounts | None], costs: CostTable = COSTS) -> dict[int, float]:
+def program_times(
+    program: Program, supports: Sequence[TensorSupport], counts: Sequence[ConvCounts | None], costs: CostTable = COSTS
+) -> dict[int, float]:
     """Return the time of a program for each image by its lanes, when all lanes are used.
 
     Args:

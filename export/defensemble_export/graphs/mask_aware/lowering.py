@@ -123,7 +123,8 @@ class _Lowering:
             case "sigmoid":
                 self._emit(operation, Map(first.number, (), "sigmoid", demand), demand)
             case "conv":
-                assert operation.weight is not None and operation.window is not None
+                assert operation.weight is not None
+                assert operation.window is not None
                 self._emit(operation, Conv(first.number, operation.weight, operation.bias, operation.window, demand), demand)
             case "add" | "mul":
                 self._combine(operation, sources)
@@ -159,7 +160,9 @@ class _Lowering:
         """Return whether the instruction of `name` has no activation yet, and only one operation reads its result."""
         value = self.values[name]
         instruction = self.instructions[value.number]
-        return self.readers[name] == 1 and not value.is_shared and isinstance(instruction, (Map, Conv, Combine)) and instruction.act == "none"
+        return (
+            self.readers[name] == 1 and not value.is_shared and isinstance(instruction, (Map, Conv, Combine)) and instruction.act == "none"
+        )
 
     def _mask(self, operation: Operation, source: _Value, demand: MaskExpression) -> None:
         assert operation.mask is not None
@@ -195,7 +198,9 @@ class _Lowering:
         if any(self.network.shapes[name] != operation.shape for name in operation.inputs):
             support = FULL
             if operation.kind == "mul":
-                support = next((each for each, name in zip(both, operation.inputs, strict=True) if self.network.shapes[name] == operation.shape), FULL)
+                support = next(
+                    (each for each, name in zip(both, operation.inputs, strict=True) if self.network.shapes[name] == operation.shape), FULL
+                )
             self._emit(operation, Combine(operation.kind, (sources[0].number, sources[1].number)), support)
             return
         support = both[0] | both[1] if operation.kind == "add" else both[0] & both[1]

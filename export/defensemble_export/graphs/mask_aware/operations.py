@@ -190,7 +190,9 @@ class _Reader:
         if values is None or values.any():
             first = self._constant(kept)
             where = "True" if first is not None and not first.any() else "False"
-            raise _UnsupportedError(f"Where does not give 0 where the mask '{mask}' is False" + (f" but where it is {where}" if where == "True" else ""))
+            raise _UnsupportedError(
+                f"Where does not give 0 where the mask '{mask}' is False" + (f" but where it is {where}" if where == "True" else "")
+            )
         shape = self._shape(kept)
         dims = tuple(self.network.constants[mask].dims)
         if len(dims) == 4 and dims[0] == 1:
@@ -217,7 +219,9 @@ class _Reader:
             return self._stepped(kind, first, second) if second in self.network.constants else self._stepped(kind, second, first)
         shape = self._shape(self.node.output[0])
         if not {self._shape(first), self._shape(second)} <= {shape, (shape[0], 1, 1)}:
-            raise _UnsupportedError(f"its inputs are {self._shape(first)} and {self._shape(second)}, expected {shape} or {(shape[0], 1, 1)}")
+            raise _UnsupportedError(
+                f"its inputs are {self._shape(first)} and {self._shape(second)}, expected {shape} or {(shape[0], 1, 1)}"
+            )
         return self._operation(kind, (first, second))
 
     def _stepped(self, kind: str, source: str, constant: str) -> Operation:
@@ -226,7 +230,9 @@ class _Reader:
             raise _UnsupportedError(f"'{constant}' is computed, expected a constant")
         shape = self._shape(source)
         if values.dtype != np.float32 or not (values.size == 1 or values.shape in ((shape[0], 1, 1), (1, shape[0], 1, 1))):
-            raise _UnsupportedError(f"the constant '{constant}' is {values.dtype} {values.shape}, expected FLOAT with one value for each channel")
+            raise _UnsupportedError(
+                f"the constant '{constant}' is {values.dtype} {values.shape}, expected FLOAT with one value for each channel"
+            )
         if self._shape(self.node.output[0]) != shape:
             raise _UnsupportedError("the input and the output differ in shape")
         with np.errstate(all="ignore"):
@@ -270,12 +276,19 @@ class _Reader:
         values = self._constant(weight)
         bias = next((name for name in rest if name), None)
         offsets = None if bias is None else self._constant(bias)
-        if values is None or values.dtype != np.float32 or values.ndim != 4 or (bias is not None and (offsets is None or offsets.dtype != np.float32)):
+        if (
+            values is None
+            or values.dtype != np.float32
+            or values.ndim != 4
+            or (bias is not None and (offsets is None or offsets.dtype != np.float32))
+        ):
             raise _UnsupportedError("the weight or bias of the convolution is not a FLOAT constant")
         if self.attributes.get("group", 1) != 1:
             raise _UnsupportedError(f"the convolution has {self.attributes['group']} groups, expected 1")
         if values[0].size > MAX_WEIGHT_ROWS:
-            raise _UnsupportedError(f"the convolution has {values[0].size} weights for each output channel, expected at most {MAX_WEIGHT_ROWS}")
+            raise _UnsupportedError(
+                f"the convolution has {values[0].size} weights for each output channel, expected at most {MAX_WEIGHT_ROWS}"
+            )
         if not np.isfinite(values).all():
             raise _UnsupportedError(f"the weight '{weight}' contains NaN or infinity, which a product with 0 keeps")
         window = self._window(source, values.shape[2:])

@@ -123,8 +123,8 @@ class Program:
 
     Example:
         >>> program = Program(("images",), (Images((3, 8, 8)), Output(0)))
-        >>> program.text()
-        'lanes 1,1,8,16\\nimages shape=3,8,8\\noutput in=0\\n'
+        >>> program.text().splitlines()
+        ['lanes 1,1,8,16', 'images shape=3,8,8', 'output in=0']
     """
 
     inputs: tuple[str, ...]
@@ -164,7 +164,9 @@ def parse_program(text: str, inputs: Sequence[str]) -> Program:
             name, *entries = line.split(" ")
             instructions.append(_PARSERS[name](dict(entry.split("=") for entry in entries), inputs))
     except (ValueError, KeyError, IndexError) as error:
-        raise ExportError(f"the program of a mask-aware node has the line '{first}', which is not an instruction ({error!r}): export it again") from error
+        raise ExportError(
+            f"the program of a mask-aware node has the line '{first}', which is not an instruction ({error!r}): export it again"
+        ) from error
     return Program(tuple(inputs), tuple(instructions), lanes)
 
 

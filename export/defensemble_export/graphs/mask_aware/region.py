@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .costs import ConvCounts, batch_time, best_lanes, conv_counts, plain_time, program_times
@@ -55,10 +55,18 @@ class Candidate:
         return self.dense / self.time(batch)
 
 
-def candidate(network: Network, operations: Sequence[Operation], images: str) -> Candidate:
-    """Translate `operations`, which are closed under ancestors, and estimate their time."""
+def candidate(network: Network, operations: Sequence[Operation], images: str, given: Collection[str] = ()) -> Candidate:
+    """Translate `operations` to a program, and estimate its time.
+
+    Args:
+        network: The network.
+        operations: The operations, closed under ancestors, in order.
+        images: The name of the images.
+        given: Tensors that another node of the graph returns: this one need not.
+    """
     positions = {operation.node for operation in operations}
-    outputs = tuple(operation.output for operation in operations if _is_read_outside(network, operation.output, positions))
+    computed = [operation.output for operation in operations if operation.output not in given]
+    outputs = tuple(name for name in computed if _is_read_outside(network, name, positions))
     inputs = node_inputs(network.graph, positions, images)
     lowered = lower(network, operations, outputs, images, inputs)
     supports = program_supports(lowered.program, network.masks(), network.channels())
@@ -73,15 +81,21 @@ def candidate(network: Network, operations: Sequence[Operation], images: str) ->
     return Candidate(tuple(operations), outputs, lowered, tuple(supports), counts, times, rest, sum(plain.values()))
 
 
-def best_candidate(network: Network, images: str) -> Candidate | None:
+def best_candidate(network: Network, images: str, given: Collection[str] = ()) -> Candidate | None:
     """Return the cut with the least estimated time at batches 1 and 16 together, if possible one that `auto` accepts.
 
-    None if no convolution profits from a mask.
+    Args:
+        network: The network.
+        images: The name of the images.
+        given: As for `candidate`.
+
+    Returns:
+        The cut; None if no convolution profits from a mask.
     """
     supported = list(supported_nodes(network, images))
     if not any(operation.mask is not None for operation in supported):
         return None
-    profiting = _profiting(candidate(network, supported, images))
+    profiting = _profiting(candidate(network, supported, images, given))
     best: Candidate | None = None
     seen: set[tuple[int, ...]] = set()
     for count in range(1, len(profiting) + 1):
@@ -89,8 +103,8 @@ def best_candidate(network: Network, images: str) -> Candidate | None:
         key = tuple(operation.node for operation in operations)
         if key not in seen:
             seen.add(key)
-            found = candidate(network, operations, images)
-            if best is None or _score(found) < _score(best):
+            found = candidate(network, operations, images, given)
+            if found.outputs and (best is None or _score(found) < _score(best)):
                 best = found
     return best
 

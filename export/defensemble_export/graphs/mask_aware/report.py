@@ -30,7 +30,8 @@ def layers_of(network: Network, found: Candidate) -> list[dict[str, Any]]:
                     "input_support": _share(source.support.mean()),
                     "output_support": _share(result.rows.mean()),
                     "form": {
-                        name: "rows" if lanes == 1 else instruction.form for (name, _), lanes in zip(BATCH_CLASSES, program.lanes, strict=True)
+                        name: "rows" if lanes == 1 else instruction.form
+                        for (name, _), lanes in zip(BATCH_CLASSES, program.lanes, strict=True)
                     },
                 }
             )
@@ -44,7 +45,9 @@ def multiplications_of(network: Network, found: Candidate | None) -> dict[str, i
     """
     inside: dict[int, ConvCounts] = {}
     if found is not None:
-        inside = {origins[0].node: counts for origins, counts in zip(found.lowered.operations, found.counts, strict=True) if counts is not None}
+        inside = {
+            origins[0].node: counts for origins, counts in zip(found.lowered.operations, found.counts, strict=True) if counts is not None
+        }
     totals = {"dense": 0, "unpadded": 0, "kept": 0}
     for position in network.nodes:
         if network.graph.node[position].op_type == "Conv":
@@ -58,9 +61,7 @@ def multiplications_of(network: Network, found: Candidate | None) -> dict[str, i
 
 def gains_of(found: Sequence[Candidate]) -> dict[str, float]:
     """Return the expected gain by batch, for networks that are computed one after the other."""
-    return {
-        str(batch): round(sum(each.dense for each in found) / sum(each.time(batch) for each in found), 3) for batch in GAIN_BATCHES
-    }
+    return {str(batch): round(sum(each.dense for each in found) / sum(each.time(batch) for each in found), 3) for batch in GAIN_BATCHES}
 
 
 def stopped_at(network: Network, supported: set[int]) -> list[dict[str, str]]:

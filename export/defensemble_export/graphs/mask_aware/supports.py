@@ -51,7 +51,8 @@ def window_sums(values: npt.NDArray[Any], window: Window, extents: tuple[int, in
 
 def pool_support(support: BoolArray, window: Window, ceil: bool) -> BoolArray:
     """Return where a pool can be non-zero: where any cell of its window can."""
-    return window_sums(support, window, output_extents((support.shape[1], support.shape[2]), window, ceil)) > 0
+    extents = output_extents((support.shape[1], support.shape[2]), window, ceil)
+    return np.asarray(window_sums(support, window, extents) > 0)
 
 
 def mean_support(support: BoolArray) -> BoolArray:
