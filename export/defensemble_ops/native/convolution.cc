@@ -9,6 +9,7 @@ namespace {
 // Loads of whole vectors may read beyond the last value.
 constexpr size_t kSlack = 16;
 constexpr int kRoundedTo = 16;
+constexpr size_t kMostIndex = 1 << 28;  // 512 MB
 
 }  // namespace
 
@@ -107,6 +108,9 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
     output.runs = static_cast<int32_t>(runs_.size()) - output.first_run;
     work += static_cast<double>(rows) * output.count;
     positions_.push_back(output);
+    if (index_.size() > kMostIndex) {
+      throw ProgramError("a convolution reads more than " + std::to_string(kMostIndex) + " neurons of its input per image");
+    }
   }
   if (!uses_many_lanes) runs_.clear();
   runs_.shrink_to_fit();

@@ -112,8 +112,8 @@ ReduceStep::Windows windows_from(const Support& input, const Geometry& geometry,
       const int y1 = std::min(y0 + geometry.kernel_height, shape.height), x1 = std::min(x0 + geometry.kernel_width, shape.width);
       const int inside = (y1 - std::max(y0, 0)) * (x1 - std::max(x0, 0));
       // What a window reaches beyond the padding, as one that was added by `ceil` does, is never counted.
-      const int padded = (std::min(y0 + geometry.kernel_height, shape.height + geometry.pad_bottom) - y0) *
-                         (std::min(x0 + geometry.kernel_width, shape.width + geometry.pad_right) - x0);
+      const int64_t padded = static_cast<int64_t>(std::min(y0 + geometry.kernel_height, shape.height + geometry.pad_bottom) - y0) *
+                             (std::min(x0 + geometry.kernel_width, shape.width + geometry.pad_right) - x0);
       windows.support.add_position([&](int channel) {
         const size_t before = windows.cells.size();
         for (int y = std::max(y0, 0); y < y1; ++y) {
@@ -126,7 +126,7 @@ ReduceStep::Windows windows_from(const Support& input, const Geometry& geometry,
         if (found == 0) return false;
         windows.first.push_back(static_cast<int32_t>(windows.cells.size()));
         windows.has_zero.push_back(found < inside);
-        windows.scale.push_back(1.0F / static_cast<float>(counts_padding ? padded : inside));
+        windows.scale.push_back(static_cast<float>(1.0 / static_cast<double>(counts_padding ? padded : inside)));
         return true;
       });
     }

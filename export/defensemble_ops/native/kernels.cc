@@ -2,7 +2,8 @@
 // function that was compiled for one instruction set is called in place of that of another.
 #include "kernels.h"
 
-#include <cmath>
+#include <math.h>
+
 #include <cstring>
 
 namespace defensemble_ops {
@@ -57,7 +58,7 @@ DEFENSEMBLE_INLINE Vector<N> relu(Vector<N> vector) {
 
 DEFENSEMBLE_INLINE float activated(float value, Activation activation) {
   if (activation == Activation::relu) return 0 > value ? 0 : value;
-  if (activation == Activation::sigmoid) return 1 / (1 + std::exp(-value));
+  if (activation == Activation::sigmoid) return 1 / (1 + expf(-value));
   return value;
 }
 

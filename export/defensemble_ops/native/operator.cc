@@ -4,6 +4,7 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,11 @@ constexpr int64_t kMostTasks = 16;
 thread_local uint64_t kernels_created = 0;
 thread_local uint64_t runs = 0;
 
-// Set when the library is registered; the same for every later registration in the process.
+// Set when the library is first registered; the same for every later registration in the process.
 const OrtApi* api = nullptr;
 const Kernels* kernels = nullptr;
+OrtCustomOpDomain* domain = nullptr;
+std::mutex registration;
 
 struct OrtError : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -47,6 +50,8 @@ OrtStatus* to_status(Function&& function) noexcept {
     return api->CreateStatus(ORT_INVALID_ARGUMENT, (std::string("MaskedNetwork_v1: ") + error.what()).c_str());
   } catch (const std::exception& error) {
     return api->CreateStatus(ORT_FAIL, (std::string("MaskedNetwork_v1: ") + error.what()).c_str());
+  } catch (...) {
+    return api->CreateStatus(ORT_FAIL, "MaskedNetwork_v1: an unknown exception");
   }
 }
 
@@ -134,10 +139,7 @@ std::vector<Constant> constants_of(const OrtKernelInfo* info) {
 // Memory of ONNX Runtime's own pool, which the models of a server share.
 class Workspace {
  public:
-  Workspace(OrtAllocator& allocator, size_t floats)
-      : allocator_(allocator), memory_(allocator.Alloc(&allocator, floats * sizeof(float) + kAlignment)) {
-    if (memory_ == nullptr) throw std::bad_alloc();
-  }
+  Workspace(OrtAllocator& allocator, size_t floats) : allocator_(allocator), memory_(allocate(allocator, floats)) {}
   ~Workspace() { allocator_.Free(&allocator_, memory_); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -149,6 +151,18 @@ class Workspace {
 
  private:
   static constexpr size_t kAlignment = 64;
+
+  static void* allocate(OrtAllocator& allocator, size_t floats) {
+    const size_t bytes = floats * sizeof(float) + kAlignment;
+    void* memory = nullptr;
+    try {
+      memory = allocator.Alloc(&allocator, bytes);
+    } catch (...) {  // ONNX Runtime may use another C++ library, whose exceptions have no type and no text here
+    }
+    if (memory == nullptr) throw OrtError("no memory for the " + std::to_string(bytes) + " bytes of its workspace");
+    return memory;
+  }
+
   OrtAllocator& allocator_;
   void* memory_;
 };
@@ -188,8 +202,11 @@ class Kernel {
     Run(const Kernel& kernel, OrtKernelContext* context) : kernel_(kernel), plan_(kernel.plan_), context_(context) {
       const OrtValue* images = nullptr;
       check(api->KernelContext_GetInput(context, 0, &images));
+      if (images == nullptr) throw ProgramError("the node has no images");
       const Shape& shape = plan_.image_shape();
-      const auto dims = dims_of(images);
+      ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+      const auto dims = dims_of(images, &type);
+      if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) throw ProgramError("images are not FLOAT");
       if (dims.size() != 4 || dims[1] != shape.channels || dims[2] != shape.height || dims[3] != shape.width) {
         std::string got;
         for (const int64_t dim : dims) got += (got.empty() ? "" : ", ") + std::to_string(dim);
@@ -324,17 +341,21 @@ DEFENSEMBLE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, cons
   // Null in an older ONNX Runtime, which cannot be told so: without its table there is no status to return.
   const OrtApi* table = base->GetApi(kApiVersion);
   if (table == nullptr) return nullptr;
+  const std::lock_guard<std::mutex> lock(registration);
+  if (api != nullptr && api != table) {
+    return table->CreateStatus(ORT_FAIL, "MaskedNetwork_v1: another ONNX Runtime of this process uses this library; load a copy of it");
+  }
   api = table;
   return to_status([&] {
-    kernels = &chosen_kernels();
-    static const OrtCustomOp op = make_operator();
-    // Never released: sessions of this process keep using it.
-    static OrtCustomOpDomain* const domain = [] {
+    const Kernels& chosen = chosen_kernels();
+    if (domain == nullptr) {
+      static const OrtCustomOp op = make_operator();
       OrtCustomOpDomain* made = nullptr;
       check(api->CreateCustomOpDomain("defensemble", &made));
       check(api->CustomOpDomain_Add(made, &op));
-      return made;
-    }();
+      kernels = &chosen;
+      domain = made;  // never released: sessions of this process keep using it
+    }
     check(api->AddCustomOpDomain(options, domain));
   });
 }

@@ -11,14 +11,17 @@ namespace defensemble_ops {
 
 namespace {
 
-constexpr int64_t kMostExtent = 65535;  // channels have 16 bits
+constexpr int64_t kMostExtent = 65535;            // channels have 16 bits
+constexpr int64_t kMostNeurons = INT32_MAX / 64;  // rows have 32 bits
+constexpr int64_t kMostCells = 1 << 27;           // of all windows of a convolution or a pool; the plan visits each
 
-Activation activation_from(const Instruction& line) {
+// The sum of two tensors, and a convolution, are 0 outside of their support, which sigmoid would change.
+Activation activation_from(const Instruction& line, bool allows_sigmoid = false) {
   const std::string& name = line.text("act");
   if (name == "none") return Activation::none;
   if (name == "relu") return Activation::relu;
-  if (name == "sigmoid") return Activation::sigmoid;
-  line.fail("act must be none, relu or sigmoid");
+  if (name == "sigmoid" && allows_sigmoid) return Activation::sigmoid;
+  line.fail(allows_sigmoid ? "act must be none, relu or sigmoid" : "act must be none or relu");
 }
 
 }  // namespace
@@ -46,12 +49,10 @@ class Builder {
     const auto parts = split(text, ',');
     if (parts.size() != plan_.lanes_.size()) line.fail("expected lanes for four classes of batches");
     for (size_t i = 0; i < parts.size(); ++i) {
-      const int64_t lanes = integer_from_text(parts[i]);
+      const int64_t lanes = line.integer_from(parts[i]);
       if (lanes != 1 && lanes != 8 && lanes != 16) line.fail("lanes must be 1, 8 or 16");
       plan_.lanes_[i] = static_cast<int>(lanes);
     }
-    // A chunk of 5 to 16 images must have a lane for each, unless its images run one after the other.
-    if (plan_.lanes_[3] == 8) line.fail("9 images and more need 1 or 16 lanes");
   }
 
   bool uses_one_lane() const { return std::find(plan_.lanes_.begin(), plan_.lanes_.end(), 1) != plan_.lanes_.end(); }
@@ -91,7 +92,7 @@ class Builder {
     const int tensor = tensor_from(line, line.integer("in"));
     const Support& input = *supports_[tensor];
     Support support = support_from_text(line, input.shape());
-    auto step = std::make_unique<MapStep>(input, support, tensor, next(), activation_from(line), kernels_);
+    auto step = std::make_unique<MapStep>(input, support, tensor, next(), activation_from(line, true), kernels_);
     read_affine(line, input.shape().channels, step->scale, step->shift);
     define(line, std::move(support), {tensor}, std::move(step));
   }
@@ -104,7 +105,7 @@ class Builder {
       if (parts.size() == 6 && parts[0] == "bn") {
         const float *gain = per_channel(line, parts[1], channels), *offset = per_channel(line, parts[2], channels);
         const float *mean = per_channel(line, parts[3], channels), *variance = per_channel(line, parts[4], channels);
-        const double epsilon = std::strtod(parts[5].c_str(), nullptr);
+        const double epsilon = line.number_from(parts[5]);
         for (int c = 0; c < channels; ++c) {
           const double factor = gain[c] / std::sqrt(variance[c] + epsilon);
           a[c] *= factor;
@@ -147,7 +148,8 @@ class Builder {
       line.fail("its weight has another shape");
     }
     if (weight.dims[1] * weight.dims[2] * weight.dims[3] > kMostExtent) line.fail("it has more than 65,535 weight rows");
-    geometry.output.channels = static_cast<int>(weight.dims[0]);
+    geometry.output = shape_from(line, {weight.dims[0], geometry.output.height, geometry.output.width});
+    check_windows(line, geometry.output.positions(), geometry.kernel_height, geometry.kernel_width);
     const float* bias = line.text("bias") == "-" ? nullptr : per_channel(line, line.text("bias"), geometry.output.channels);
     auto own = std::make_shared<const Support>(support_from_text(line, geometry.output));
     const bool is_dense = line.text("form") == "dense";
@@ -193,7 +195,9 @@ class Builder {
     const int tensor = tensor_from(line, line.integer("in"));
     const Support& input = *supports_[tensor];
     Geometry geometry = geometry_from(line, input.shape());
-    geometry.output.channels = input.shape().channels;
+    geometry.output = shape_from(line, {input.shape().channels, geometry.output.height, geometry.output.width});
+    check_windows(line, geometry.output.size(), std::min(geometry.kernel_height, input.shape().height),
+                  std::min(geometry.kernel_width, input.shape().width));
     const bool counts_padding = !is_maximum && line.flag("include_pad");
     ReduceStep::Windows windows = windows_from(input, geometry, counts_padding);
     Support support = windows.support;
@@ -227,8 +231,7 @@ class Builder {
       if (other.height != shape.height || other.width != shape.width) line.fail("its inputs have different sizes");
       for (int c = 0; c < other.channels; ++c) origin.emplace_back(static_cast<int>(i), c);
     }
-    shape.channels = static_cast<int>(origin.size());
-    if (shape.channels > kMostExtent) line.fail("it has more than 65,535 channels");
+    shape = shape_from(line, {static_cast<int64_t>(origin.size()), shape.height, shape.width});
     Support support =
         support_from(shape, [&](int c, int y, int x) { return inputs[origin[c].first]->row(y * shape.width + x, origin[c].second) >= 0; });
     auto step = std::make_unique<ConcatStep>(inputs, support, tensors, next());
@@ -237,11 +240,16 @@ class Builder {
 
   Shape shape_from(const Instruction& line, const std::vector<int64_t>& dims) const {
     for (const int64_t dim : dims) {
-      if (dim < 1 || dim > kMostExtent) line.fail("an extent is not in 1 to 65,535");
+      if (dim < 1 || dim > kMostExtent) line.fail("an extent of its tensor is " + std::to_string(dim) + ", not in 1 to 65,535");
     }
-    const Shape shape{static_cast<int>(dims[0]), static_cast<int>(dims[1]), static_cast<int>(dims[2])};
-    if (shape.size() > INT32_MAX / 64) line.fail("the tensor is too large");
-    return shape;
+    if (dims[0] * dims[1] * dims[2] > kMostNeurons) line.fail("its tensor has more than " + std::to_string(kMostNeurons) + " neurons");
+    return {static_cast<int>(dims[0]), static_cast<int>(dims[1]), static_cast<int>(dims[2])};
+  }
+
+  static void check_windows(const Instruction& line, int64_t windows, int64_t height, int64_t width) {
+    if (windows > kMostCells / (height * width)) {
+      line.fail("its windows have more than " + std::to_string(kMostCells) + " cells");
+    }
   }
 
   Geometry geometry_from(const Instruction& line, const Shape& input) const {
@@ -255,6 +263,10 @@ class Builder {
     }
     for (const int64_t value : pads) {
       if (value < 0 || value > kMostExtent) line.fail("a pad is not in 0 to 65,535");
+    }
+    // As in ONNX Runtime: every window of a pool has a cell of the image.
+    if (is_pool && (std::max(pads[0], pads[2]) >= kernel[0] || std::max(pads[1], pads[3]) >= kernel[1])) {
+      line.fail("a pad of a pool must be smaller than its kernel");
     }
     const bool ceil = is_pool && line.flag("ceil");
     const auto extent = [&](int64_t size, int axis) {
@@ -281,7 +293,7 @@ class Builder {
   }
 
   const Constant& constant(const Instruction& line, const std::string& number) const {
-    const int64_t index = integer_from_text(number);
+    const int64_t index = line.integer_from(number);
     if (index < 1 || index >= static_cast<int64_t>(inputs_.size())) line.fail("input " + number + " does not exist");
     return inputs_[index];
   }
@@ -310,11 +322,12 @@ class Builder {
         !fits(dims[2], shape.width)) {
       line.fail("input " + number + " is not a mask of its shape");
     }
-    return {static_cast<int>(dims[0]), static_cast<int>(dims[1]), static_cast<int>(dims[2]), static_cast<const bool*>(found.data)};
+    return {static_cast<int>(dims[0]), static_cast<int>(dims[1]), static_cast<int>(dims[2]), static_cast<const uint8_t*>(found.data)};
   }
 
   Support support_from_text(const Instruction& line, const Shape& shape) const {
     const std::string& text = line.text("support");
+    if (text.empty()) line.fail("support is empty");
     if (text == "full") return support_from(shape, [](int, int, int) { return true; });
     std::vector<std::vector<Mask>> terms;
     for (const auto& term : split(text, '|')) {

@@ -23,7 +23,10 @@ class Instruction {
   const std::string& text(const std::string& key) const;
   int64_t integer(const std::string& key) const;
   std::vector<int64_t> integers(const std::string& key, size_t count = 0) const;
-  bool flag(const std::string& key) const { return integer(key) != 0; }
+  bool flag(const std::string& key) const;  // 0 or 1
+  // The same for a part of a value. The message contains the instruction.
+  int64_t integer_from(const std::string& text) const;
+  double number_from(const std::string& text) const;
   [[noreturn]] void fail(const std::string& reason) const;
 
  private:
@@ -34,9 +37,7 @@ class Instruction {
 
 std::vector<Instruction> instructions_from_text(const std::string& program);
 
+// The parts between separators, of which some may be empty; none if the text is empty.
 std::vector<std::string> split(const std::string& text, char separator);
-
-// Throws ProgramError if the text is not an integer.
-int64_t integer_from_text(const std::string& text);
 
 }  // namespace defensemble_ops

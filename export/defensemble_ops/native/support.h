@@ -10,11 +10,11 @@ namespace defensemble_ops {
 // A BOOL tensor of shape (C, H, W), in C order; an extent of 1 is broadcast.
 struct Mask {
   int channels = 0, height = 0, width = 0;
-  const bool* values = nullptr;
+  const uint8_t* values = nullptr;  // a file may contain other bytes than 0 and 1, which bool may not
 
   bool at(int channel, int y, int x) const {
     const int c = channels == 1 ? 0 : channel, row = height == 1 ? 0 : y, column = width == 1 ? 0 : x;
-    return values[(static_cast<size_t>(c) * height + row) * width + column];
+    return values[(static_cast<size_t>(c) * height + row) * width + column] != 0;
   }
 };
 
