@@ -81,10 +81,10 @@ def masked_graphs(draw: st.DrawFn, layers: int = 12, masks: str = "all") -> onnx
         )
         if draw(st.booleans()):
             dims = (1, *dims)
-        keep = draw(st.sampled_from((0.0, 0.1, 0.3, 0.6, 1.0)))
+        keep, is_new = draw(st.sampled_from((0.0, 0.1, 0.3, 0.6, 1.0))), draw(st.booleans())
         values = np.random.default_rng((graph.seed, len(graph.constants))).random(dims) < keep
         fitting = [each.name for each in graph.constants if each.data_type == TensorProto.BOOL and tuple(each.dims) == dims]
-        chosen = fitting[-1] if fitting and draw(st.booleans()) else graph.constant(values)
+        chosen = graph.constant(values) if is_new or not fitting else fitting[-1]
         graph.add("Where", [chosen, name, zero], shape)
 
     for _ in range(draw(st.integers(3, layers))):

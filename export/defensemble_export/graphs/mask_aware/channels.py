@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from ..traversal import names_of, replace, unique_name
+from ..traversal import names_of, read_by, replace, unique_name
 from .costs import dense_products, plain_time
 from .expressions import FULL, NOTHING, BoolArray, MaskExpression
 from .lowering import needed
@@ -93,7 +94,7 @@ def _kept_channels(
     readers: dict[str, int] = {output.name: 1 for output in graph.output}
     whole = {images, network.target}
     for position, node in enumerate(graph.node):
-        for name in node.input:
+        for name in read_by(node):
             readers[name] = readers.get(name, 0) + 1
             if position not in positions:
                 whole.add(name)
@@ -144,7 +145,7 @@ def _rounded(channels: BoolArray, block: int) -> BoolArray:
     """Return `channels` and the first others, up to full blocks."""
     count = int(channels.sum())
     missing = min(max(-(-count // block), 1) * block, channels.size) - count
-    rounded = channels.copy()
+    rounded: BoolArray = channels.copy()
     rounded[np.flatnonzero(~channels)[:missing]] = True
     return rounded
 
@@ -177,8 +178,11 @@ class _Rewriting:
         self.producers = {operation.output: operation for operation in operations}
         self.readers: dict[str, int] = {output.name: 1 for output in model.graph.output}
         for node in model.graph.node:
-            for name in node.input:
+            for name in read_by(node):
                 self.readers[name] = self.readers.get(name, 0) + 1
+        self.outside = {output.name for output in model.graph.output}
+        for position, node in enumerate(model.graph.node):
+            self.outside |= set() if position in self.operations else read_by(node)
         self.taken = names_of(model.graph) | {node.name for node in model.graph.node}
         self.constants: list[onnx.TensorProto] = []
         self.first: list[onnx.NodeProto] = []  # computed from constants only
@@ -225,7 +229,11 @@ class _Rewriting:
         if operation.mask is not None:
             mask = self.network.array(operation.mask)
             if not (kept & ~mask.reshape(-1)).any():
-                self.alias[operation.output] = inputs[operation.inputs[0]]
+                source = inputs[operation.inputs[0]]
+                if operation.output in self.outside:
+                    self.nodes.append(helper.make_node("Identity", [source], [operation.output], name=node.name))
+                else:
+                    self.alias[operation.output] = source
                 return
             inputs[operation.mask] = self._gathered(operation.mask, kept, mask.ndim - 3)
         for name in operation.step.constants if operation.step is not None else ():
@@ -274,8 +282,9 @@ class _Rewriting:
         condition = self._computed("Reshape", (mask, self._constant(np.array(shape))), f"{mask}_column")
         return self._computed("Where", (condition, name, self._constant(np.zeros((), np.float32))), f"{name}_masked")
 
-    def _computed(self, operator: str, inputs: tuple[str, ...], name: str, **attributes: int) -> str:
-        key = (operator, inputs, *attributes.items())
+    def _computed(self, operator: str, inputs: tuple[str, ...], name: str, axis: int | None = None) -> str:
+        key = (operator, inputs, axis)
+        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         if key not in self.made:
             self.made[key] = self._new(name)
             self.first.append(helper.make_node(operator, list(inputs), [self.made[key]], name=self.made[key], **attributes))
