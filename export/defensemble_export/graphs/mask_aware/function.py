@@ -9,6 +9,8 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION
+
 from ..operators import is_standard
 from ..traversal import names_of, read_by, replace, unique_name
 from .expressions import Shape
@@ -78,6 +80,7 @@ def with_programs(model: onnx.ModelProto, regions: Sequence[Region]) -> onnx.Mod
         function = helper.make_function(DOMAIN, OPERATOR, inputs, list(region.outputs), body, imports, overload=region.overload)
         result.functions.append(function)
     result.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    result.ir_version = max(result.ir_version, IR_VERSION)  # older ones have no functions, or no overloads
     return result
 
 
@@ -116,7 +119,7 @@ def is_mask_aware(model: onnx.ModelProto) -> bool:
 
 
 def plain_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with the plain nodes in the place of mask-aware ones; the same model if it has none."""
+    """Return the graph with the plain nodes instead of mask-aware ones; the same model if it has none."""
     if not is_mask_aware(model):
         return model
     plain: onnx.ModelProto = onnx.inliner.inline_selected_functions(model, _functions(model), exclude=False)

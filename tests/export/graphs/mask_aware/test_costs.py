@@ -51,6 +51,6 @@ def test_empty_lanes_cost_as_much_as_full_ones() -> None:
     assert time_at(times, 16, 4) == 40
     assert time_at(times, 1, 4) == 40
     assert best_lanes(times) == (1, 8, 8, 16)
-    assert best_lanes({1: 15.0, 8: 12.0, 16: 10.0}) == (1, 1, 8, 16)
+    assert best_lanes({1: 17.0, 8: 12.0, 16: 10.0}) == (1, 1, 8, 16)
     assert batch_time(times, (1, 8, 8, 16), 16) == batch_time(times, (1, 8, 8, 16), 64) == 10
     assert batch_time(times, (1, 8, 8, 16), 17) == pytest.approx((160 + 40) / 17)
