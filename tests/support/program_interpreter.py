@@ -94,8 +94,8 @@ def _window_cells(x: Array, values: Mapping[str, str], outside: float, dilations
                 extra[axis] -= stride
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom + max(extra[0], 0)), (left, after + max(extra[1], 0))), constant_values=outside)
     rows, columns = range(0, x.shape[2] - reach[0] + 1, down), range(0, x.shape[3] - reach[1] + 1, right)
-    rows = rows[: len(rows) - (extra[0] < 0)]
-    columns = columns[: len(columns) - (extra[1] < 0)]
+    rows = rows[: len(rows) - (extra[0] == -down)]
+    columns = columns[: len(columns) - (extra[1] == -right)]
     cells = [
         x[:, :, [row + i * dilations[0] for row in rows]][:, :, :, [column + j * dilations[1] for column in columns]]
         for i, j in itertools.product(range(height), range(width))
