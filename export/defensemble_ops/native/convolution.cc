@@ -150,6 +150,11 @@ void ConvolutionStep::run(const Chunk& chunk, int begin, int end) const {
   if (begin == 0 && !copied_to_.empty()) copy_residual_rows(chunk);
 }
 
+void ConvolutionStep::prefetch() const {
+  constexpr size_t kFloatsOfALine = 16;
+  for (size_t i = 0; i < weights_.size(); i += kFloatsOfALine) __builtin_prefetch(&weights_[i]);
+}
+
 void ConvolutionStep::copy_residual_rows(const Chunk& chunk) const {
   const float* from = chunk.at(operands_.residual);
   float* to = chunk.at(operands_.output);

@@ -43,6 +43,7 @@ class ConvolutionStep : public Step {
                   Activation activation, bool is_dense, bool uses_one_lane, bool uses_many_lanes, const Kernels& kernels);
 
   void run(const Chunk& chunk, int begin, int end) const override;
+  void prefetch() const override;
 
  private:
   void read_weights(const float* weights, const float* bias, bool uses_many_lanes);

@@ -2,9 +2,10 @@
 // function that was compiled for one instruction set is called in place of that of another.
 #include "kernels.h"
 
-#include <math.h>
-
 #include <cstring>
+
+#include "one_lane.h"
+#include "simd.h"
 
 namespace defensemble_ops {
 
@@ -17,50 +18,6 @@ namespace {
 #define DEFENSEMBLE_NAME(isa) DEFENSEMBLE_JOIN(DEFENSEMBLE_NAME_, isa)
 #define DEFENSEMBLE_QUOTE(a) #a
 #define DEFENSEMBLE_TEXT(a) DEFENSEMBLE_QUOTE(a)
-#define DEFENSEMBLE_INLINE inline __attribute__((always_inline))
-
-template <int N>
-using Vector __attribute__((vector_size(N * sizeof(float)))) = float;
-
-// Floats of a register, and the accumulators that fit into the registers beside the operands.
-#if defined(__AVX512F__)
-constexpr int kWidth = 16, kAccumulators = 24;
-#elif defined(__AVX2__)
-constexpr int kWidth = 8, kAccumulators = 12;
-#else
-constexpr int kWidth = 4, kAccumulators = 12;
-#endif
-
-// By memcpy, because the compiler takes a pointer to a vector for aligned.
-template <int N>
-DEFENSEMBLE_INLINE Vector<N> load(const float* from) {
-  Vector<N> vector;
-  std::memcpy(&vector, from, sizeof vector);
-  return vector;
-}
-
-template <int N>
-DEFENSEMBLE_INLINE void store(float* to, Vector<N> vector) {
-  std::memcpy(to, &vector, sizeof vector);
-}
-
-template <int N>
-DEFENSEMBLE_INLINE Vector<N> splat(float value) {
-  return value - Vector<N>{};  // adding 0 would not be free: it turns -0 into 0
-}
-
-// NaN stays NaN, as in ONNX Runtime.
-template <int N>
-DEFENSEMBLE_INLINE Vector<N> relu(Vector<N> vector) {
-  const Vector<N> zero{};
-  return zero > vector ? zero : vector;
-}
-
-DEFENSEMBLE_INLINE float activated(float value, Activation activation) {
-  if (activation == Activation::relu) return 0 > value ? 0 : value;
-  if (activation == Activation::sigmoid) return 1 / (1 + expf(-value));
-  return value;
-}
 
 // The shape of a tile for L lanes: V vectors of N lanes for each of at most kMost outputs.
 template <int L>
@@ -213,109 +170,6 @@ void dense(const Convolution& c, const float* input, float* output, const float*
     (c.index ? dense_tiles<16, true> : dense_tiles<16, false>)(c, input, output, residual, begin, end);
   } else {
     (c.index ? dense_tiles<8, true> : dense_tiles<8, false>)(c, input, output, residual, begin, end);
-  }
-}
-
-// Positions of a convolution with one lane that are computed together: where their input begins, and their sums.
-struct Block {
-  static constexpr int kMost = 32;
-  static constexpr int kFloats = 1 << 13;  // of the sums, which stay in the first cache
-  int count = 0, columns = 0;
-  int y[kMost], x[kMost];
-  alignas(64) float sums[kFloats];
-};
-
-// Adds to V vectors of sums, from `column` on, the products of the input at kernel offset (dy, dx).
-template <int V>
-void add_offset(const Convolution& c, const float* input, Block& block, const float* weights, int dy, int dx, int column) {
-  for (int p = 0; p < block.count; ++p) {
-    const int y = block.y[p] + dy, x = block.x[p] + dx;
-    if (y < 0 || y >= c.input_height || x < 0 || x >= c.input_width) continue;
-    const int32_t* start = c.input_starts + y * c.input_width + x;
-    float* sums = block.sums + static_cast<size_t>(p) * block.columns + column;
-    Vector<kWidth> a[V];
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) a[v] = load<kWidth>(sums + v * kWidth);
-    int row = start[0];
-    if constexpr (V <= 4) {  // too few sums to hide the latency of an addition
-      Vector<kWidth> b[V]{};
-      for (; row + 2 <= start[1]; row += 2) {
-        const float* w = weights + static_cast<size_t>(c.input_channels[row]) * c.stride;
-        const float* next = weights + static_cast<size_t>(c.input_channels[row + 1]) * c.stride;
-        const Vector<kWidth> value = splat<kWidth>(input[row]), following = splat<kWidth>(input[row + 1]);
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) {
-          a[v] += load<kWidth>(w + v * kWidth) * value;
-          b[v] += load<kWidth>(next + v * kWidth) * following;
-        }
-      }
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) a[v] += b[v];
-    }
-    for (; row < start[1]; ++row) {
-      const float* w = weights + static_cast<size_t>(c.input_channels[row]) * c.stride;
-      const Vector<kWidth> value = splat<kWidth>(input[row]);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) a[v] += load<kWidth>(w + v * kWidth) * value;
-    }
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) store<kWidth>(sums + v * kWidth, a[v]);
-  }
-}
-
-using AddOffset = void (*)(const Convolution&, const float*, Block&, const float*, int, int, int);
-
-// Sets the sums of positions `begin` to `end` to the bias of the columns from `from` on.
-void begin_block(const Convolution& c, Block& block, int begin, int end, int from) {
-  block.count = end - begin;
-  const int real = c.channels_out - from < block.columns ? c.channels_out - from : block.columns;
-  for (int p = 0; p < block.count; ++p) {
-    const int position = c.positions[begin + p].position;
-    block.y[p] = position / c.output_width * c.stride_y - c.pad_y;
-    block.x[p] = position % c.output_width * c.stride_x - c.pad_x;
-    float* sums = block.sums + static_cast<size_t>(p) * block.columns;
-    std::memset(sums, 0, sizeof(float) * block.columns);
-    if (c.bias) std::memcpy(sums, c.bias + from, sizeof(float) * real);
-  }
-}
-
-// Picks the outputs that are needed.
-void finish_block(const Convolution& c, const Block& block, float* output, const float* residual, int begin, int from) {
-  for (int p = 0; p < block.count; ++p) {
-    const OutputPosition& position = c.positions[begin + p];
-    for (int own = position.row; own < position.row + position.count; ++own) {
-      const int column = c.channels[own] - from;
-      if (column < 0 || column >= block.columns) continue;
-      float sum = block.sums[static_cast<size_t>(p) * block.columns + column];
-      if (c.residual && c.residual[own] >= 0) sum += residual[c.residual[own]];
-      output[c.target ? c.target[own] : own] = activated(sum, c.activation);
-    }
-  }
-}
-
-// One lane. All outputs of a position are computed, and those that are needed are picked at the end. Kernel offsets outside, positions
-// inside: the weights of an offset stay in the first cache.
-void rows(const Convolution& c, const float* input, float* output, const float* residual, int begin, int end, int) {
-  static constexpr AddOffset add[] = {nullptr,       add_offset<1>, add_offset<2>, add_offset<3>, add_offset<4>,
-                                      add_offset<5>, add_offset<6>, add_offset<7>, add_offset<8>};
-  constexpr int kTile = 8 * kWidth;
-  Block block;
-  for (int from = 0; from < c.stride; from += Block::kFloats) {
-    block.columns = c.stride - from < Block::kFloats ? c.stride - from : Block::kFloats;
-    const int fitting = Block::kFloats / block.columns, most = fitting < Block::kMost ? fitting : Block::kMost;
-    for (int first = begin; first < end; first += most) {
-      begin_block(c, block, first, end - first < most ? end : first + most, from);
-      for (int ky = 0, offset = 0; ky < c.kernel_height; ++ky) {
-        for (int kx = 0; kx < c.kernel_width; ++kx, ++offset) {
-          const float* weights = c.weights + static_cast<size_t>(offset) * c.channels_in * c.stride + from;
-          for (int column = 0; column < block.columns; column += kTile) {
-            const int width = block.columns - column < kTile ? block.columns - column : kTile;
-            add[width / kWidth](c, input, block, weights + column, ky * c.dilation_y, kx * c.dilation_x, column);
-          }
-        }
-      }
-      finish_block(c, block, output, residual, first, from);
-    }
   }
 }
 

@@ -127,10 +127,8 @@ std::vector<Constant> constants_of(const OrtKernelInfo* info) {
     if (is_constant == 0 || value == nullptr) throw ProgramError("input " + std::to_string(i) + " is not an initialiser of the graph");
     ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     constants[i].dims = dims_of(value, &type);
-    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && type != ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL) {
-      throw ProgramError("input " + std::to_string(i) + " is neither FLOAT nor BOOL");
-    }
-    constants[i].is_mask = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL) constants[i].kind = Constant::Kind::mask;
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) constants[i].kind = Constant::Kind::floats;
     constants[i].data = data_of(value);
   }
   return constants;
@@ -257,6 +255,7 @@ class Kernel {
       const Step::Chunk chunk{
           images_ + part.first * plan_.image_shape().size(), outputs.data(), workspace.floats(), plan_.offsets(), part.count, part.lanes};
       for (const auto& step : plan_.steps()) {
+        if (part.lanes == 1) step->prefetch();
         const auto tasks = std::min<int64_t>({kMostTasks, step->parts, static_cast<int64_t>(step->work * part.lanes / kWorkOfATask)});
         if (!in_threads || tasks < 2) {
           step->run(chunk, 0, step->parts);

@@ -15,7 +15,8 @@ namespace defensemble_ops {
 
 // An initialiser that the node reads.
 struct Constant {
-  bool is_mask = false;  // BOOL; else FLOAT
+  enum class Kind { other, mask, floats };  // BOOL and FLOAT; others, such as axes, are never read
+  Kind kind = Kind::other;
   std::vector<int64_t> dims;
   const void* data = nullptr;
 
@@ -39,6 +40,8 @@ class Step {
     float* at(int tensor) const { return workspace + offsets[tensor] * lanes; }
   };
   virtual void run(const Chunk& chunk, int begin, int end) const = 0;
+  // Loads the weights in their order; at random, as one lane needs them, memory takes longer.
+  virtual void prefetch() const {}
 
   int parts = 0;
   double work = 0;  // multiplications or copies per image, to decide whether threads pay
