@@ -1,6 +1,7 @@
 """Estimate the time of a program and of plain nodes, from counts only, so that the same network always gives the same program.
 
-All times are nanoseconds for one image on one thread of the machine that was measured (AMD Zen 4, AVX-512). Only their ratios matter.
+All times are nanoseconds for one image on one thread of the machine that was measured. Only their ratios matter: those of ONNX Runtime are
+from AMD Zen 4, and those of the operator were fitted to whole networks on AMD Zen 3 with AVX2, the slower of the two.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ class CostTable:
         plain_values: Its time for each value of an operator; others 0.3. A Where of 65,536 values takes 70 to 160 us. An activation or a
             sum behind a convolution is fused.
         table: Relative speeds of the table form by kept outputs for each position: each output is one chain of additions, and few chains
-            leave the units idle (50 GFLOP/s at 6.4 outputs, 75 to 85 at 12.8).
-        dense: Relative speed of the dense form: 83 GFLOP/s behind a sparse input.
-        rows: Relative speed with one lane where masks limit the outputs, counted on all output channels, which it computes.
-        dense_rows: Relative speed with one lane of a convolution that computes all its outputs.
-        eight_lanes: Relative speed of 8 lanes, which fill half of a register.
+            leave the units idle.
+        dense: Relative speed of the dense form.
+        rows: Relative speeds with one lane by kept inputs for each position and kernel offset, counted on all output channels, which it
+            computes. The sums are loaded and stored for each offset, and the weights of few inputs come from memory in no order. Fitted on
+            AVX2 (AMD Zen 3): with ResNet-18, batch 1 was 1.31, 1.04 and 0.94 times as fast as dense at keep 0.1, 0.3 and 0.5.
+        eight_lanes: Relative speed of 8 lanes, with which a weight is loaded for half as many images.
         row: Time for each value of a row of other instructions.
         output: Time for each value of an output, in tiles: 46 us for 65,536.
     """
@@ -43,11 +45,10 @@ class CostTable:
     small_images: float = 0.75
     small_extent: int = 8
     plain_values: tuple[tuple[str, float], ...] = (("Where", 1.7), ("Relu", 0.0), ("Add", 0.1), ("Identity", 0.0), ("Dropout", 0.0))
-    table: tuple[tuple[float, float], ...] = ((4, 0.45), (8, 0.6), (12, 0.75))
-    dense: float = 0.85
-    rows: float = 0.55
-    dense_rows: float = 0.55
-    eight_lanes: float = 0.8
+    table: tuple[tuple[float, float], ...] = ((4, 0.32), (8, 0.42), (12, 0.5))
+    dense: float = 0.7
+    rows: tuple[tuple[float, float], ...] = ((6, 0.26), (20, 0.33), (32, 0.38), (64, 0.42))
+    eight_lanes: float = 0.65
     row: float = 0.25
     output: float = 0.7
 
@@ -89,6 +90,7 @@ class ConvCounts:
         all_channels: Those of `kept` if each position with an output computes all channels.
         positions: The positions with an output.
         rows: The output neurons that are computed.
+        inputs_per_offset: Mean of the input neurons that can be non-zero, for a position and a kernel offset.
     """
 
     kept: int
@@ -96,6 +98,12 @@ class ConvCounts:
     all_channels: int
     positions: int
     rows: int
+    inputs_per_offset: float
+
+
+def _interpolate(points: Sequence[tuple[float, float]], value: float) -> float:
+    places, speeds = zip(*points, strict=True)
+    return float(np.interp(value, places, speeds))
 
 
 def conv_counts(conv: Conv, source: TensorSupport, result: TensorSupport) -> ConvCounts:
@@ -105,18 +113,20 @@ def conv_counts(conv: Conv, source: TensorSupport, result: TensorSupport) -> Con
     positions = rows.any(0)
     inputs = conv_products(source.support, np.broadcast_to(positions, rows.shape), conv.window)
     unpadded = conv_products(np.ones_like(source.support), np.ones_like(rows), conv.window)
-    return ConvCounts(int(products.sum()), int(unpadded.sum()), int(inputs.sum()), int(positions.sum()), int(rows.sum()))
+    count = int(positions.sum())
+    offsets = int(np.prod(conv.window.kernel))
+    per_offset = float(inputs.sum()) / max(1, count * len(rows) * offsets)
+    return ConvCounts(int(products.sum()), int(unpadded.sum()), int(inputs.sum()), count, int(rows.sum()), per_offset)
 
 
 def conv_time(conv: Conv, counts: ConvCounts, lanes: int, costs: CostTable = COSTS) -> float:
     """Return the time of a convolution for each image, when all lanes are used."""
     if lanes == 1:
-        return counts.all_channels * costs.product / (costs.dense_rows if conv.form == "dense" else costs.rows)
+        return counts.all_channels * costs.product / _interpolate(costs.rows, counts.inputs_per_offset)
     if conv.form == "dense":
         speed = costs.dense
     else:
-        outputs, speeds = zip(*costs.table, strict=True)
-        speed = float(np.interp(counts.rows / max(counts.positions, 1), outputs, speeds))
+        speed = _interpolate(costs.table, counts.rows / max(counts.positions, 1))
     return counts.kept * costs.product / (speed * (costs.eight_lanes if lanes == 8 else 1.0))
 
 
