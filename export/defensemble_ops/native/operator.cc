@@ -122,9 +122,8 @@ std::vector<Constant> constants_of(const OrtKernelInfo* info) {
     if (is_constant == 0 || value == nullptr) throw ProgramError("input " + std::to_string(i) + " is not an initialiser of the graph");
     ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     constants[i].dims = dims_of(value, &type);
-    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && type != ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL) {
-      throw ProgramError("input " + std::to_string(i) + " is neither FLOAT nor BOOL");
-    }
+    // The plain nodes may read others, such as the axes of a mean, which no instruction refers to.
+    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && type != ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL) continue;
     constants[i].is_mask = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
     constants[i].data = data_of(value);
   }
