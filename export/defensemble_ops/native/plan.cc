@@ -271,7 +271,7 @@ class Builder {
     const bool ceil = is_pool && line.flag("ceil");
     const auto extent = [&](int64_t size, int axis) {
       const int64_t room = size + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1;
-      if (room < 0) line.fail("its kernel is larger than its input");
+      if (room + (ceil ? strides[axis] - 1 : 0) < 0) line.fail("its kernel is larger than its input");
       int64_t count = (ceil ? (room + strides[axis] - 1) / strides[axis] : room / strides[axis]) + 1;
       // A window that would begin behind the image and its padding in front is left out, as in PyTorch and ONNX Runtime.
       if (ceil && (count - 1) * strides[axis] >= size + pads[axis]) --count;

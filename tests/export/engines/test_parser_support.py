@@ -17,6 +17,7 @@ from defensemble_export import average_onnx, fused_onnx, onnx_from_checkpoint
 from defensemble_export.engines.parser_support import parser_list, problems_of_graph
 from defensemble_export.graphs.fp16 import fp16_from_onnx
 from defensemble_export.graphs.int8 import int8_from_onnx
+from defensemble_export.graphs.mask_aware import plain_onnx
 from defensemble_export.graphs.traversal import nodes_of
 from defensemble_export.verification.tolerances import PRECISIONS
 from defensemble_repository.ensemble import Ensemble, Member
@@ -62,7 +63,7 @@ def test_every_architecture_is_supported_in_every_precision(tmp_path: Path, arch
     spec = spec_of(arch, "neuron")
     images = np.random.default_rng(0).random((8, *spec.input_shape), np.float32)
     model = onnx.load(onnx_from_checkpoint(untrained(tmp_path / "net.safetensors", spec), tmp_path / "net.onnx", verify=False))
-    graphs = {"fp32": model, "fp16": fp16_from_onnx(model), "int8": int8_from_onnx(model, images)}
+    graphs = {"fp32": plain_onnx(model), "fp16": fp16_from_onnx(model), "int8": int8_from_onnx(model, images)}
     assert set(graphs) == set(PRECISIONS)
     assert {precision: problems_of_graph(graph) for precision, graph in graphs.items()} == {precision: [] for precision in PRECISIONS}
     assert {node.op_type for node in nodes_of(graphs["int8"].graph)} >= {"QuantizeLinear", "DequantizeLinear", "Where"}
