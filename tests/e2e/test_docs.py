@@ -91,6 +91,9 @@ PRINTED = {
         " | wrote report.html | wrote figures.csv | merged.json: 100 images of 2 shards | brightest half | WARN clean accuracy above chance"
         " | stopped the server"
     ),
+    "docs/explanation/mask-aware.md": (
+        "operator: True False | equal: True | libdefensemble_ops.so | wrote keep0.3/configs/cpu.pbtxt | MaskedNetwork_v1 | functions: 0"
+    ),
     "docs/reference/probe-results.md": "[3 1 4]",
 }
 _LINK = re.compile(r"!?\[[^\]]*\]\((?!https?:|#)([^)#\s]+)")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import yaml
 
+from defensemble_ops import library_path
 from defensemble_server.runtime.backend_build import built_backend
 from tests.support.checkout import ROOT
 from tests.support.scripted import free_port
@@ -169,6 +170,7 @@ def run_blocks(page: Path, parent: Path, ports: Ports) -> str:
     assert backend is not None
     (parent / "cache/defensemble").mkdir(parents=True)
     (parent / "cache/defensemble/backend").symlink_to(backend.parent)
+    (parent / "cache/defensemble/ops").symlink_to(library_path().parent.parent)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     changes = {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(parent / "cache")}
     folder = parent / page.stem
