@@ -38,13 +38,15 @@ from benchmarks.precision.measuring import (
 )
 from benchmarks.precision.page import page
 from benchmarks.zoo.plan import TABLE
-from defensemble_export import calibration_images, onnx_from_checkpoint
+from defensemble_export import ExportOptions, calibration_images, onnx_from_checkpoint
 from defensemble_repository.errors import RepositoryError
 from defensemble_training import ModelSpec, TrainingError, TrainingRecord, build, save_checkpoint
 
 SCHEMA = "defensemble.benchmark.precisions/1"
 BATCHES = (1, 16, 64)
 QUICK_IMAGES = 200
+# The other precisions are made from the plain graph, and compared with it.
+PLAIN = ExportOptions(mask_aware="off")
 # Only timed: the speed does not depend on training.
 WIDE = {"width 64, keep 1": {"keep": 1.0}, "width 64, keep 0.3": {"keep": 0.3}}
 
@@ -80,7 +82,7 @@ def measure(
         path = Path(folder) / "network.onnx"
         for name, checkpoint in checkpoints.items():
             on_progress(name)
-            model = onnx.load(onnx_from_checkpoint(checkpoint, path, images=images))
+            model = onnx.load(onnx_from_checkpoint(checkpoint, path, images=images, options=PLAIN))
             networks[name] = _network(model, images, labels, calibration, rounds, seconds)
         for name, arguments in wide.items():
             on_progress(name)
@@ -140,7 +142,7 @@ def _untrained(folder: Path, shape: tuple[int, ...], arguments: Mapping[str, Any
     save_checkpoint(
         folder / "wide.safetensors", module.eval(), spec, TrainingRecord.untrained(tuple(map(str, range(spec.num_classes))), seed=0)
     )
-    return onnx_from_checkpoint(folder / "wide.safetensors", folder / "wide.onnx", verify=False)
+    return onnx_from_checkpoint(folder / "wide.safetensors", folder / "wide.onnx", verify=False, options=PLAIN)
 
 
 def compute_figures(networks: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:

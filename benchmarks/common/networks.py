@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common.command_line import OnProgress, silent
-from defensemble_export import ExportedMember, member_from_onnx, onnx_from_checkpoint, reference_from_module, verify_onnx
+from defensemble_export import ExportedMember, ExportOptions, member_from_onnx, onnx_from_checkpoint, reference_from_module, verify_onnx
 from defensemble_training import ModelSpec, TrainingRecord, build, save_checkpoint
 
 COUNT = 5
@@ -84,6 +84,7 @@ def _network(folder: Path, name: str, images: NDArray[np.float32], seed: int, wi
         logits: NDArray[np.float32] = module.eval()(batch).numpy()
     checkpoint = folder / f"{name}.safetensors"
     save_checkpoint(checkpoint, module, spec, TrainingRecord.untrained(_CLASSES, seed=seed))
-    path = onnx_from_checkpoint(checkpoint, folder / f"{name}.onnx", verify=False)  # verification would need a training dataset
+    # Plain graphs, so that every runtime that is compared computes the same. Verification would need a training dataset.
+    path = onnx_from_checkpoint(checkpoint, folder / f"{name}.onnx", verify=False, options=ExportOptions(mask_aware="off"))
     verify_onnx(path, reference_from_module(module), images, max_batch_size=16)
     return member_from_onnx(path, name), logits
