@@ -54,8 +54,8 @@ def _extents(
 
 
 @st.composite
-def masked_graphs(draw: st.DrawFn, layers: int = 12) -> onnx.ModelProto:
-    """Networks from `images` [N,3,9,8] to `logits` [N,2], with masks of each pattern, odd windows and several readers of a tensor."""
+def masked_graphs(draw: st.DrawFn, layers: int = 12, masks: str = "all") -> onnx.ModelProto:
+    """Networks from `images` [N,3,9,8] to `logits` [N,2]: masks of each pattern or one, odd windows, tensors with several readers."""
     graph = _Graph(draw(st.integers(0, 1000)))
     zero = graph.constant(np.zeros(draw(st.sampled_from(((), (1,), (1, 1, 1, 1)))), np.float32))
     small = st.integers(1, 3)
@@ -76,13 +76,15 @@ def masked_graphs(draw: st.DrawFn, layers: int = 12) -> onnx.ModelProto:
 
     def mask(name: str, shape: Shape) -> None:
         channels, height, width = shape
-        dims: tuple[int, ...] = draw(st.sampled_from((shape, shape, (channels, 1, 1), (1, height, width))))
+        dims: tuple[int, ...] = (
+            (channels, 1, 1) if masks == "channel" else draw(st.sampled_from((shape, shape, (channels, 1, 1), (1, height, width))))
+        )
         if draw(st.booleans()):
             dims = (1, *dims)
-        keep = draw(st.sampled_from((0.0, 0.1, 0.3, 0.6, 1.0)))
+        keep, is_new = draw(st.sampled_from((0.0, 0.1, 0.3, 0.6, 1.0))), draw(st.booleans())
         values = np.random.default_rng((graph.seed, len(graph.constants))).random(dims) < keep
         fitting = [each.name for each in graph.constants if each.data_type == TensorProto.BOOL and tuple(each.dims) == dims]
-        chosen = fitting[-1] if fitting and draw(st.booleans()) else graph.constant(values)
+        chosen = graph.constant(values) if is_new or not fitting else fitting[-1]
         graph.add("Where", [chosen, name, zero], shape)
 
     for _ in range(draw(st.integers(3, layers))):

@@ -47,7 +47,7 @@ def _traced(architecture: str, width: int) -> bytes:
 def masked_network(
     architecture: str, keep: float = 0.1, pattern: str = "neuron", *, width: int | None = None, seed: int = 0
 ) -> onnx.ModelProto:
-    """A network of one architecture, whose masks are drawn anew; `keep` of 0 and 1 give masks of all zeros and all ones."""
+    """A network of one architecture, whose masks are replaced by random ones; `keep` of 0 and 1 give masks of all zeros and all ones."""
     model = onnx.load_model_from_string(_traced(architecture, width or ARCHITECTURES[architecture][0]))
     generator = np.random.default_rng(seed)
     for tensor in model.graph.initializer:

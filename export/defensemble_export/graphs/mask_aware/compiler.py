@@ -12,17 +12,18 @@ from onnx import TensorProto
 from ...errors import ExportError
 from ..operators import QUANTISE_OPERATORS
 from ..traversal import nodes_of, real_inputs, shape_of
+from .channels import ChannelForm, channel_form, has_channel_masks
 from .function import OPERATOR, Region, plain_onnx, with_programs
-from .operations import Network, read_network, supported_nodes
+from .operations import Network, read_network
 from .region import LEAST_GAIN, Candidate, best_candidate, missed_gain
-from .report import gains_of, layers_of, multiplications_of, stopped_at
+from .report import channel_layers, gains_of, layers_of, multiplications_of, stopped_at
 
 MODES = ("auto", "on")
 
 
 @dataclass(frozen=True)
 class MaskAware:
-    """A graph with mask-aware nodes, or the graph as it was where they are not expected to pay.
+    """A graph with mask-aware nodes, or with smaller convolutions, or the graph as it was where these are not expected to pay.
 
     Attributes:
         model: The graph.
@@ -39,10 +40,11 @@ class MaskAware:
 
 
 def mask_aware_from_onnx(model: onnx.ModelProto, mode: str = "auto", targets: Sequence[str] = ("logits",)) -> MaskAware:
-    """Compile the masked part of a float32 graph to one node, which computes the neurons that masks keep.
+    """Compile the masked part of a float32 graph to one node, which computes only the neurons that masks keep.
 
     The node is also a function of the graph, with the plain nodes as its body: a runtime without the operator computes the same. Weights
-    and masks stay initialisers under their names. `model` is not changed.
+    and masks stay initialisers under their names. `model` is not changed. Where all masks switch off whole channels, the result has smaller
+    convolutions instead of a node, which need no operator.
 
     Args:
         model: A float32 graph from images [N,C,H,W], any N, with BOOL masks, applied by Where(mask, x, 0).
@@ -64,27 +66,59 @@ def mask_aware_from_onnx(model: onnx.ModelProto, mode: str = "auto", targets: Se
     if reason := _unsuitable_reason(plain):
         return _unchanged(model, mode, reason, [], [])
     images = real_inputs(plain.graph)[0].name
-    computed = {name for node in plain.graph.node for name in node.output}
-    # Equal members of a fused graph are computed once, under the name of the first.
-    networks = [read_network(plain, target) for target in targets if target in computed]
-    stops = [stop for network in networks for stop in stopped_at(network, {each.node for each in supported_nodes(network, images)})]
-    chosen: list[tuple[Network, Candidate]] = []
-    given: set[str] = set()
-    for network in networks:
-        if (found := best_candidate(network, images, given)) is not None:
-            chosen.append((network, found))
-            given.update(found.outputs)
-    if not chosen:
-        return _unchanged(model, mode, _reason_for_nothing(networks, stops), networks, stops)
-    gains = gains_of([each for _, each in chosen])
+    work = _Work(plain, images, targets)
+    if not work.found:
+        return _unchanged(model, mode, _reason_for_nothing(work.networks, work.stops), work.networks, work.stops)
+    gains = gains_of([each for _, each in work.found])
     missed = missed_gain({int(batch): gain for batch, gain in gains.items()})
     if mode == "auto" and missed is not None:
         needed = f"more than {LEAST_GAIN[16]}" if missed == 16 else f"at least {LEAST_GAIN[1]}"
         reason = f"the expected gain at batch {missed} is {gains[str(missed)]:.2f}, and {needed} is required"
-        return MaskAware(model, _report(None, reason, networks, [], stops, gains))
-    regions = [_region(network, each) for network, each in chosen]
+        return MaskAware(model, _report(None, reason, work.networks, [], work.stops, gains))
     reason = "requested" if mode == "on" else f"the expected gain at batch 16 is {gains['16']:.2f}"
-    return MaskAware(with_programs(plain, regions), _report(OPERATOR, reason, networks, chosen, stops, gains))
+    regions = [_region(network, each) for network, each in work.found if isinstance(each, Candidate)]
+    if not regions:
+        reason += ": smaller convolutions, which need no operator, because masks switch off whole channels"
+    result = with_programs(work.model, regions) if regions else work.model
+    return MaskAware(result, _report(OPERATOR if regions else None, reason, work.networks, work.found, work.stops, gains))
+
+
+class _Work:
+    """What was found to compile, for each target.
+
+    Attributes:
+        model: The graph, in which networks with masks of whole channels are already changed.
+        networks: The network of each target that the graph computes; equal members of a fused graph are computed once.
+        found: The networks that gain, with how.
+        stops: The nodes at which masks are lost.
+    """
+
+    def __init__(self, model: onnx.ModelProto, images: str, targets: Sequence[str]) -> None:
+        self.model = model
+        self.networks: list[Network] = []
+        self.found: list[tuple[Network, Candidate | ChannelForm]] = []
+        self.stops: list[dict[str, str]] = []
+        computed = {name for node in model.graph.node for name in node.output}
+        others = []
+        for target in targets:
+            network = read_network(self.model, target)
+            form = channel_form(self.model, network, images) if has_channel_masks(network) else None
+            if form is not None:
+                self._add(network, form)
+                self.model = form.model
+            elif target in computed:
+                others.append(target)
+        given: set[str] = set()
+        for target in others:
+            network = read_network(self.model, target)
+            self._add(network, candidate := best_candidate(network, images, given))
+            given.update(() if candidate is None else candidate.outputs)
+
+    def _add(self, network: Network, found: Candidate | ChannelForm | None) -> None:
+        self.networks.append(network)
+        self.stops.extend(stopped_at(network))
+        if found is not None:
+            self.found.append((network, found))
 
 
 def _region(network: Network, found: Candidate) -> Region:
@@ -135,7 +169,7 @@ def _report(
     operator: str | None,
     reason: str,
     networks: Sequence[Network],
-    chosen: Sequence[tuple[Network, Candidate]],
+    chosen: Sequence[tuple[Network, Candidate | ChannelForm]],
     stops: list[dict[str, str]],
     gains: dict[str, float],
 ) -> dict[str, Any]:
@@ -144,8 +178,12 @@ def _report(
     return {
         "operator": operator,
         "reason": reason,
-        "boundary": [name for _, found in chosen for name in found.outputs],
-        "layers": [layer for network, found in chosen for layer in layers_of(network, found)],
+        "boundary": [name for _, found in chosen if isinstance(found, Candidate) for name in found.outputs],
+        "layers": [
+            layer
+            for network, found in chosen
+            for layer in (layers_of(network, found) if isinstance(found, Candidate) else channel_layers(network, found))
+        ],
         "multiplications": {key: sum(total[key] for total in totals) for key in ("dense", "unpadded", "kept")},
         "expected_gain": gains,
         "stopped_at": stops,

@@ -32,7 +32,8 @@ class CostTable:
         table: Relative speeds of the table form by kept outputs for each position: each output is one chain of additions, and few chains
             leave the units idle (50 GFLOP/s at 6.4 outputs, 75 to 85 at 12.8).
         dense: Relative speed of the dense form: 83 GFLOP/s behind a sparse input.
-        rows: Relative speed with one lane, counted on all output channels, which it computes.
+        rows: Relative speed with one lane where masks limit the outputs, counted on all output channels, which it computes.
+        dense_rows: Relative speed with one lane of a convolution that computes all its outputs.
         eight_lanes: Relative speed of 8 lanes, which fill half of a register.
         row: Time for each value of a row of other instructions.
         output: Time for each value of an output, in tiles: 46 us for 65,536.
@@ -45,6 +46,7 @@ class CostTable:
     table: tuple[tuple[float, float], ...] = ((4, 0.45), (8, 0.6), (12, 0.75))
     dense: float = 0.85
     rows: float = 0.55
+    dense_rows: float = 0.55
     eight_lanes: float = 0.8
     row: float = 0.25
     output: float = 0.7
@@ -109,7 +111,7 @@ def conv_counts(conv: Conv, source: TensorSupport, result: TensorSupport) -> Con
 def conv_time(conv: Conv, counts: ConvCounts, lanes: int, costs: CostTable = COSTS) -> float:
     """Return the time of a convolution for each image, when all lanes are used."""
     if lanes == 1:
-        return counts.all_channels * costs.product / costs.rows
+        return counts.all_channels * costs.product / (costs.dense_rows if conv.form == "dense" else costs.rows)
     if conv.form == "dense":
         speed = costs.dense
     else:

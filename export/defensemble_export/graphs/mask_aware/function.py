@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
+from defensemble_repository.onnx_metadata import IR_VERSION
+
 from ...errors import ExportError
 from ..operators import is_standard
 from ..traversal import names_of, read_by, replace, unique_name
@@ -78,6 +80,7 @@ def with_programs(model: onnx.ModelProto, regions: Sequence[Region]) -> onnx.Mod
         function = helper.make_function(DOMAIN, OPERATOR, inputs, list(region.outputs), body, imports, overload=region.overload)
         result.functions.append(function)
     result.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    result.ir_version = max(result.ir_version, IR_VERSION)  # older ones have no functions, or no overloads
     return result
 
 

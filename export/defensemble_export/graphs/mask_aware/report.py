@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .costs import ConvCounts, dense_products
+from .channels import ChannelForm
+from .costs import dense_products
 from .operations import Network, Operation
 from .program import BATCH_CLASSES, Conv
 from .region import Candidate
@@ -38,33 +39,54 @@ def layers_of(network: Network, found: Candidate) -> list[dict[str, Any]]:
     return entries
 
 
-def multiplications_of(network: Network, found: Candidate | None) -> dict[str, int]:
+def channel_layers(network: Network, form: ChannelForm) -> list[dict[str, Any]]:
+    """Return an entry for each convolution that has fewer channels."""
+    return [
+        {
+            "name": _layer_name(network, operation),
+            "dense": dense_products(network, operation.node),
+            "unpadded": dense_products(network, operation.node),
+            "kept": products,
+            "input_support": _share(inputs.mean()),
+            "output_support": _share(outputs.mean()),
+            "form": {name: "channels" for name, _ in BATCH_CLASSES},
+        }
+        for (operation, inputs, outputs), products in zip(form.layers, form.products, strict=True)
+    ]
+
+
+def multiplications_of(network: Network, found: Candidate | ChannelForm | None) -> dict[str, int]:
     """Return the multiplications of the convolutions of a network on one image: dense, without padding, and as computed.
 
-    A convolution outside the node counts as dense in all three, because ONNX Runtime computes it so.
+    A convolution that stays as it was counts as dense in all three, because ONNX Runtime computes it so.
     """
-    inside: dict[int, ConvCounts] = {}
-    if found is not None:
-        inside = {
-            origins[0].node: counts for origins, counts in zip(found.lowered.operations, found.counts, strict=True) if counts is not None
-        }
+    inside: dict[int, tuple[int, int]] = {}  # unpadded and kept
+    if isinstance(found, ChannelForm):
+        for (operation, _, _), products in zip(found.layers, found.products, strict=True):
+            inside[operation.node] = dense_products(network, operation.node), products
+    elif found is not None:
+        for origins, counts in zip(found.lowered.operations, found.counts, strict=True):
+            if counts is not None:
+                inside[origins[0].node] = counts.unpadded, counts.kept
     totals = {"dense": 0, "unpadded": 0, "kept": 0}
     for position in network.nodes:
         if network.graph.node[position].op_type == "Conv":
             dense = dense_products(network, position)
-            counts = inside.get(position)
+            unpadded, kept = inside.get(position, (dense, dense))
             totals["dense"] += dense
-            totals["unpadded"] += dense if counts is None else counts.unpadded
-            totals["kept"] += dense if counts is None else counts.kept
+            totals["unpadded"] += unpadded
+            totals["kept"] += kept
     return totals
 
 
-def gains_of(found: Sequence[Candidate]) -> dict[str, float]:
+def gains_of(found: Sequence[Candidate | ChannelForm]) -> dict[str, float]:
     """Return the expected gain by batch, for networks that are computed one after the other."""
-    return {str(batch): round(sum(each.dense for each in found) / sum(each.time(batch) for each in found), 3) for batch in GAIN_BATCHES}
+    dense = sum(each.dense for each in found)
+    times = {batch: sum(each.time if isinstance(each, ChannelForm) else each.time(batch) for each in found) for batch in GAIN_BATCHES}
+    return {str(batch): round(dense / time, 3) for batch, time in times.items()}
 
 
-def stopped_at(network: Network, supported: set[int]) -> list[dict[str, str]]:
+def stopped_at(network: Network) -> list[dict[str, str]]:
     """Return the nodes that a program cannot express, and at which masks are lost: they apply a mask, or one is before or after them."""
     graph = network.graph
     masked_before = {name for operation in network.operations.values() if operation.mask for name in (operation.output,)}

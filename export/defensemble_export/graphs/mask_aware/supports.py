@@ -57,8 +57,7 @@ def pool_support(support: BoolArray, window: Window, ceil: bool) -> BoolArray:
 
 def mean_support(support: BoolArray) -> BoolArray:
     """Return where the mean over height and width can be non-zero, (C,1,1)."""
-    result: BoolArray = support.any((1, 2), keepdims=True)
-    return result
+    return np.asarray(support.any((1, 2), keepdims=True))
 
 
 def conv_products(support: BoolArray, rows: BoolArray, window: Window) -> Counts:

@@ -191,7 +191,7 @@ def test_mask_that_cannot_be_followed_is_an_error_on_request() -> None:
 
 
 def _quantised() -> onnx.ModelProto:
-    scale = {"s": np.ones((), np.float32), "p": np.zeros((), np.uint8)}
+    scale: dict[str, Array] = {"s": np.ones((), np.float32), "p": np.zeros((), np.uint8)}
     return masked([node("QuantizeLinear", ["x", "s", "p"], ["q"], name="q"), node("DequantizeLinear", ["q", "s", "p"], ["y"])], "y", scale)
 
 

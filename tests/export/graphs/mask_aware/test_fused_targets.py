@@ -1,4 +1,4 @@
-"""Fused graphs: one node and one function for each member, told apart by the overload."""
+"""Fused graphs: one node and one function for each member, distinguished by the overload."""
 
 from __future__ import annotations
 
