@@ -119,15 +119,17 @@ def parse_report(content: bytes) -> dict[str, Any]:
 def _values_of_form(form: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
     """Return the numbers and the texts of the entry `mask_aware` that are displayed."""
     texts = [form["reason"], *([] if form.get("problem") is None else [form["problem"]])]
-    if form["operator"] is None:
+    if form["operator"] is not None:
+        texts.append(form["operator"])
+    elif not form.get("layers"):  # nothing was compiled
         return [], texts
-    texts += [form["operator"], *form["boundary"], *(entry[key] for entry in form["stopped_at"] for key in ("node", "reason"))]
+    texts += [*form["boundary"], *(entry[key] for entry in form["stopped_at"] for key in ("node", "reason"))]
     numbers = [form["multiplications"][key] for key in MULTIPLICATIONS] + list(form["expected_gain"].values())
     for layer in form["layers"]:
         texts += [layer["name"], *layer["form"].values()]
         numbers += [layer[key] for key in (*MULTIPLICATIONS, "input_support", "output_support")]
     if form["verification"] is not None:
-        numbers += [form["verification"][key] for key in ("operator", "fallback")]
+        numbers += [form["verification"][key] for key in ("operator", "fallback") if form["verification"][key] is not None]
     return numbers, texts
 
 

@@ -19,7 +19,9 @@ SHAPE = (2, 8, 8)
 MASKS = ("first.mask", "second.mask")
 
 
-def masked_onnx(seed: int = 1, *, width: int = 8, keep: float = 0.3, has_masks: bool = True) -> onnx.ModelProto:
+def masked_onnx(
+    seed: int = 1, *, width: int = 8, keep: float = 0.3, has_masks: bool = True, whole_channels: bool = False
+) -> onnx.ModelProto:
     """A classifier with normalisation, two masked convolutions and a dense one: `images` (N,C,H,W) to `logits` (N,K)."""
     generator = np.random.default_rng(seed)
     constants: dict[str, Array] = {
@@ -34,7 +36,7 @@ def masked_onnx(seed: int = 1, *, width: int = 8, keep: float = 0.3, has_masks: 
         constants[f"{layer}.weight"] = (generator.normal(size=(width, channels, 3, 3)) / np.sqrt(9 * channels)).astype(np.float32)
         constants[f"{layer}.bias"] = generator.normal(size=width).astype(np.float32)
         if has_masks and layer != "third":
-            constants[f"{layer}.mask"] = generator.random((1, width, *SHAPE[1:])) < keep
+            constants[f"{layer}.mask"] = generator.random((1, width, 1, 1) if whole_channels else (1, width, *SHAPE[1:])) < keep
     nodes = [helper.make_node("Sub", ["images", "mean"], ["centred"]), helper.make_node("Div", ["centred", "std"], ["normalised"])]
     value = "normalised"
     for layer in sizes:

@@ -116,7 +116,7 @@ def form_problems(files: Mapping[str, bytes]) -> list[str]:
 def verify_form(
     form: ChosenForm, content: bytes, plain: bytes, images: np.ndarray[Any, Any] | None, *, max_batch_size: int
 ) -> dict[str, Any]:
-    """Compare a mask-aware file with the plain one; return the report's entry with the measured differences.
+    """Compare a file in another form with the plain one; return the report's entry with the measured differences.
 
     Args:
         form: The chosen form.
@@ -128,9 +128,10 @@ def verify_form(
     Raises:
         VerificationError: The two compute different logits or classes, or the operator does not run.
     """
-    if not form.is_mask_aware:
+    if content == plain:
         return form.report
-    return {**form.report, "verification": verify_mask_aware(content, plain, images, max_batch_size=max_batch_size).to_values()}
+    verified = verify_mask_aware(content, plain, images, max_batch_size=max_batch_size, has_operator=form.is_mask_aware)
+    return {**form.report, "verification": verified.to_values()}
 
 
 def fused_form(
@@ -158,5 +159,5 @@ def fused_form(
         form = choose_form(model, "on" if precision == "fp32" else "auto", precision=precision, targets=targets)
     except ExportError as error:
         return plain, {**plain_report(str(error)), "problem": str(error)}
-    content = bytes(form.model.SerializeToString(deterministic=True)) if form.is_mask_aware else plain
+    content = bytes(form.model.SerializeToString(deterministic=True))
     return content, verify_form(form, content, plain, images, max_batch_size=max_batch_size)

@@ -180,3 +180,15 @@ def test_a_checkpoint_is_exported_in_the_form(tmp_path: Path) -> None:
     on, off = (member_from_onnx(tmp_path / f"{mode}.onnx", "net") for mode in ("on", "off"))
     assert (on.mask_aware, off.mask_aware) == (OPERATOR, None)
     assert on.mask_digest == off.mask_digest is not None
+
+
+def test_masks_of_whole_channels_give_smaller_convolutions_that_are_compared_too(tmp_path: Path) -> None:
+    graph = masked.masked_onnx(width=32, keep=0.3, whole_channels=True)
+    model, entry = written(tmp_path, graph, mask_aware="on")
+    assert not is_mask_aware(model)
+    assert masked.serialised(model) != masked.serialised(graph)
+    assert (entry["operator"], entry["verification"]["operator"]) == (None, None)
+    assert entry["verification"]["fallback"] <= 1e-5
+    other = masked.serialised(masked.masked_onnx(2, width=32))
+    with raises(VerificationError, "logits differ"):
+        verify_mask_aware(other, masked.serialised(graph), None, max_batch_size=1, has_operator=False)

@@ -20,12 +20,13 @@ def form_notes(name: str, form: Mapping[str, Any]) -> list[str]:
         name: The model and its version.
         form: The entry `mask_aware` of its report.
     """
-    if form["operator"] is None:
+    if form["operator"] is None and not form.get("layers"):
         return [f"{name}: plain file: {form['reason']}"]
     dense, unpadded, kept = (_millions(form["multiplications"][key]) for key in MULTIPLICATIONS)
     gains = ", ".join(f"{gain:.2f} at {batch}" for batch, gain in form["expected_gain"].items())
+    kind = f"mask-aware ({form['operator']}), up to {', '.join(form['boundary'])}" if form["operator"] is not None else "plain ONNX"
     notes = [
-        f"{name}: mask-aware ({form['operator']}), up to {', '.join(form['boundary'])}: {form['reason']}",
+        f"{name}: {kind}: {form['reason']}",
         f"{name}: multiplications per image: {dense} dense, {unpadded} without padding, {kept} kept; expected gain by batch: {gains}",
     ]
     stops = form["stopped_at"]
@@ -34,7 +35,9 @@ def form_notes(name: str, form: Mapping[str, Any]) -> list[str]:
         notes.append(f"{name}: nor past {len(stops) - _LISTED_STOPS} other nodes; --json lists them")
     verified = form["verification"]
     if verified is not None:
-        differences = f"{verified['operator']:.0e} on the operator, {verified['fallback']:.0e} without it"
+        differences = f"{verified['fallback']:.0e}"
+        if verified["operator"] is not None:
+            differences = f"{verified['operator']:.0e} on the operator, {differences} without it"
         notes.append(f"{name}: differs from the plain graph by at most {differences}")
     return notes
 

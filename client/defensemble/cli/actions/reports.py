@@ -43,7 +43,7 @@ def show_reports(repository: Path, models: Sequence[str], *, as_json: bool, with
             click.echo(line)
     for report in reports:
         form = (report.values or {}).get("mask_aware") or {}
-        if with_layers and form.get("operator") is not None:
+        if with_layers and form.get("layers"):
             console.print(layer_table(_name(report), form))
 
 
