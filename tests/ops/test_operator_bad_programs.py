@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
@@ -23,7 +22,11 @@ CONV = "conv in=0 weight=1 bias=2 kernel=3,3 strides=1,1 pads=1,1,1,1 dilations=
 POOL = "maxpool in=0 kernel=2,2 strides=2,2 pads=0,0,0,0 ceil=0"
 AVERAGE = "avgpool in=0 kernel=2,2 strides=2,2 pads=0,0,0,0 ceil=0 include_pad=1"
 MAP = "map in=0 steps=mul:4 act=none support=full"
-GOOD = Written((2, 5, 5), [CONV, POOL, AVERAGE, MAP, "add in=1,1 act=relu", "mean in=5", "mul in=5,6 act=none", "concat in=5,7", "output in=8"], CONSTANTS)
+GOOD = Written(
+    (2, 5, 5),
+    [CONV, POOL, AVERAGE, MAP, "add in=1,1 act=relu", "mean in=5", "mul in=5,6 act=none", "concat in=5,7", "output in=8"],
+    CONSTANTS,
+)
 
 
 def loaded(*lines: str, constants: list[Array] | None = None, lanes: str = "1,1,8,16") -> None:
@@ -235,7 +238,9 @@ def test_bytes_of_a_mask_other_than_0_and_1() -> None:
     [
         lambda: Written((2, 4000, 4000), [], CONSTANTS),  # nothing but the images
         lambda: Written((1, 5000, 5000), [AVERAGE.replace("kernel=2,2", "kernel=5000,5000"), "output in=1"], CONSTANTS),
-        lambda: Written((1, 5000, 5000), [POOL.replace("kernel=2,2", "kernel=900,900").replace("strides=2,2", "strides=1,1"), "output in=1"], CONSTANTS),
+        lambda: Written(
+            (1, 5000, 5000), [POOL.replace("kernel=2,2", "kernel=900,900").replace("strides=2,2", "strides=1,1"), "output in=1"], CONSTANTS
+        ),
         lambda: Written(
             (255, 60, 60),
             [
@@ -274,7 +279,9 @@ def edited(draw: st.DrawFn, text: str) -> str:
             digits = [position for position, letter in enumerate(text) if letter.isdigit()]
             if digits:
                 at = draw(st.sampled_from(digits))
-                number = draw(st.sampled_from(("0", "1", "2", "3", "7", "16", "300", "65535", "65536", "2147483647", "-1", "9223372036854775808")))
+                number = draw(
+                    st.sampled_from(("0", "1", "2", "3", "7", "16", "300", "65535", "65536", "2147483647", "-1", "9223372036854775808"))
+                )
                 text = text[:at] + number + text[at + 1 :]
     return text
 
