@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from onnx import TensorProto, helper
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
 from tests.support.operator_programs import Array, Written, model_of, session_of
 
@@ -35,7 +35,7 @@ def loaded(*lines: str, constants: list[Array] | None = None, lanes: str = "1,1,
 
 
 def refused(message: str, *lines: str, **more: Any) -> None:
-    with pytest.raises(InvalidArgument, match=message) as error:
+    with pytest.raises(RuntimeException, match=message) as error:
         loaded(*lines, **more)
     assert "MaskedNetwork_v1" in str(error.value)
 
@@ -59,10 +59,10 @@ def test_the_good_program_loads() -> None:
         ("weight=1", "weight=0", "input 0 "),
         ("weight=1", "weight=5", "input 5 "),
         ("weight=1", "weight=-1", "input -1 "),
-        ("weight=1", "weight=3", "input 3 is BOOL"),
+        ("weight=1", "weight=3", "input 3 is not FLOAT"),
         ("weight=1", "weight=2", "weight"),
         ("bias=2", "bias=1", "expected 4"),
-        ("bias=2", "bias=3", "input 3 is BOOL"),
+        ("bias=2", "bias=3", "input 3 is not FLOAT"),
         ("support=3", "support=2", "input 2 "),
         ("support=3", "support=3&", "''"),
         ("support=3", "support=|3", "''"),
@@ -87,7 +87,6 @@ def test_the_good_program_loads() -> None:
         ("residual=-", "residual=9", "tensor 9 "),
         ("act=relu", "act=sigmoid", "act"),
         ("act=relu", "act=Relu", "act"),
-        ("form=table", "form=dense", "full"),
         ("form=table", "form=rows", "form"),
         ("conv", "convolve", "convolve"),
     ],
@@ -107,7 +106,7 @@ def test_a_convolution_that_is_wrong(old: str, new: str, fact: str) -> None:
         (AVERAGE.replace(" include_pad=1", ""), "include_pad"),
         (AVERAGE.replace("include_pad=1", "include_pad=-1"), "include_pad"),
         (MAP.replace("mul:4", "mul:1"), "channels"),
-        (MAP.replace("mul:4", "mul:3"), "BOOL"),
+        (MAP.replace("mul:4", "mul:3"), "not FLOAT"),
         (MAP.replace("mul:4", "pow:4"), "pow"),
         (MAP.replace("mul:4", "mul"), "'mul'"),
         (MAP.replace("mul:4", "mul:4,"), "''"),
@@ -151,12 +150,12 @@ def test_other_instructions_that_are_wrong(line: str, fact: str) -> None:
     ],
 )
 def test_a_text_that_is_wrong(text: str, fact: str) -> None:
-    with pytest.raises(InvalidArgument, match=fact):
+    with pytest.raises(RuntimeException, match=fact):
         session_of(model_of(GOOD, text))
 
 
 def test_more_outputs_than_the_program_has() -> None:
-    with pytest.raises(InvalidArgument, match="2 outputs.* 1"):
+    with pytest.raises(RuntimeException, match=r"2 outputs.* 1"):
         session_of(model_of(GOOD, outputs=2))
 
 
@@ -168,29 +167,27 @@ def test_more_than_65535_weight_rows() -> None:
             (got,) = session_of(model_of(program)).run(None, {"images": np.ones((9, channels, 1, 1), F32)})
             np.testing.assert_allclose(got, np.full((9, 1, 1, 1), channels), rtol=1e-4)
         else:
-            with pytest.raises(InvalidArgument, match=fact):
+            with pytest.raises(RuntimeException, match=fact):
                 session_of(model_of(program))
     wide = line.replace("kernel=1,1", "kernel=1,3")
-    with pytest.raises(InvalidArgument, match="65,535"):
+    with pytest.raises(RuntimeException, match="65,535"):
         session_of(model_of(Written((21846, 1, 3), [wide, "output in=1"], [np.ones((1, 21846, 1, 3), F32)])))
 
 
-@pytest.mark.parametrize("kind", ["half", "bytes", "missing", "computed", "input"])
+@pytest.mark.parametrize("kind", ["half", "bytes", "computed", "input"])
 def test_inputs_of_another_kind(kind: str) -> None:
     model = model_of(GOOD)
     node, graph = model.graph.node[0], model.graph
     if kind in ("half", "bytes"):
         dtype = np.float16 if kind == "half" else np.uint8
         model = model_of(replace(GOOD, constants=[CONSTANTS[0].astype(dtype), *CONSTANTS[1:]]))
-    elif kind == "missing":
-        node.input[2] = ""
     elif kind == "computed":
         graph.node.insert(0, helper.make_node("ReduceMean", ["images"], ["c2_of_images"], keepdims=0))
         node.input[2] = "c2_of_images"
     else:
         graph.input.append(helper.make_tensor_value_info("c2_given", TensorProto.FLOAT, [4]))
         node.input[2] = "c2_given"
-    with pytest.raises((InvalidArgument, Fail), match=r"input [12] "):
+    with pytest.raises(RuntimeException, match=r"input [12] "):
         session_of(model)
 
 
@@ -200,12 +197,12 @@ def test_a_program_that_is_missing_or_not_a_text() -> None:
         del model.graph.node[0].attribute[:]
         if value is not None:
             model.graph.node[0].attribute.append(helper.make_attribute("program", value))
-        with pytest.raises((Fail, InvalidArgument), match="program"):
+        with pytest.raises(RuntimeException, match="program|type"):
             session_of(model)
 
 
 def test_a_text_with_a_null_in_a_number() -> None:
-    with pytest.raises((Fail, InvalidArgument)):
+    with pytest.raises(RuntimeException):
         session_of(model_of(GOOD, GOOD.text().replace("in=8", "in=8\0 9")))
 
 
@@ -244,7 +241,8 @@ def test_bytes_of_a_mask_other_than_0_and_1() -> None:
         lambda: Written(
             (255, 60, 60),
             [
-                "conv in=0 weight=1 bias=- kernel=16,16 strides=1,1 pads=1000,1000,1000,1000 dilations=1,1 support=full residual=- act=none form=dense",
+                "conv in=0 weight=1 bias=- kernel=16,16 strides=1,1 pads=1000,1000,1000,1000 dilations=1,1 support=full residual=- "
+                "act=none form=dense",
                 "output in=1",
             ],
             [np.ones((1, 255, 16, 16), F32)],
@@ -256,7 +254,7 @@ def test_huge_extents_do_not_take_the_memory(make: Callable[[], Written]) -> Non
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         session_of(model_of(make()))
-    except InvalidArgument as error:
+    except RuntimeException as error:
         assert "MaskedNetwork_v1" in str(error)  # noqa: PT017
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.5e6  # kilobytes
 
@@ -296,6 +294,6 @@ def edited_texts(draw: st.DrawFn) -> str:
 def test_random_edits_give_an_error_or_answers(text: str, batch: int) -> None:
     try:
         (got,) = session_of(model_of(GOOD, text)).run(None, {"images": GOOD.images(batch)})
-    except (InvalidArgument, Fail):
+    except RuntimeException:
         return
     assert got.shape[0] == batch

@@ -125,7 +125,8 @@ def test_images_through_other_instructions(line: str, node: onnx.NodeProto, lane
 def test_images_through_maxpool(pads: str, lanes: str) -> None:
     program = Written(SHAPE, [f"maxpool in=0 kernel=3,3 strides=2,2 pads={pads} ceil=0", "output in=1"], [], lanes)
     node = helper.make_node("MaxPool", ["images"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[int(each) for each in pads.split(",")])
-    images = poisoned(9, 10)
+    # Not with NaN: ONNX Runtime's pool forgets one where a number follows it in a window, in an order of its own.
+    images = np.nan_to_num(poisoned(9, 10), nan=1.0, posinf=np.inf, neginf=-np.inf)
     assert_same(computed(program, images)[0], plain([node], {}, images))
 
 

@@ -156,9 +156,8 @@ class _Drawing:
             kind = self.among("sub", "add", "mul", "div", "bn")
             if kind == "bn":
                 positive = self.program.constant(self.generator.uniform(0.5, 2, channels).astype(np.float32))
-                steps.append(
-                    f"bn:{self.normal(channels)}:{self.normal(channels)}:{self.normal(channels)}:{positive}:{self.among('1e-05', '0.001', '0.0')}"
-                )
+                values = ":".join(str(self.normal(channels)) for _ in range(3))
+                steps.append(f"bn:{values}:{positive}:{self.among('1e-05', '0.001', '0.0')}")
             else:
                 dims: tuple[int, ...] = self.among((), (1,), (channels, 1, 1), (1, channels, 1, 1))
                 values = self.generator.uniform(0.5, 2, dims).astype(np.float32)
@@ -179,7 +178,7 @@ class _Drawing:
             room = extents[axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1
             result.append(room // strides[axis] + 1)
         alike = [number for number, shape in enumerate(self.tensors) if shape[1:] == tuple(result)]
-        residual = self.draw(st.sampled_from(alike)) if alike and self.draw(st.booleans()) else None
+        residual = self.among(None, *alike)
         out = self.among(1, 3, 6, 7, 8, 13, 16, 17, 33) if residual is None else self.tensors[residual][0]
         shape = (out, result[0], result[1])
         weight = self.program.constant(

@@ -333,6 +333,7 @@ class Builder {
     for (const auto& term : split(text, '|')) {
       terms.emplace_back();
       for (const auto& number : split(term, '&')) terms.back().push_back(mask_from(line, number, shape));
+      if (terms.back().empty()) line.fail("a mask of its support is missing: ''");
     }
     return support_from(shape, [&](int c, int y, int x) {
       return std::any_of(terms.begin(), terms.end(), [&](const auto& masks) {
