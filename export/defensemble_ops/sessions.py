@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,22 @@ def register(options: SessionOptions) -> None:
     path = library_path()
     instruction_set_of(path)  # its error says more than that of ONNX Runtime
     options.register_custom_ops_library(str(path))
+
+
+def registration_problem(path: Path) -> str | None:
+    """Return why the installed ONNX Runtime refuses the library at `path`; None if it takes it.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its wheels (seen in 1.32) send events to Microsoft by default
+    from onnxruntime import SessionOptions
+
+    try:
+        SessionOptions().register_custom_ops_library(str(path))
+    except Exception as error:  # its classes of errors have no common base
+        return str(error)
+    return None
 
 
 def is_active(session: InferenceSession) -> bool:

@@ -34,6 +34,7 @@ from ..runtime.find import CONTAINER, EMBEDDED_CORE, check_platform, embedded_tr
 from ..runtime.package_data import installed
 from .cpu_int8 import int8_check
 from .known_cves import KNOWN_CVES, KNOWN_FAULTS, Weakness, known_weaknesses
+from .operators import operator_check
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 _PYTHONS = ((3, 10), (3, 13))
@@ -129,6 +130,7 @@ def _runtime() -> Iterator[Check]:
     fix = "apt-get install g++, or pip install ziglang" + ("; unset CXX, or set it to a compiler that runs" if "CXX" in os.environ else "")
     yield _try("compiler", find_compiler, fix, none="no C++ compiler for the native backend")
     yield _try("backend", built_backend, install, none="not built yet; `defensemble serve` builds it, once")
+    yield Check(*operator_check())
 
 
 def _listing(weaknesses: list[Weakness]) -> str:

@@ -15,6 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from defensemble.cli import cli
+from defensemble_ops import instruction_set
+from defensemble_ops.library import LIBRARY_NAME
 from defensemble_server import Server
 from defensemble_server.doctor.diagnose import FAIL, PASS, WARN, Check, diagnose
 from defensemble_server.process.state import state_file
@@ -27,7 +29,7 @@ def found(checks: list[Check], name: str) -> list[Check]:
 
 def test_this_machine(triton: Server) -> None:
     checks = diagnose([])
-    for name in ("platform", "Python", "Triton", "ONNX Runtime", "compiler", "backend"):
+    for name in ("platform", "Python", "Triton", "ONNX Runtime", "compiler", "backend", "operator library"):
         assert [check.status for check in found(checks, name)] == [PASS], name
     assert found(checks, "core age")[0].status == WARN
     mine = found(checks, f"server {triton.state.grpc_port}")
@@ -119,6 +121,9 @@ def test_without_a_compiler_and_a_build(monkeypatch: pytest.MonkeyPatch, tmp_pat
     checks = diagnose([])
     assert found(checks, "compiler")[0].fix.startswith("apt-get install g++")
     assert found(checks, "backend")[0].status == WARN
+    (operators,) = found(checks, "operator library")
+    assert operators.status == WARN
+    assert_facts(f"{operators.text} {operators.fix}", "densely | apt-get install g++")
 
 
 def test_a_compiler_that_does_not_run_fails_and_the_other_checks_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +138,25 @@ def test_a_compiler_that_does_not_run_fails_and_the_other_checks_are_made(monkey
     assert result.exit_code == 1
     assert "FAIL  compiler" in result.output
     assert "PASS  grpc port" in result.output or "WARN  grpc port" in result.output
+
+
+def test_the_operator_library_is_described_with_its_instructions(monkeypatch: pytest.MonkeyPatch, triton: Server) -> None:
+    (check,) = found(diagnose([]), "operator library")
+    assert check.status == PASS
+    assert_facts(check.text, f"{LIBRARY_NAME} | {instruction_set()} | ONNX Runtime")
+    monkeypatch.setenv("DEFENSEMBLE_OPS_ISA", "sse9")
+    (check,) = found(diagnose([]), "operator library")
+    assert check.status == FAIL
+    assert_facts(f"{check.text} {check.fix}", "densely | 'sse9' | unset DEFENSEMBLE_OPS_ISA")
+
+
+def test_an_operator_library_that_does_not_load_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = tmp_path / LIBRARY_NAME
+    library.write_bytes(b"no library")
+    monkeypatch.setattr("defensemble_server.doctor.operators.built_library", lambda: library)
+    (check,) = found(diagnose([]), "operator library")
+    assert check.status == FAIL
+    assert_facts(f"{check.text} {check.fix}", f"{library} | densely | rm -r {tmp_path}")
 
 
 def test_the_gpu_build_of_onnxruntime_stands_for_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
