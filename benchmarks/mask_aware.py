@@ -20,7 +20,6 @@ import torch
 # A script finds only modules in its own folder; `benchmarks` is in the parent folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import defensemble_ops
 from benchmarks.common.cifar10 import dataset_option, describe_dataset
 from benchmarks.common.command_line import OnProgress, Options, benchmark_command, run, silent
 from benchmarks.common.provenance import machine_info
@@ -30,7 +29,8 @@ from benchmarks.masking.forms import BLOCKS, Images, average_of, onnxruntime_for
 from benchmarks.masking.page import page
 from benchmarks.masking.served import measure_served
 from defensemble import DefensembleError
-from defensemble_export.graphs.mask_aware import mask_aware_from_onnx
+from defensemble_export import mask_aware_from_onnx
+from defensemble_ops import BuildError, instruction_set
 from defensemble_repository.errors import RepositoryError
 from defensemble_server import ServerError
 from defensemble_training import TrainingError, load_dataset
@@ -93,7 +93,7 @@ def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnPro
         detail[f"{keep:g}"] = _batches(present, images, effort)
         pair = {"dense": onnxruntime_form(plain, threads=2), "mask_aware": onnxruntime_form(aware, operator=True, threads=2)}
         two_threads[f"{keep:g}"] = _batches(pair, images, effort)
-        if defensemble_ops.instruction_set() == "avx512":
+        if instruction_set() == "avx512":
             pair = {"dense": onnxruntime_form(plain), "mask_aware": onnxruntime_form(aware, operator=True, instruction_set="avx2")}
             avx2[f"{keep:g}"] = _batches(pair, images, effort)
     on_progress(f"{MEMBERS} members, keep 0.1")
@@ -168,7 +168,7 @@ def main(options: Options, data_dir: Path | None) -> NoReturn:
     is 1 if a goal is missed.
     """
     torch.set_num_threads(1)
-    errors: Sequence[type[Exception]] = (TrainingError, RepositoryError, DefensembleError, ServerError, defensemble_ops.BuildError)
+    errors: Sequence[type[Exception]] = (TrainingError, RepositoryError, DefensembleError, ServerError, BuildError)
 
     def measured(on_progress: OnProgress) -> dict[str, Any]:
         data = load_dataset("cifar10", data_dir=data_dir)
@@ -184,7 +184,7 @@ def main(options: Options, data_dir: Path | None) -> NoReturn:
             "schema": SCHEMA,
             "seed": options.seed,
             "n": len(images),
-            "instruction_set": defensemble_ops.instruction_set(),
+            "instruction_set": instruction_set(),
             "data": describe_dataset(data),
             **parts,
             **machine,

@@ -1,4 +1,4 @@
-"""What the mask-aware form of a network costs besides its time: file, loading, memory."""
+"""What the mask-aware form of a network costs in file size, loading time and memory."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def _load_and_run(path: str, operator: bool, images: Images) -> tuple[float, int
     """Return the seconds to load a file in this process, and the memory that it added, after some runs."""
     import onnxruntime
 
-    import defensemble_ops
+    from defensemble_ops import register
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     if operator:
-        defensemble_ops.register(options)
+        register(options)
     before = pss_bytes(os.getpid())
     start = time.perf_counter()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-import defensemble_ops
 from benchmarks.common.figures import round_ratios, spread
-from defensemble_export.graphs.tracing import graph_from_module
-from defensemble_training import ModelSpec, build, defect_masks
+from defensemble_export import ExportOptions, onnx_from_checkpoint
+from defensemble_ops import is_active, register
+from defensemble_training import ModelSpec, TrainingRecord, build, save_checkpoint
 
 Images = NDArray[np.float32]
 Run = Callable[[Images], NDArray[np.float32]]
@@ -43,8 +45,11 @@ def untrained_graph(arch: str, keep: float, images: Images, seed: int, *, width:
     module = build(spec).train()
     with torch.no_grad():
         module(torch.from_numpy(images))
-    module.eval()
-    return graph_from_module(module, spec.input_shape, defect_masks(module))
+    with tempfile.TemporaryDirectory(prefix="defensemble-benchmark-") as folder:
+        checkpoint = Path(folder) / "network.safetensors"
+        save_checkpoint(checkpoint, module.eval(), spec, TrainingRecord.untrained(tuple(map(str, range(spec.num_classes))), seed=seed))
+        plain = ExportOptions(mask_aware="off")
+        return onnx.load(onnx_from_checkpoint(checkpoint, Path(folder) / "network.onnx", options=plain, verify=False))
 
 
 def onnxruntime_form(model: onnx.ModelProto, *, operator: bool = False, threads: int = 1, instruction_set: str = "") -> Run:
@@ -61,9 +66,9 @@ def onnxruntime_form(model: onnx.ModelProto, *, operator: bool = False, threads:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if operator:
         with _environment("DEFENSEMBLE_OPS_ISA", instruction_set):
-            defensemble_ops.register(options)
+            register(options)
             session = _session(model, options)
-        assert defensemble_ops.is_active(session), "the operator does not run"
+        assert is_active(session), "the operator does not run"
     else:
         session = _session(model, options)
 

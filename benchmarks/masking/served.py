@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from benchmarks.common.timing import CallSetting, time_form
 from benchmarks.masking.forms import Images
 from defensemble import Client
 from defensemble_export import member_from_onnx
-from defensemble_repository.onnx_metadata import CLASS_NAMES
 
 SETTING = CallSetting(8, 16)
 _WARM_S = 1.0
@@ -58,9 +56,6 @@ def _repository(repository: Path, models: Sequence[onnx.ModelProto]) -> Path:
     members = []
     for number, model in enumerate(models):
         path = repository.parent / f"{repository.name}_{number}.onnx"
-        labelled = onnx.ModelProto()
-        labelled.CopyFrom(model)
-        onnx.helper.set_model_props(labelled, {CLASS_NAMES: json.dumps([str(digit) for digit in range(10)])})
-        onnx.save(labelled, path)
+        onnx.save(model, path)
         members.append(member_from_onnx(path, f"member{number}"))
     return write_ensemble_repository(repository, members, max_batch_size=64)

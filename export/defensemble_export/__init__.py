@@ -27,6 +27,7 @@ from .graphs.averaging import average_onnx as average_onnx
 from .graphs.fp16 import fp16_from_onnx as fp16_from_onnx
 from .graphs.fusion import fused_onnx as fused_onnx
 from .graphs.int8 import int8_from_onnx as int8_from_onnx
+from .graphs.mask_aware import mask_aware_from_onnx as mask_aware_from_onnx
 from .labels import labels_from_file as labels_from_file
 from .members.calibration import calibration_images as calibration_images
 from .members.from_checkpoint import (

@@ -1,4 +1,4 @@
-"""The operator library: how it is compiled, where it is kept, and what it says without a compiler."""
+"""The operator library: how it is compiled, where it is kept, and what happens without a compiler."""
 
 from __future__ import annotations
 

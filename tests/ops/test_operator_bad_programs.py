@@ -197,7 +197,7 @@ def test_a_program_that_is_missing_or_not_a_text() -> None:
         del model.graph.node[0].attribute[:]
         if value is not None:
             model.graph.node[0].attribute.append(helper.make_attribute("program", value))
-        with pytest.raises(RuntimeException, match="program|type"):
+        with pytest.raises(RuntimeException, match=r"program|type"):
             session_of(model)
 
 

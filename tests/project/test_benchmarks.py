@@ -18,6 +18,7 @@ FACES = {
     "defensemble.results",
     "defensemble_export",
     "defensemble_export.editing",
+    "defensemble_ops",
     "defensemble_server",
     "defensemble_training",
 }

@@ -55,7 +55,7 @@ def _list(values: Sequence[int]) -> str:
 def model_of(
     program: Written, text: str | None = None, *, outputs: int | None = None, images: Sequence[Any] | None = None, images_type: int = 1
 ) -> onnx.ModelProto:
-    """A graph of the operator's node alone, without the function that other runtimes need."""
+    """A graph with only the operator's node, without the function that other runtimes need."""
     names = [f"c{number}" for number in range(1, len(program.constants) + 1)]
     results = [f"y{number}" for number in range(program.outputs if outputs is None else outputs)]
     node = helper.make_node(
@@ -156,8 +156,8 @@ class _Drawing:
             kind = self.among("sub", "add", "mul", "div", "bn")
             if kind == "bn":
                 positive = self.program.constant(self.generator.uniform(0.5, 2, channels).astype(np.float32))
-                values = ":".join(str(self.normal(channels)) for _ in range(3))
-                steps.append(f"bn:{values}:{positive}:{self.among('1e-05', '0.001', '0.0')}")
+                inputs = ":".join(str(self.normal(channels)) for _ in range(3))
+                steps.append(f"bn:{inputs}:{positive}:{self.among('1e-05', '0.001', '0.0')}")
             else:
                 dims: tuple[int, ...] = self.among((), (1,), (channels, 1, 1), (1, channels, 1, 1))
                 values = self.generator.uniform(0.5, 2, dims).astype(np.float32)

@@ -61,7 +61,7 @@ def verify_mask_aware(
         content: The bytes of the mask-aware file.
         plain: The bytes of the plain file.
         images: Real images, float32 (N,C,H,W) in [0, 1]. None: only random images are compared.
-        max_batch_size: Largest batch to compare, besides `BATCHES`.
+        max_batch_size: Largest batch to compare, in addition to `BATCHES`.
         has_operator: Whether the operator must run. A graph with masks of whole channels has smaller convolutions and no operator.
 
     Raises:

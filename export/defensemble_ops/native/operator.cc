@@ -337,7 +337,7 @@ OrtCustomOp make_operator() {
 // Called by SessionOptions.register_custom_ops_library and by our backend.
 DEFENSEMBLE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace defensemble_ops;
-  // Null in an older ONNX Runtime, which cannot be told so: without its table there is no status to return.
+  // Null in an older ONNX Runtime: without its table, there is no status to return.
   const OrtApi* table = base->GetApi(kApiVersion);
   if (table == nullptr) return nullptr;
   const std::lock_guard<std::mutex> lock(registration);

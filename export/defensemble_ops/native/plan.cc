@@ -365,7 +365,7 @@ class Builder {
     plan_.steps_.push_back(std::move(step));
   }
 
-  // Each tensor lies in the lowest gap among those that are needed at the same time.
+  // Each tensor gets the lowest gap among those that are needed at the same time.
   void place_tensors() {
     const int tensors = next();
     plan_.offsets_.resize(tensors);

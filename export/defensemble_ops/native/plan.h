@@ -1,4 +1,4 @@
-// A program made ready to run: the rows of every tensor, the tables of every instruction, and where tensors lie in the workspace.
+// A program made ready to run: the rows of every tensor, the tables of every instruction, and the place of each tensor in the workspace.
 #pragma once
 
 #include <array>
@@ -28,7 +28,7 @@ struct Constant {
 class Step {
  public:
   virtual ~Step() = default;
-  // Computes parts `begin` to `end`. `at(tensor)` is where a tensor lies.
+  // Computes parts `begin` to `end`. `at(tensor)` is the place of a tensor.
   struct Chunk {
     const float* images;
     float* const* outputs;  // of the node, at the chunk's first image

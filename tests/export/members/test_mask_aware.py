@@ -98,7 +98,7 @@ def test_another_precision_is_plain_and_on_is_refused_at_once(tmp_path: Path) ->
         ExportOptions(mask_aware="always")
 
 
-def test_without_a_compiler_on_is_an_error_and_auto_says_why_the_file_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_on_is_an_error_and_auto_reports_why_the_file_is_plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("defensemble_export.members.mask_aware.library_path", no_compiler)
     graph = masked.masked_onnx(keep=0.1)
     with raises(ExportError, "net.onnx | no C++ compiler | --mask-aware"):

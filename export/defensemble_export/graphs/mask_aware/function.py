@@ -119,7 +119,7 @@ def is_mask_aware(model: onnx.ModelProto) -> bool:
 
 
 def plain_onnx(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with the plain nodes in the place of mask-aware ones, under their names; the same model if it has none.
+    """Return the graph with plain nodes instead of mask-aware ones, under their names; the same model if it has none.
 
     Onnx's inliner would rename what the nodes compute, so that a converted graph would differ from that of the plain file.
     """
