@@ -61,7 +61,7 @@ def register(options: SessionOptions) -> None:
         >>> session = onnxruntime.InferenceSession("model.onnx", options)
     """
     path = library_path()
-    instruction_set_of(path)  # its error says more than that of ONNX Runtime
+    instruction_set_of(path)  # its error is clearer than that of ONNX Runtime
     options.register_custom_ops_library(str(path))
 
 

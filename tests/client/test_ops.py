@@ -1,4 +1,4 @@
-"""The client's module for the operator library: it imports what it needs when it is called, and says what is not installed."""
+"""The client's module for the operator library: it imports what it needs when it is called, and names what is not installed."""
 
 from __future__ import annotations
 
