@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from defensemble_ops import BuildError, instruction_set, library_path
 from defensemble_ops.compiler import compiler_from_command
-from defensemble_ops.library import LIBRARY_NAME, NATIVE, built_library, ensure_library, operator_library
+from defensemble_ops.library import LIBRARY_NAME, NATIVE, built_library, ensure_library, instruction_set_of, operator_library
+from defensemble_ops.sessions import registration_problem
 from tests.server.backend.test_building import COMPILES, empty_path, hide, script
 from tests.support.facts import assert_facts, raises
 
@@ -121,5 +121,5 @@ def test_the_real_ziglang_builds_a_library_that_answers(tmp_path: Path, monkeypa
         pytest.skip("the wheel ziglang is not installed: pip install ziglang (100 MB, minutes for the first build)")
     empty_path(tmp_path, monkeypatch)
     built = ensure_library(cache_dir=tmp_path / "cache", on_progress=print)
-    code = f"from defensemble_ops.sessions import registration_problem; assert registration_problem({str(built)!r}) is None"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert registration_problem(built) is None
+    assert instruction_set_of(built) == instruction_set(), "it finds the instructions of this processor, too"

@@ -10,6 +10,7 @@
 
 #include "include/onnxruntime_api.h"
 #include "plan.h"
+#include "processor.h"
 
 namespace defensemble_ops {
 
@@ -57,11 +58,8 @@ OrtStatus* to_status(Function&& function) noexcept {
 
 bool is_supported(const Kernels& candidate) {
 #if defined(__x86_64__)
-  if (&candidate == &kKernelsAvx512) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
-  }
-  if (&candidate == &kKernelsAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (&candidate == &kKernelsAvx512) return has_avx512();
+  if (&candidate == &kKernelsAvx2) return has_avx2();
 #endif
   return &candidate == &kKernelsBaseline;
 }

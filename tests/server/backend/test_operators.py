@@ -26,7 +26,7 @@ def stated(operator: str = OPERATOR, version: int = 1) -> dict[str, Any]:
 
 
 def served(triton: Triton, config: dict[str, Any], model: onnx.ModelProto) -> str:
-    """Load a model, check its answers, and return the line of the log that shows what computes it, or ""."""
+    """Load a model, check its answers, and return the line of the log that names what computes it, or ""."""
     name = triton.load(config, model)
     for count in (1, 3, 8):
         images = operators.images(count)
@@ -86,7 +86,7 @@ def test_a_graph_that_lacks_the_stated_operator_is_reported(triton: Triton) -> N
     assert served(triton, stated(version=2), model) == "", "it is stated for another version"
 
 
-def test_without_the_library_models_run_densely_and_the_log_shows_it(dense: Triton) -> None:
+def test_without_the_library_models_run_densely_with_a_warning_and_an_error(dense: Triton) -> None:
     line = served(dense, stated(), operators.masking())
     (error,) = re.findall(r"^E.*operator library.*$", dense.log(), re.MULTILINE)
     assert_facts(error, f"{OPERATOR_LIBRARY_NAME} | No such file | densely | `defensemble serve`")
