@@ -1,0 +1,32 @@
+"""The figures of the benchmark of the mask-aware form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.common.figures import exit_status
+from benchmarks.mask_aware import Effort
+from benchmarks.masking.figures import compute_figures, grid_speeds
+
+TINY = Effort((0.1,), (0.1, 1.0), ("resnet18",), (1, 16), rounds=2, seconds=0.02, served_s=0.3, width=4)
+
+
+def speeds(**batches: float) -> dict[str, Any]:
+    return {batch.removeprefix("b"): {"mask_aware": {"speed": {"median": speed}}} for batch, speed in batches.items()}
+
+
+def test_figures_compare_medians_with_the_goals() -> None:
+    measured = {
+        "detail": {"0.1": speeds(b1=1.6, b16=1.8)},
+        "members": speeds(b16=2.0),
+        "grid": {"vgg19": {"0.1": {"time": speeds(b1=0.96, b16=1.31)}, "0.7": {"operator": None}}},
+        "served": {"speed": {"median": 1.9}},
+        "costs": {"load": {"median": 1.0}, "resident": {"median": 1.3}, "file": 1.001},
+    }
+    figures = compute_figures(measured)
+    missed = {name for name, figure in figures.items() if not figure["holds"]}
+    assert missed == {"resnet18_keep_0.1_batch_16", "slowest_of_the_grid", "resident"}
+    assert figures["slowest_of_the_grid"]["value"] == 0.96
+    assert figures["vgg19_keep_0.1_batch_16"]["holds"]
+    assert exit_status(figures) == 1
+    assert [name for name, _ in grid_speeds(measured["grid"])] == ["vgg19, keep 0.1, batch 1", "vgg19, keep 0.1, batch 16"]
