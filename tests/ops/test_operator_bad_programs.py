@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from onnx import TensorProto, helper
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from tests.support.operator_programs import Array, Written, model_of, session_of
 
 F32 = np.float32
 # 1: weight, 2: bias, 3: mask, 4: scalar
-CONSTANTS: list[Array] = [np.ones((4, 2, 3, 3), F32), np.ones(4, F32), np.ones((4, 5, 5), bool), np.ones((), F32)]
+CONSTANTS: list[Array] = [np.ones((4, 2, 3, 3), F32), np.ones(4, F32), np.arange(100).reshape(4, 5, 5) % 3 > 0, np.ones((), F32)]
 CONV = "conv in=0 weight=1 bias=2 kernel=3,3 strides=1,1 pads=1,1,1,1 dilations=1,1 support=3 residual=- act=relu form=table"
 POOL = "maxpool in=0 kernel=2,2 strides=2,2 pads=0,0,0,0 ceil=0"
 AVERAGE = "avgpool in=0 kernel=2,2 strides=2,2 pads=0,0,0,0 ceil=0 include_pad=1"
@@ -35,9 +35,8 @@ def loaded(*lines: str, constants: list[Array] | None = None, lanes: str = "1,1,
 
 
 def refused(message: str, *lines: str, **more: Any) -> None:
-    with pytest.raises(RuntimeException, match=message) as error:
+    with pytest.raises(RuntimeException, match=rf"MaskedNetwork_v1: (.|\n)*({message})"):
         loaded(*lines, **more)
-    assert "MaskedNetwork_v1" in str(error.value)
 
 
 def test_the_good_program_loads() -> None:
@@ -65,7 +64,7 @@ def test_the_good_program_loads() -> None:
         ("bias=2", "bias=3", "input 3 is not FLOAT"),
         ("support=3", "support=2", "input 2 "),
         ("support=3", "support=3&", "''"),
-        ("support=3", "support=|3", "''"),
+        ("support=3", "support=|3", "support"),
         ("support=3", "support=", "support"),
         ("support=3", "support=3&&3", "''"),
         ("kernel=3,3", "kernel=3", "kernel"),
@@ -87,6 +86,7 @@ def test_the_good_program_loads() -> None:
         ("residual=-", "residual=9", "tensor 9 "),
         ("act=relu", "act=sigmoid", "act"),
         ("act=relu", "act=Relu", "act"),
+        ("form=table", "form=dense", "full"),
         ("form=table", "form=rows", "form"),
         ("conv", "convolve", "convolve"),
     ],
@@ -174,20 +174,23 @@ def test_more_than_65535_weight_rows() -> None:
         session_of(model_of(Written((21846, 1, 3), [wide, "output in=1"], [np.ones((1, 21846, 1, 3), F32)])))
 
 
-@pytest.mark.parametrize("kind", ["half", "bytes", "computed", "input"])
+@pytest.mark.parametrize("kind", ["half", "bytes", "missing", "computed", "input"])
 def test_inputs_of_another_kind(kind: str) -> None:
     model = model_of(GOOD)
     node, graph = model.graph.node[0], model.graph
     if kind in ("half", "bytes"):
         dtype = np.float16 if kind == "half" else np.uint8
         model = model_of(replace(GOOD, constants=[CONSTANTS[0].astype(dtype), *CONSTANTS[1:]]))
+    elif kind == "missing":
+        node.input[2] = ""
     elif kind == "computed":
         graph.node.insert(0, helper.make_node("ReduceMean", ["images"], ["c2_of_images"], keepdims=0))
         node.input[2] = "c2_of_images"
     else:
         graph.input.append(helper.make_tensor_value_info("c2_given", TensorProto.FLOAT, [4]))
         node.input[2] = "c2_given"
-    with pytest.raises(RuntimeException, match=r"input [12] "):
+    # ONNX Runtime itself refuses a type that no other input has.
+    with pytest.raises((RuntimeException, Fail), match=r"MaskedNetwork_v1"):
         session_of(model)
 
 
@@ -197,12 +200,12 @@ def test_a_program_that_is_missing_or_not_a_text() -> None:
         del model.graph.node[0].attribute[:]
         if value is not None:
             model.graph.node[0].attribute.append(helper.make_attribute("program", value))
-        with pytest.raises(RuntimeException, match=r"program|type"):
+        with pytest.raises((RuntimeException, Fail), match=r"program|Attribute"):
             session_of(model)
 
 
 def test_a_text_with_a_null_in_a_number() -> None:
-    with pytest.raises(RuntimeException):
+    with pytest.raises((RuntimeException, Fail, InvalidArgument)):
         session_of(model_of(GOOD, GOOD.text().replace("in=8", "in=8\0 9")))
 
 
@@ -230,6 +233,7 @@ def test_bytes_of_a_mask_other_than_0_and_1() -> None:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -294,6 +298,6 @@ def edited_texts(draw: st.DrawFn) -> str:
 def test_random_edits_give_an_error_or_answers(text: str, batch: int) -> None:
     try:
         (got,) = session_of(model_of(GOOD, text)).run(None, {"images": GOOD.images(batch)})
-    except RuntimeException:
+    except (RuntimeException, InvalidArgument, Fail):
         return
     assert got.shape[0] == batch

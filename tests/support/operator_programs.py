@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.support.program_interpreter import run_program
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, int, int]
 BATCHES = (1, 2, 4, 5, 8, 9, 16, 17, 33)
+OTHER_LIBRARY = "DEFENSEMBLE_TEST_OPS_LIBRARY"  # of the operator, for tests under sanitizers
 LANES = ("1,1,8,16", "1,1,1,1", "8,8,8,8", "16,16,16,16", "1,8,16,8", "16,1,8,1")
 
 
@@ -79,7 +81,7 @@ def session_of(model: onnx.ModelProto | bytes, *, threads: int = 1, library: Pat
     if library is None:
         from defensemble_ops import library_path
 
-        library = library_path()
+        library = Path(os.environ[OTHER_LIBRARY]) if OTHER_LIBRARY in os.environ else library_path()
     options.register_custom_ops_library(str(library))
     content = model if isinstance(model, bytes) else model.SerializeToString()
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -327,13 +327,13 @@ class Builder {
 
   Support support_from_text(const Instruction& line, const Shape& shape) const {
     const std::string& text = line.text("support");
-    if (text.empty()) line.fail("support is empty");
     if (text == "full") return support_from(shape, [](int, int, int) { return true; });
+    if (text.empty()) line.fail("support has no masks");
     std::vector<std::vector<Mask>> terms;
     for (const auto& term : split(text, '|')) {
+      if (term.empty()) line.fail("support has a term without masks");
       terms.emplace_back();
       for (const auto& number : split(term, '&')) terms.back().push_back(mask_from(line, number, shape));
-      if (terms.back().empty()) line.fail("a mask of its support is missing: ''");
     }
     return support_from(shape, [&](int c, int y, int x) {
       return std::any_of(terms.begin(), terms.end(), [&](const auto& masks) {
