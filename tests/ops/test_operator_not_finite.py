@@ -143,7 +143,9 @@ def test_sigmoid_of_infinity() -> None:
 
 
 def test_one_image_does_not_reach_another() -> None:
-    program = Written(SHAPE, [f"conv in=0 weight=1 bias=- {SAME} support=full residual=- act=none form=dense", "output in=1"], [weights(5, 3, 3, 3)])
+    program = Written(
+        SHAPE, [f"conv in=0 weight=1 bias=- {SAME} support=full residual=- act=none form=dense", "output in=1"], [weights(5, 3, 3, 3)]
+    )
     images: Any = np.random.default_rng(0).normal(size=(16, *SHAPE)).astype(np.float32)
     want = computed(program, images)[0]
     images[3] = np.nan

@@ -60,7 +60,9 @@ def model_of(
     """A graph of the operator's node alone, without the function that other runtimes need."""
     names = [f"c{number}" for number in range(1, len(program.constants) + 1)]
     results = [f"y{number}" for number in range(program.outputs if outputs is None else outputs)]
-    node = helper.make_node("MaskedNetwork_v1", ["images", *names], results, domain="defensemble", program=program.text() if text is None else text)
+    node = helper.make_node(
+        "MaskedNetwork_v1", ["images", *names], results, domain="defensemble", program=program.text() if text is None else text
+    )
     graph = helper.make_graph(
         [node],
         "program",
@@ -106,7 +108,9 @@ class _Drawing:
     def __init__(self, draw: st.DrawFn, most: int) -> None:
         self.draw = draw
         self.generator = np.random.default_rng(draw(st.integers(0, 1 << 16)))
-        self.program = Written((self.among(1, 1, 2, 3, 5), self.size(9), self.size(9)), lanes=_list([self.among(1, 8, 16) for _ in range(4)]))
+        self.program = Written(
+            (self.among(1, 1, 2, 3, 5), self.size(9), self.size(9)), lanes=_list([self.among(1, 8, 16) for _ in range(4)])
+        )
         self.tensors: list[Shape] = [self.program.shape]
         kinds = (self.map, self.conv, self.conv, self.conv, self.combine, self.pool, self.mean, self.concat)
         for _ in range(self.size(most)):
@@ -154,7 +158,8 @@ class _Drawing:
             kind = self.among("sub", "add", "mul", "div", "bn")
             if kind == "bn":
                 positive = self.program.constant(self.generator.uniform(0.5, 2, channels).astype(np.float32))
-                steps.append(f"bn:{self.normal(channels)}:{self.normal(channels)}:{self.normal(channels)}:{positive}:{self.among('1e-05', '0.001', '0.0')}")
+                gain, offset, mean = (self.normal(channels) for _ in range(3))
+                steps.append(f"bn:{gain}:{offset}:{mean}:{positive}:{self.among('1e-05', '0.001', '0.0')}")
             else:
                 dims: tuple[int, ...] = self.among((), (1,), (channels, 1, 1), (1, channels, 1, 1))
                 values = self.generator.uniform(0.5, 2, dims).astype(np.float32)
@@ -175,10 +180,12 @@ class _Drawing:
             room = extents[axis] + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1
             result.append(room // strides[axis] + 1)
         alike = [number for number, shape in enumerate(self.tensors) if shape[1:] == tuple(result)]
-        residual = self.draw(st.sampled_from(alike)) if alike and self.draw(st.booleans()) else None
+        residual = self.draw(st.sampled_from(alike)) if self.draw(st.booleans()) and alike else None
         out = self.among(1, 3, 6, 7, 8, 13, 16, 17, 33) if residual is None else self.tensors[residual][0]
         shape = (out, result[0], result[1])
-        weight = self.program.constant((self.generator.normal(size=(out, channels, *kernel)) / np.sqrt(channels * np.prod(kernel))).astype(np.float32))
+        weight = self.program.constant(
+            (self.generator.normal(size=(out, channels, *kernel)) / np.sqrt(channels * np.prod(kernel))).astype(np.float32)
+        )
         bias = self.normal(out) if self.draw(st.booleans()) else "-"
         support = self.support(shape)
         self.define(
@@ -191,7 +198,11 @@ class _Drawing:
     def combine(self) -> None:
         first = self.pick()
         shape = self.tensors[first]
-        alike = [number for number, other in enumerate(self.tensors) if other[0] == shape[0] and (other == shape or other[1:] == (1, 1) or shape[1:] == (1, 1))]
+        alike = [
+            number
+            for number, other in enumerate(self.tensors)
+            if other[0] == shape[0] and (other == shape or other[1:] == (1, 1) or shape[1:] == (1, 1))
+        ]
         second = self.draw(st.sampled_from(alike))
         self.define(
             f"{self.among('add', 'mul')} in={first},{second} act={self.among('none', 'relu')}",

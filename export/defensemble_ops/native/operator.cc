@@ -127,10 +127,8 @@ std::vector<Constant> constants_of(const OrtKernelInfo* info) {
     if (is_constant == 0 || value == nullptr) throw ProgramError("input " + std::to_string(i) + " is not an initialiser of the graph");
     ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
     constants[i].dims = dims_of(value, &type);
-    if (type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT && type != ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL) {
-      throw ProgramError("input " + std::to_string(i) + " is neither FLOAT nor BOOL");
-    }
-    constants[i].is_mask = type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) constants[i].type = Constant::Type::floats;
+    if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL) constants[i].type = Constant::Type::mask;
     constants[i].data = data_of(value);
   }
   return constants;

@@ -300,7 +300,7 @@ class Builder {
 
   const Constant& float_constant(const Instruction& line, const std::string& number) const {
     const Constant& found = constant(line, number);
-    if (found.is_mask) line.fail("input " + number + " is BOOL, expected FLOAT");
+    if (found.type != Constant::Type::floats) line.fail("input " + number + " is not FLOAT");
     return found;
   }
 
@@ -318,7 +318,7 @@ class Builder {
     while (dims.size() > 3 && dims[0] == 1) dims.erase(dims.begin());
     while (dims.size() < 3) dims.insert(dims.begin(), 1);
     const auto fits = [](int64_t dim, int extent) { return dim == 1 || dim == extent; };
-    if (!found.is_mask || dims.size() != 3 || !fits(dims[0], shape.channels) || !fits(dims[1], shape.height) ||
+    if (found.type != Constant::Type::mask || dims.size() != 3 || !fits(dims[0], shape.channels) || !fits(dims[1], shape.height) ||
         !fits(dims[2], shape.width)) {
       line.fail("input " + number + " is not a mask of its shape");
     }

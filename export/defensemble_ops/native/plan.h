@@ -15,7 +15,9 @@ namespace defensemble_ops {
 
 // An initialiser that the node reads.
 struct Constant {
-  bool is_mask = false;  // BOOL; else FLOAT
+  // Other inputs of the function, such as the axes of a mean, are no part of the program.
+  enum class Type { floats, mask, other };
+  Type type = Type::other;
   std::vector<int64_t> dims;
   const void* data = nullptr;
 
