@@ -194,6 +194,12 @@ def test_inputs_of_another_kind(kind: str) -> None:
         session_of(model)
 
 
+def test_an_input_of_another_type_that_the_program_does_not_read() -> None:
+    program = replace(GOOD, constants=[*CONSTANTS, np.array([2, 3])])  # the axes of a mean, which only the function reads
+    (got,) = session_of(model_of(program)).run(None, {"images": GOOD.images(3)})
+    np.testing.assert_array_equal(got, session_of(model_of(GOOD)).run(None, {"images": GOOD.images(3)})[0])
+
+
 def test_a_program_that_is_missing_or_not_a_text() -> None:
     for value in (None, 3):
         model = model_of(GOOD)

@@ -87,8 +87,9 @@ def test_threads_and_repetition_give_the_same_bits(lanes: str) -> None:
                 np.testing.assert_array_equal(got, expected)
 
 
-def test_concurrent_runs_of_one_session_give_the_same_bits() -> None:
-    session = session_of(model_of(EXAMPLE), threads=2)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_concurrent_runs_of_one_session_give_the_same_bits(threads: int) -> None:
+    session = session_of(model_of(EXAMPLE), threads=threads)
     batches = [EXAMPLE.images(batch, seed) for seed, batch in enumerate((1, 3, 6, 12, 17, 1, 5, 33))]
     want = [session.run(None, {"images": images}) for images in batches]
     with ThreadPoolExecutor(4) as pool:
