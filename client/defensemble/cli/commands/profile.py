@@ -78,9 +78,8 @@ def list_(repository: Path, as_json: bool) -> None:
     "cpu",
     click.option(
         "--op-library",
-        metavar="PATH",
-        help="In NVIDIA's container (not run there): where it finds the library of the mask-aware operator, which `defensemble serve` "
-        "needs not.",
+        metavar="FILE",
+        help="Library of the mask-aware operator, by its path in NVIDIA's container (not tried there). `defensemble serve` does not need it.",
     ),
 )
 @cloup.option_group(
