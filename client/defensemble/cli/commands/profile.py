@@ -79,7 +79,8 @@ def list_(repository: Path, as_json: bool) -> None:
     click.option(
         "--op-library",
         metavar="FILE",
-        help="Library of the mask-aware operator, by its path in NVIDIA's container (not tried there). `defensemble serve` does not need it.",
+        help="Library of the mask-aware operator, by its path in NVIDIA's container (not tried there). "
+        "`defensemble serve` does not need it.",
     ),
 )
 @cloup.option_group(
