@@ -78,7 +78,7 @@ def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnPro
     """
     on_progress("standard ResNet-18")
     standard = untrained_graph("resnet18", 1.0, images[:64], seed, width=effort.width)
-    detail, two_threads, avx2 = {}, {}, {}
+    detail, two_threads = {}, {}
     for keep in effort.detail_keeps:
         on_progress(f"ResNet-18, keep {keep:g}")
         plain, aware, _ = _forms("resnet18", keep, images, seed, effort)
@@ -93,9 +93,6 @@ def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnPro
         detail[f"{keep:g}"] = _batches(present, images, effort)
         pair = {"dense": onnxruntime_form(plain, threads=2), "mask_aware": onnxruntime_form(aware, operator=True, threads=2)}
         two_threads[f"{keep:g}"] = _batches(pair, images, effort)
-        if instruction_set() == "avx512":
-            pair = {"dense": onnxruntime_form(plain), "mask_aware": onnxruntime_form(aware, operator=True, instruction_set="avx2")}
-            avx2[f"{keep:g}"] = _batches(pair, images, effort)
     on_progress(f"{MEMBERS} members, keep 0.1")
     pairs = [_forms("resnet18", 0.1, images, seed + number, effort)[:2] for number in range(MEMBERS)]
     members = _batches(
@@ -115,7 +112,6 @@ def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnPro
     measured = {
         "detail": detail,
         "two_threads": two_threads,
-        "avx2": avx2,
         "members": members,
         "costs": costs,
         "served": served,
@@ -164,7 +160,8 @@ def _grid(arch: str, images: Images, effort: Effort, seed: int, on_progress: OnP
 def main(options: Options, data_dir: Path | None) -> NoReturn:
     """Compare the mask-aware form of networks with their dense form.
 
-    Takes about fifteen minutes on two cores. With OpenVINO in the environment (`pip install openvino`), it is measured too. The exit status
+    Takes about fifteen minutes on two cores. With OpenVINO in the environment (`pip install openvino`), it is measured too. For another
+    instruction set of the operator, set DEFENSEMBLE_OPS_ISA. The exit status
     is 1 if a goal is missed.
     """
     torch.set_num_threads(1)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +50,21 @@ def untrained_graph(arch: str, keep: float, images: Images, seed: int, *, width:
         return onnx.load(onnx_from_checkpoint(checkpoint, Path(folder) / "network.onnx", options=plain, verify=False))
 
 
-def onnxruntime_form(model: onnx.ModelProto, *, operator: bool = False, threads: int = 1, instruction_set: str = "") -> Run:
+def onnxruntime_form(model: onnx.ModelProto, *, operator: bool = False, threads: int = 1) -> Run:
     """Return a function that computes the logits with ONNX Runtime.
 
     Args:
         model: The graph.
         operator: Whether to register the operator library.
         threads: Threads of the session. They do not spin.
-        instruction_set: The instruction set of the operator; empty for the best one.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if operator:
-        with _environment("DEFENSEMBLE_OPS_ISA", instruction_set):
-            register(options)
-            session = _session(model, options)
-        assert is_active(session), "the operator does not run"
-    else:
-        session = _session(model, options)
+        register(options)
+    session = _session(model, options)
+    assert not operator or is_active(session), "the operator does not run"
 
     def run(images: Images) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]
@@ -128,17 +122,3 @@ def time_forms(forms: Mapping[str, Run], images: Images, *, rounds: int, seconds
 
 def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable, which the library reads when it is registered."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -41,7 +41,6 @@ ONNX Runtime computes every neuron of the masked network, and then masks it.
 
 {_detail(result["two_threads"])}
 
-{_avx2(result)}
 ## Five members in one process
 
 Five networks at keep 0.1 that run in turn, and the mean of their logits.
@@ -134,12 +133,6 @@ def _speeds(detail: Mapping[str, Any]) -> str:
             cells = [f"{format_spread(entry[name]['speed'])}, {_ms(entry, name):.2f} ms" for name in names]
             rows.append((keep, batch, f"{_ms(entry, 'dense'):.2f} ms", *cells))
     return table(("keep", "batch", "dense, per image", *(f"speed: {_TITLES[name]}" for name in names)), rows)
-
-
-def _avx2(result: Mapping[str, Any]) -> str:
-    if not result["avx2"]:
-        return ""
-    return f"### AVX2\n\nThe operator on AVX2, and ONNX Runtime on all that the processor has.\n\n{_detail(result['avx2'])}\n"
 
 
 def _served(served: Mapping[str, Any]) -> str:
