@@ -197,7 +197,7 @@ class Kernel {
   // One call of the node.
   class Run {
    public:
-    Run(const Kernel& kernel, OrtKernelContext* context) : kernel_(kernel), plan_(kernel.plan_), context_(context) {
+    Run(const Kernel& kernel, OrtKernelContext* context) : plan_(kernel.plan_), context_(context) {
       const OrtValue* images = nullptr;
       check(api->KernelContext_GetInput(context, 0, &images));
       if (images == nullptr) throw ProgramError("the node has no images");
@@ -288,7 +288,6 @@ class Kernel {
       }
     }
 
-    const Kernel& kernel_;
     const Plan& plan_;
     OrtKernelContext* context_;
     int64_t count_ = 0;
