@@ -19,7 +19,7 @@ def test_random_programs(program: Written, batch: int, threads: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1500)
+@settings(max_examples=600)
 @given(program=programs(16), batch=st.sampled_from(BATCHES))
 def test_many_random_programs(program: Written, batch: int) -> None:
     images = program.images(batch)
