@@ -49,7 +49,7 @@ def poisoned(batch: int, every: int, shape: Sequence[int] = SHAPE) -> Array:
 def assert_same(got: Array, want: Array, *, is_mixed: bool = True) -> None:
     kinds = [(~np.isfinite(want)).any(), np.isfinite(want).any()]
     assert all(kinds) or not is_mixed, "the test compares values of both kinds"
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)  # NaN and each infinity equal themselves alone
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)  # NaN and each infinity equal only themselves
 
 
 def weights(*shape: int) -> Array:

@@ -201,5 +201,6 @@ def check_output_path(target: Path) -> None:
     if not target.parent.is_dir():
         raise ExportError(f"cannot write {target}: the folder {target.parent} does not exist; create it with: mkdir -p {target.parent}")
     with os_errors_about(target):
-        temporary_path(target).touch()
-        temporary_path(target).unlink()
+        for path in (target, report_path(target)):
+            temporary_path(path).touch()
+            temporary_path(path).unlink()
