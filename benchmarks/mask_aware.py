@@ -47,7 +47,8 @@ class Effort:
         detail_keeps: Keeps of ResNet-18 in detail.
         grid_keeps: Keeps of every architecture.
         architectures: The architectures.
-        batches: Batch sizes of the grid.
+        batches: Batch sizes in detail.
+        grid_batches: Batch sizes of every architecture.
         rounds: Rounds of each comparison.
         seconds: Seconds of each form in a round.
         served_s: Seconds of each form in a round of the served ensemble.
@@ -57,14 +58,15 @@ class Effort:
     detail_keeps: tuple[float, ...] = (0.1, 0.3, 0.5)
     grid_keeps: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7)
     architectures: tuple[str, ...] = tuple(BLOCKS)
-    batches: tuple[int, ...] = (1, 4, 16, 64)
+    batches: tuple[int, ...] = (1, 16, 64)
+    grid_batches: tuple[int, ...] = (1, 4, 16, 64)
     rounds: int = 5
     seconds: float = 0.5
     served_s: float = 8.0
     width: int = 64
 
 
-QUICK = Effort((0.1,), (0.1,), ("resnet18", "vgg19"), (1, 16), rounds=2, seconds=0.2, served_s=2.0)
+QUICK = Effort((0.1,), (0.1,), ("resnet18", "vgg19"), (1, 16), (1, 16), rounds=2, seconds=0.2, served_s=2.0)
 
 
 def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnProgress = silent) -> dict[str, Any]:
@@ -131,7 +133,6 @@ def _batches(forms: Mapping[str, Any], images: Images, effort: Effort) -> dict[s
     return {
         str(batch): time_forms(forms, np.ascontiguousarray(images[:batch]), rounds=effort.rounds, seconds=effort.seconds)
         for batch in effort.batches
-        if batch != 4
     }
 
 
@@ -149,7 +150,7 @@ def _grid(arch: str, images: Images, effort: Effort, seed: int, on_progress: OnP
             entry["same_class"] = float(np.mean(logits[0].argmax(1) == logits[1].argmax(1)))
             entry["time"] = {
                 str(batch): time_forms(forms, np.ascontiguousarray(images[:batch]), rounds=3, seconds=effort.seconds / 2)
-                for batch in effort.batches
+                for batch in effort.grid_batches
             }
         result[f"{keep:g}"] = entry
     return result

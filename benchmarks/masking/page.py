@@ -35,11 +35,11 @@ a runtime makes it. One thread, float32. Above 1, the mask-aware network is fast
 
 ONNX Runtime computes every neuron of the masked network, and then masks it.
 
-{_detail(result["detail"])}
+{_speeds(result["detail"])}
 
 ### Two threads
 
-{_detail(result["two_threads"])}
+{_speeds(result["two_threads"])}
 
 ## Five members in one process
 
@@ -119,10 +119,6 @@ def _openvino(result: Mapping[str, Any]) -> str:
     if not ahead:
         return "The standard network is slower in all of these settings, in both runtimes."
     return f"The standard network is ahead, in one of the runtimes or both, at {', '.join(ahead)}."
-
-
-def _detail(detail: Mapping[str, Any]) -> str:
-    return _speeds(detail)
 
 
 def _speeds(detail: Mapping[str, Any]) -> str:

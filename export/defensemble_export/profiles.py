@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from defensemble_ops.library import LIBRARY_NAME
 from defensemble_repository.checks.model import require_valid_configs
 from defensemble_repository.errors import ConfigError
 from defensemble_repository.filesystem.regular_files import MAX_TEXT_BYTES, read_regular
@@ -24,7 +25,7 @@ from defensemble_repository.view import RepositoryView, require_repository
 
 from .errors import ProfileError
 
-_OWN_LIBRARY = "libdefensemble_ops"
+_OWN_LIBRARY = PurePosixPath(LIBRARY_NAME).stem
 _CPU, _GPU = schema.ModelInstanceGroup.KIND_CPU, schema.ModelInstanceGroup.KIND_GPU
 
 

@@ -26,9 +26,9 @@ from defensemble_export import (
 from defensemble_export.editing.member_info import read_member_info
 from defensemble_export.editing.pruning import Prunable, prune_files
 from defensemble_export.editing.refreshing import version_copy
-from defensemble_export.graphs.mask_aware import DOMAIN, OPERATOR, is_mask_aware, plain_onnx
+from defensemble_export.graphs.mask_aware import is_mask_aware, plain_onnx
 from defensemble_export.members.mask_aware import form_problems
-from defensemble_ops import BuildError
+from defensemble_ops import DOMAIN, OPERATOR, BuildError
 from defensemble_repository.ensemble import Ensemble, Member
 from defensemble_repository.names import PROFILES
 from defensemble_repository.pbtxt import config_from_file, pbtxt_from_config

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 Array = np.ndarray[Any, Any]
@@ -67,3 +68,13 @@ def images(count: int = 3, shape: Sequence[int] = SHAPE, seed: int = 0) -> Array
     smooth = np.sin(y + phases) * np.cos(x - phases) / 3 + 0.5
     noisy: Array = np.clip(smooth + generator.normal(0, 0.05, smooth.shape), 0, 1).astype(np.float32)
     return noisy
+
+
+def answers(model: onnx.ModelProto, batch: Array, outputs: list[str] | None = None, *, optimised: bool = True) -> list[Array]:
+    """The outputs of a graph in plain ONNX Runtime; None stands for all."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [np.asarray(each) for each in session.run(outputs, {"images": batch})]

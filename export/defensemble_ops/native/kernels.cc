@@ -43,35 +43,44 @@ DEFENSEMBLE_INLINE void finish(Vector<Lanes<L>::N> (&sums)[O][Lanes<L>::V], cons
   }
 }
 
-// O outputs of one position. Their weights are columns of the table.
-template <int L, int O, bool kIndexed>
-void table_tile(const Convolution& c, const float* input, float* output, const float* residual, const OutputPosition& position, int row) {
+// O outputs of one position, from row `row` on. `weights` has `stride` floats a row; column(o) is that of output o, and its channel after
+// `first_channel`.
+template <int L, int O, bool kIndexed, class Column>
+DEFENSEMBLE_INLINE void tile(const Convolution& c, const float* input, float* output, const float* residual, const OutputPosition& position,
+                             int row, const float* weights, int stride, int first_channel, Column column) {
   constexpr int N = Lanes<L>::N, V = Lanes<L>::V;
   Vector<N> sums[O][V];
-  size_t column[O];
 #pragma GCC unroll 16
   for (int o = 0; o < O; ++o) {
-    column[o] = c.channels[row + o];
-    for (int v = 0; v < V; ++v) sums[o][v] = splat<N>(c.bias ? c.bias[column[o]] : 0);
+    for (int v = 0; v < V; ++v) sums[o][v] = splat<N>(c.bias ? c.bias[first_channel + column(o)] : 0);
   }
   const uint16_t* index = kIndexed ? c.index + position.index : nullptr;
   for (int r = 0; r < position.runs; ++r) {
     const Run& run = c.runs[position.first_run + r];
     const float* x = input + static_cast<size_t>(run.row) * L;
-    const float* w = c.weights + static_cast<size_t>(run.weight_row) * c.stride;
+    const float* w = weights + static_cast<size_t>(run.weight_row) * stride;
     for (int i = run.length; i > 0; --i, x += L) {
-      if (kIndexed) w = c.weights + static_cast<size_t>(*index++) * c.stride;
+      if (kIndexed) w = weights + static_cast<size_t>(*index++) * stride;
       Vector<N> value[V];
       for (int v = 0; v < V; ++v) value[v] = load<N>(x + v * N);
 #pragma GCC unroll 16
       for (int o = 0; o < O; ++o) {
-        const Vector<N> weight = splat<N>(w[column[o]]);
+        const Vector<N> weight = splat<N>(w[column(o)]);
         for (int v = 0; v < V; ++v) sums[o][v] += value[v] * weight;
       }
-      if (!kIndexed) w += c.stride;
+      if (!kIndexed) w += stride;
     }
   }
   finish<L, O>(sums, c, output, residual, row);
+}
+
+// O outputs of one position, whose weights are any columns of the table.
+template <int L, int O, bool kIndexed>
+void table_tile(const Convolution& c, const float* input, float* output, const float* residual, const OutputPosition& position, int row) {
+  size_t columns[O];
+#pragma GCC unroll 16
+  for (int o = 0; o < O; ++o) columns[o] = c.channels[row + o];
+  tile<L, O, kIndexed>(c, input, output, residual, position, row, c.weights, c.stride, 0, [&](int o) { return columns[o]; });
 }
 
 using TableTile = void (*)(const Convolution&, const float*, float*, const float*, const OutputPosition&, int);
@@ -109,40 +118,15 @@ void table(const Convolution& c, const float* input, float* output, const float*
 
 constexpr int kDenseTile = Lanes<16>::kMost;
 
-// A tile of consecutive channels of one position. `w` is its part of the tiles.
+// O consecutive channels of every position, whose weights are those of one of the tiles.
 template <int L, int O, bool kIndexed>
-DEFENSEMBLE_INLINE void dense_tile(const Convolution& c, const float* tile, const float* input, float* output, const float* residual,
-                                   const OutputPosition& position, int channel) {
-  constexpr int N = Lanes<L>::N, V = Lanes<L>::V;
-  Vector<N> sums[O][V];
-#pragma GCC unroll 16
-  for (int o = 0; o < O; ++o) {
-    for (int v = 0; v < V; ++v) sums[o][v] = splat<N>(c.bias ? c.bias[channel + o] : 0);
+void dense_positions(const Convolution& c, const float* weights, const float* input, float* output, const float* residual, int begin,
+                     int end, int channel) {
+  for (int p = begin; p < end; ++p) {
+    const OutputPosition& position = c.positions[p];
+    tile<L, O, kIndexed>(c, input, output, residual, position, position.row + channel, weights, kDenseTile, channel,
+                         [](int o) { return o; });
   }
-  const uint16_t* index = kIndexed ? c.index + position.index : nullptr;
-  for (int r = 0; r < position.runs; ++r) {
-    const Run& run = c.runs[position.first_run + r];
-    const float* x = input + static_cast<size_t>(run.row) * L;
-    const float* w = tile + static_cast<size_t>(run.weight_row) * kDenseTile;
-    for (int i = run.length; i > 0; --i, x += L) {
-      if (kIndexed) w = tile + static_cast<size_t>(*index++) * kDenseTile;
-      Vector<N> value[V];
-      for (int v = 0; v < V; ++v) value[v] = load<N>(x + v * N);
-#pragma GCC unroll 16
-      for (int o = 0; o < O; ++o) {
-        const Vector<N> weight = splat<N>(w[o]);
-        for (int v = 0; v < V; ++v) sums[o][v] += value[v] * weight;
-      }
-      if (!kIndexed) w += kDenseTile;
-    }
-  }
-  finish<L, O>(sums, c, output, residual, position.row + channel);
-}
-
-template <int L, int O, bool kIndexed>
-void dense_positions(const Convolution& c, const float* tile, const float* input, float* output, const float* residual, int begin, int end,
-                     int channel) {
-  for (int p = begin; p < end; ++p) dense_tile<L, O, kIndexed>(c, tile, input, output, residual, c.positions[p], channel);
 }
 
 using DensePositions = void (*)(const Convolution&, const float*, const float*, float*, const float*, int, int, int);
@@ -173,17 +157,17 @@ void dense(const Convolution& c, const float* input, float* output, const float*
   }
 }
 
-// Calls one(vector offset, width) for all lanes of a row.
+constexpr int kPart = kWidth < 8 ? kWidth : 8;  // lanes; divides 8 and 16
+
+// Calls vectorised(first lane) for each part of the lanes of a row, or single() for one lane.
 template <class Vectorised, class Single>
 DEFENSEMBLE_INLINE void for_lanes(int lanes, Vectorised vectorised, Single single) {
   if (lanes == 1) {
     single();
   } else {
-    for (int l = 0; l < lanes; l += kWidth < 8 ? kWidth : 8) vectorised(l);
+    for (int l = 0; l < lanes; l += kPart) vectorised(l);
   }
 }
-constexpr int kPart = kWidth < 8 ? kWidth : 8;  // divides 8 and 16 lanes
-
 void map(const float* input, float* output, const int32_t* from, const uint16_t* channels, const float* scale, const float* shift,
          Activation activation, int begin, int end, int lanes) {
   for (int row = begin; row < end; ++row) {

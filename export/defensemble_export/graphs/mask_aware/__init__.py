@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 from .compiler import MaskAware as MaskAware, mask_aware_from_onnx as mask_aware_from_onnx
-from .function import DOMAIN as DOMAIN, OPERATOR as OPERATOR, is_mask_aware as is_mask_aware, plain_onnx as plain_onnx
+from .function import is_mask_aware as is_mask_aware, plain_onnx as plain_onnx

@@ -6,6 +6,7 @@ once, when they load the graph.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,13 +92,8 @@ def _kept_channels(
 ) -> dict[str, BoolArray]:
     """Return the channels of each tensor that stay: those that are needed and can be non-zero, equal for tensors that are added."""
     positions = {operation.node for operation in operations}
-    readers: dict[str, int] = {output.name: 1 for output in graph.output}
-    whole = {images, network.target}
-    for position, node in enumerate(graph.node):
-        for name in read_by(node):
-            readers[name] = readers.get(name, 0) + 1
-            if position not in positions:
-                whole.add(name)
+    readers = _reader_counts(graph)
+    whole = {images, network.target}.union(*(read_by(node) for position, node in enumerate(graph.node) if position not in positions))
     outputs = [operation.output for operation in operations if operation.output in whole]
     demands = needed(operations, outputs, network)
     support = {images: FULL}
@@ -127,6 +123,11 @@ def _kept_channels(
         kept = {group: _rounded(each, block) for group, each in kept.items()}
         changed = sum(int(each.sum()) for each in kept.values()) != before
     return {name: kept[groups.find(name)] for name in support}
+
+
+def _reader_counts(graph: onnx.GraphProto) -> Counter[str]:
+    """Return how many nodes read each tensor; the caller of the graph reads each of its outputs."""
+    return Counter([output.name for output in graph.output]) + Counter(name for node in graph.node for name in read_by(node))
 
 
 def _support(operation: Operation, support: dict[str, MaskExpression]) -> MaskExpression:
@@ -176,10 +177,7 @@ class _Rewriting:
         self.channels = channels
         self.operations = {operation.node: operation for operation in operations}
         self.producers = {operation.output: operation for operation in operations}
-        self.readers: dict[str, int] = {output.name: 1 for output in model.graph.output}
-        for node in model.graph.node:
-            for name in read_by(node):
-                self.readers[name] = self.readers.get(name, 0) + 1
+        self.readers = _reader_counts(model.graph)
         self.outside = {output.name for output in model.graph.output}
         for position, node in enumerate(model.graph.node):
             self.outside |= set() if position in self.operations else read_by(node)

@@ -9,11 +9,13 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from defensemble_ops import OPERATOR
+
 from ...errors import ExportError
 from ..operators import QUANTISE_OPERATORS
 from ..traversal import nodes_of, real_inputs, shape_of
 from .channels import ChannelForm, channel_form, has_channel_masks
-from .function import OPERATOR, Region, plain_onnx, with_programs
+from .function import Region, plain_onnx, with_programs
 from .operations import Network, read_network
 from .region import LEAST_GAIN, Candidate, best_candidate, missed_gain
 from .report import channel_layers, gains_of, layers_of, multiplications_of, stopped_at
@@ -99,7 +101,7 @@ class _Work:
         self.found: list[tuple[Network, Candidate | ChannelForm]] = []
         self.stops: list[dict[str, str]] = []
         computed = {name for node in model.graph.node for name in node.output}
-        others = []
+        others: list[tuple[onnx.ModelProto, Network]] = []
         for target in targets:
             network = read_network(self.model, target)
             form = channel_form(self.model, network, images) if has_channel_masks(network) else None
@@ -107,10 +109,11 @@ class _Work:
                 self._add(network, form)
                 self.model = form.model
             elif target in computed:
-                others.append(target)
+                others.append((self.model, network))
         given: set[str] = set()
-        for target in others:
-            network = read_network(self.model, target)
+        for read_from, network in others:
+            if read_from is not self.model:  # changed for a later target
+                network = read_network(self.model, network.target)
             self._add(network, candidate := best_candidate(network, images, given))
             given.update(() if candidate is None else candidate.outputs)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto, helper
 
+from defensemble_ops import DOMAIN, OPERATOR
 from defensemble_repository.onnx_metadata import IR_VERSION
 
 from ...errors import ExportError
@@ -16,8 +17,6 @@ from ..traversal import names_of, read_by, replace, unique_name
 from .expressions import Shape
 from .program import Program
 
-DOMAIN = "defensemble"
-OPERATOR = "MaskedNetwork_v1"
 VERSION = 1
 
 

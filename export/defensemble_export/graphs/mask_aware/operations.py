@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ..operators import STANDARD_DOMAINS, is_standard
+from ..operators import is_standard
 from ..traversal import constants_of, read_by, real_inputs, shape_of
 from .expressions import Shape
 from .program import MAX_WEIGHT_ROWS, Step, Window
@@ -114,13 +114,12 @@ def read_network(model: onnx.ModelProto, target: str = "logits") -> Network:
             channels, height, width = (int(extent or 0) for extent in extents[1:])
             shapes[value.name] = channels, height, width
     network = Network(graph, target, nodes, shapes, constants_of(graph))
-    opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 0)
     for position in nodes:
         node = graph.node[position]
         for name in read_by(node):
             network.readers.setdefault(name, []).append(position)
         try:
-            network.operations[position] = _Reader(network, position, opset).read()
+            network.operations[position] = _Reader(network, position).read()
         except _UnsupportedError as error:
             network.refused[position] = str(error)
     return network
@@ -133,10 +132,9 @@ class _UnsupportedError(Exception):
 class _Reader:
     """Reads one node."""
 
-    def __init__(self, network: Network, position: int, opset: int) -> None:
+    def __init__(self, network: Network, position: int) -> None:
         self.network = network
         self.position = position
-        self.opset = opset
         self.node = network.graph.node[position]
         self.attributes = {entry.name: helper.get_attribute_value(entry) for entry in self.node.attribute}
 

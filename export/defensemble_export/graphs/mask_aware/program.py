@@ -7,12 +7,11 @@ the node: 0 is the images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from ...errors import ExportError
-from .expressions import FULL, NOTHING, MaskExpression, Shape
+from .expressions import FULL, MaskExpression, Shape
 
 # Batch classes of `lanes`: the largest batch of each; None for all larger ones.
 BATCH_CLASSES: tuple[tuple[str, int | None], ...] = (("1", 1), ("2-4", 4), ("5-8", 8), ("9+", None))
@@ -142,40 +141,8 @@ class Program:
         return [instruction for instruction in self.instructions if not isinstance(instruction, Output)]
 
 
-def parse_program(text: str, inputs: Sequence[str]) -> Program:
-    """Return the program that `text` describes.
-
-    Args:
-        text: As from `Program.text`.
-        inputs: The names of the inputs of the node.
-
-    Raises:
-        ExportError: A line is not an instruction. The message contains it.
-    """
-    first, *lines = text.splitlines() or [""]
-    instructions: list[Instruction] = []
-    try:
-        name, values = first.split(" ")
-        if name != "lanes":
-            raise ValueError("expected 'lanes'")
-        lanes = _ints(values)
-        for line in lines:
-            first = line
-            name, *entries = line.split(" ")
-            instructions.append(_PARSERS[name](dict(entry.split("=") for entry in entries), inputs))
-    except (ValueError, KeyError, IndexError) as error:
-        raise ExportError(
-            f"the program of a mask-aware node has the line '{first}', which is not an instruction ({error!r}): export it again"
-        ) from error
-    return Program(tuple(inputs), tuple(instructions), lanes)
-
-
 def _list(values: Sequence[int]) -> str:
     return ",".join(str(value) for value in values)
-
-
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(value) for value in text.split(","))
 
 
 def _line(instruction: Instruction, numbers: dict[str, int]) -> str:
@@ -213,79 +180,3 @@ def _window_text(window: Window) -> str:
 def _step_text(step: Step, numbers: dict[str, int]) -> str:
     epsilon = [] if step.epsilon is None else [repr(step.epsilon)]
     return ":".join([step.kind, *(str(numbers[name]) for name in step.constants), *epsilon])
-
-
-def _parse_step(text: str, inputs: Sequence[str]) -> Step:
-    kind, *values = text.split(":")
-    if kind == "bn":
-        return Step(kind, tuple(inputs[int(value)] for value in values[:4]), float(values[4]))
-    return Step(kind, tuple(inputs[int(value)] for value in values))
-
-
-def _parse_support(text: str, inputs: Sequence[str]) -> MaskExpression:
-    if text == "full":
-        return FULL
-    expression = NOTHING
-    for term in text.split("|"):
-        both = FULL
-        for number in term.split("&"):
-            both &= MaskExpression.of(inputs[int(number)])
-        expression |= both
-    return expression
-
-
-def _parse_window(values: dict[str, str]) -> Window:
-    kernel, strides, dilations = (_ints(values.get(key, "1,1")) for key in ("kernel", "strides", "dilations"))
-    top, left, bottom, right = _ints(values["pads"])
-    return Window((kernel[0], kernel[1]), (strides[0], strides[1]), (top, left, bottom, right), (dilations[0], dilations[1]))
-
-
-def _parse_images(values: dict[str, str], inputs: Sequence[str]) -> Images:
-    channels, height, width = _ints(values["shape"])
-    return Images((channels, height, width))
-
-
-def _parse_map(values: dict[str, str], inputs: Sequence[str]) -> Map:
-    steps = tuple(_parse_step(step, inputs) for step in values["steps"].split(",") if step)
-    return Map(int(values["in"]), steps, values["act"], _parse_support(values["support"], inputs))
-
-
-def _parse_conv(values: dict[str, str], inputs: Sequence[str]) -> Conv:
-    return Conv(
-        int(values["in"]),
-        inputs[int(values["weight"])],
-        None if values["bias"] == "-" else inputs[int(values["bias"])],
-        _parse_window(values),
-        _parse_support(values["support"], inputs),
-        None if values["residual"] == "-" else int(values["residual"]),
-        values["act"],
-    )
-
-
-def _parse_combine(kind: str) -> Callable[[dict[str, str], Sequence[str]], Combine]:
-    def parse(values: dict[str, str], inputs: Sequence[str]) -> Combine:
-        first, second = _ints(values["in"])
-        return Combine(kind, (first, second), values["act"])
-
-    return parse
-
-
-def _parse_pool(kind: str) -> Callable[[dict[str, str], Sequence[str]], Pool]:
-    def parse(values: dict[str, str], inputs: Sequence[str]) -> Pool:
-        return Pool(kind, int(values["in"]), _parse_window(values), values["ceil"] == "1", values.get("include_pad") == "1")
-
-    return parse
-
-
-_PARSERS: dict[str, Callable[[dict[str, str], Sequence[str]], Any]] = {
-    "images": _parse_images,
-    "map": _parse_map,
-    "conv": _parse_conv,
-    "add": _parse_combine("add"),
-    "mul": _parse_combine("mul"),
-    "maxpool": _parse_pool("maxpool"),
-    "avgpool": _parse_pool("avgpool"),
-    "mean": lambda values, inputs: Mean(int(values["in"])),
-    "concat": lambda values, inputs: Concat(_ints(values["in"])),
-    "output": lambda values, inputs: Output(int(values["in"])),
-}

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from onnx import TensorProto, numpy_helper
 
 from defensemble_export import fused_onnx
 from defensemble_export.graphs.fp16 import fp16_from_onnx
-from defensemble_export.graphs.mask_aware import OPERATOR, is_mask_aware, mask_aware_from_onnx, plain_onnx
+from defensemble_export.graphs.mask_aware import is_mask_aware, mask_aware_from_onnx, plain_onnx
 from defensemble_export.graphs.mask_aware.channels import channel_form, has_channel_masks
 from defensemble_export.graphs.mask_aware.operations import read_network
+from defensemble_ops import OPERATOR
 from defensemble_repository.ensemble import Ensemble, Member
 from tests.conftest import UNTIMED
 from tests.support.generated_masked_graphs import SHAPE, masked_graphs
-from tests.support.masked_networks import ARCHITECTURES, images, masked_network
-from tests.support.program_interpreter import Array
+from tests.support.masked_networks import ARCHITECTURES, answers, images, masked_network
 
 IMAGES = images()
 FAST = ("resnet18", "senet18")
 EVERY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ARCHITECTURES]
-
-
-def answers(model: onnx.ModelProto, batch: Array = IMAGES, *, optimised: bool = True) -> list[Array]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(each) for each in session.run(None, {"images": batch})]
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, bytes]:
@@ -51,9 +41,9 @@ def test_smaller_convolutions_compute_the_same(architecture: str, keep: float) -
     assert form.time < form.dense
     convolutions = sum(layer_is_smaller for layer_is_smaller in (not (i.all() and o.all()) for _, i, o in form.layers))
     assert convolutions == len(form.layers) > 3
-    (want,) = answers(model)
+    (want,) = answers(model, IMAGES)
     for optimised in (True, False):
-        (got,) = answers(form.model, optimised=optimised)
+        (got,) = answers(form.model, IMAGES, optimised=optimised)
         np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 
@@ -86,9 +76,9 @@ def test_export_of_channel_masks_needs_no_operator() -> None:
     ]
     assert masks[0] == masks[1]
     assert plain_onnx(compiled.model) is compiled.model
-    (want,) = answers(model)
-    np.testing.assert_allclose(answers(compiled.model)[0], want, atol=1e-5)
-    np.testing.assert_allclose(answers(fp16_from_onnx(compiled.model))[0], want, atol=0.02)
+    (want,) = answers(model, IMAGES)
+    np.testing.assert_allclose(answers(compiled.model, IMAGES)[0], want, atol=1e-5)
+    np.testing.assert_allclose(answers(fp16_from_onnx(compiled.model), IMAGES)[0], want, atol=0.02)
     weights = {name for name, each in ((each.name, numpy_helper.to_array(each)) for each in model.graph.initializer) if each.ndim == 4}
     assert weights <= set(initializers(compiled.model))
 
@@ -101,5 +91,5 @@ def test_fused_graph_of_members_with_different_patterns() -> None:
     compiled = mask_aware_from_onnx(fused, targets=("a/logits", "b/logits", "c/logits"))
     onnx.checker.check_model(compiled.model, full_check=True)
     assert [node.overload for node in compiled.model.graph.node if node.op_type == OPERATOR] == ["b"]
-    for got, want in zip(answers(compiled.model), answers(fused), strict=True):
+    for got, want in zip(answers(compiled.model, IMAGES), answers(fused, IMAGES), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)

@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_export import ExportError
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.graphs.fp16 import fp16_from_onnx
-from defensemble_export.graphs.mask_aware import OPERATOR, MaskAware, mask_aware_from_onnx
+from defensemble_export.graphs.mask_aware import MaskAware, mask_aware_from_onnx
+from defensemble_ops import OPERATOR
 from tests.support.masked_networks import masked_network
 from tests.support.program_interpreter import Array, run_program
 

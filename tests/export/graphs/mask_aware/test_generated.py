@@ -14,10 +14,10 @@ from defensemble_export.graphs.mask_aware import plain_onnx
 from defensemble_export.graphs.mask_aware.function import Region, with_programs
 from defensemble_export.graphs.mask_aware.lowering import needed
 from defensemble_export.graphs.mask_aware.operations import read_network, supported_nodes
-from defensemble_export.graphs.mask_aware.program import parse_program
 from defensemble_export.graphs.mask_aware.region import best_candidate, candidate
 from tests.conftest import UNTIMED
 from tests.support.generated_masked_graphs import SHAPE, masked_graphs
+from tests.support.parsed_programs import parse_program
 from tests.support.program_interpreter import run_program, run_tensors
 
 Array = np.ndarray[Any, Any]

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
 from defensemble_export.graphs.fp16 import fp16_from_onnx
-from defensemble_export.graphs.mask_aware import DOMAIN, OPERATOR, is_mask_aware, mask_aware_from_onnx, plain_onnx
+from defensemble_export.graphs.mask_aware import is_mask_aware, mask_aware_from_onnx, plain_onnx
+from defensemble_ops import DOMAIN, OPERATOR
 from defensemble_repository.onnx_metadata import MASK_DIGEST
-from tests.support.masked_networks import ARCHITECTURES, images, masked_network
+from tests.support.masked_networks import ARCHITECTURES, answers, images, masked_network
 from tests.support.program_interpreter import run_program
 
 Array = np.ndarray[Any, Any]
@@ -21,15 +21,6 @@ PATTERNS = ("neuron", "shared")  # test_channels.py tests masks of whole channel
 FAST = ("resnet18", "senet18")  # tracing takes 10 to 40 s for each of the others
 EVERY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in ARCHITECTURES]
 IMAGES = images()
-
-
-def answers(model: onnx.ModelProto, outputs: list[str], *, optimised: bool = True) -> list[Array]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not optimised:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(each) for each in session.run(outputs, {"images": IMAGES})]
 
 
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
@@ -63,7 +54,7 @@ def test_program_computes_what_the_plain_graph_computes(architecture: str, patte
     plain = masked_network(architecture, keep, pattern)
     compiled = mask_aware_from_onnx(plain, "on")
     node, _ = program_of(compiled.model)
-    expected = answers(with_outputs(plain, list(node.output)), list(node.output))
+    expected = answers(with_outputs(plain, list(node.output)), IMAGES, list(node.output))
     for name, got, want in zip(node.output, interpreted(compiled.model), expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(1, np.abs(want).max()), err_msg=name)
         assert np.abs(want).max() > 0.01
@@ -76,9 +67,9 @@ def test_runtime_without_the_operator_computes_the_same_bits(architecture: str, 
     plain = masked_network(architecture, 0.1, pattern)
     compiled = mask_aware_from_onnx(plain, "on").model
     onnx.checker.check_model(compiled, full_check=True)
-    (want,) = answers(plain, ["logits"], optimised=optimised)
+    (want,) = answers(plain, IMAGES, ["logits"], optimised=optimised)
     for model in (compiled, plain_onnx(compiled)):
-        (got,) = answers(model, ["logits"], optimised=optimised)
+        (got,) = answers(model, IMAGES, ["logits"], optimised=optimised)
         np.testing.assert_array_equal(got, want)
 
 
@@ -106,7 +97,7 @@ def test_plain_graph_is_in_the_file(architecture: str) -> None:
 def test_masks_survive_the_conversion_of_the_plain_graph_to_fp16() -> None:
     compiled = mask_aware_from_onnx(masked_network("resnet18"), "on").model
     half = fp16_from_onnx(plain_onnx(compiled))
-    (got,), (want,) = answers(half, ["logits"]), answers(compiled, ["logits"])
+    (got,), (want,) = answers(half, IMAGES, ["logits"]), answers(compiled, IMAGES, ["logits"])
     np.testing.assert_allclose(got, want, atol=0.02)
     masks = [[each for each in model.graph.initializer if each.data_type == TensorProto.BOOL] for model in (half, compiled)]
     assert [each.SerializeToString() for each in masks[0]] == [each.SerializeToString() for each in masks[1]]
@@ -121,7 +112,7 @@ def test_masks_of_all_zeros_and_all_ones(keep: float) -> None:
         assert compiled.report["operator"] is None
         return
     node, _ = program_of(compiled.model)
-    expected = answers(with_outputs(plain, list(node.output)), list(node.output))
+    expected = answers(with_outputs(plain, list(node.output)), IMAGES, list(node.output))
     for got, want in zip(interpreted(compiled.model), expected, strict=True):
         np.testing.assert_allclose(got, want, atol=1e-5)
 

@@ -18,8 +18,8 @@ from defensemble_export.graphs.mask_aware.program import (
     Program,
     Step,
     Window,
-    parse_program,
 )
+from tests.support.parsed_programs import parse_program
 
 INPUTS = ("images", "mean", "std", "scale", "bias", "average", "variance", "weight", "m0", "m1")
 MASKS = MaskExpression.of("m0") & MaskExpression.of("m1")
