@@ -64,7 +64,7 @@ test: $(STAMP) ## Run the tests that are not slow
 lint: $(STAMP) ## Check style: ruff for Python, clang-format for C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find $(CPP) tests/server/backend -name '*.cc' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find $(CPP) tests/server/backend tests/ops -name '*.cc' -o -name '*.h')
 
 types: $(STAMP) ## Check types: mypy, strict
 	$(BIN)/mypy

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from defensemble_ops import is_active, library_path, register
-from defensemble_ops.library import instruction_set_of
+from defensemble_ops.compiler import find_compiler
+from defensemble_ops.library import NATIVE, instruction_set_of
 from defensemble_ops.sessions import registration_problem
+from defensemble_server.runtime.backend_build import onnxruntime_library
 from tests.support import backend_graphs as graphs, operator_graphs as operators
 from tests.support.facts import raises
 
@@ -97,3 +102,18 @@ def test_sessions_that_cannot_be_asked() -> None:
     sizes = graphs.identity(1, ["batch", 3, "height", "width"])
     with raises(ValueError, "'x' | height | fixed image size"):
         is_active(session(sizes))
+
+
+def test_the_first_sessions_may_be_created_at_the_same_time(tmp_path: Path) -> None:
+    """ONNX Runtime (1.32) fails one of them in every fifth process if they add the operator's domain to its list, which has no lock."""
+    compiler = find_compiler()
+    assert compiler is not None
+    program, graph = tmp_path / "concurrent_sessions", tmp_path / "graph.onnx"
+    source = Path(__file__).with_name("concurrent_sessions.cc")
+    subprocess.run([*compiler.command, "-std=c++17", f"-I{NATIVE}", str(source), "-o", str(program), "-ldl", "-pthread"], check=True)
+    onnx.save(operators.masking(), graph)
+    for _ in range(20):
+        done = subprocess.run(
+            [program, onnxruntime_library(), library_path(), graph], stdout=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stdout) == (0, "")

@@ -325,6 +325,28 @@ OrtCustomOp make_operator() {
   return op;
 }
 
+// An ONNX file: y = Identity(x), both FLOAT [1], IR 8, opset 13.
+constexpr unsigned char kIdentity[] = {0x08, 0x08, 0x3a, 0x37, 0x0a, 0x10, 0x0a, 0x01, 0x78, 0x12, 0x01, 0x79, 0x22, 0x08, 0x49, 0x64, 0x65,
+                                       0x6e, 0x74, 0x69, 0x74, 0x79, 0x12, 0x01, 0x67, 0x5a, 0x0f, 0x0a, 0x01, 0x78, 0x12, 0x0a, 0x0a, 0x08,
+                                       0x08, 0x01, 0x12, 0x04, 0x0a, 0x02, 0x08, 0x01, 0x62, 0x0f, 0x0a, 0x01, 0x79, 0x12, 0x0a, 0x0a, 0x08,
+                                       0x08, 0x01, 0x12, 0x04, 0x0a, 0x02, 0x08, 0x01, 0x42, 0x04, 0x0a, 0x00, 0x10, 0x0d};
+
+// Creates a session that could use the domain. The first one adds the domain to the list of all domains of ONNX Runtime (1.32), which does
+// that without a lock: of two that are created at the same time, as a server does, one would fail.
+void announce(OrtCustomOpDomain* made) {
+  OrtEnv* env = nullptr;  // that of the process, if there is one already
+  check(api->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "defensemble", &env));
+  const std::unique_ptr<OrtEnv, void (*)(OrtEnv*)> owned_env(env, api->ReleaseEnv);
+  OrtSessionOptions* options = nullptr;
+  check(api->CreateSessionOptions(&options));
+  const std::unique_ptr<OrtSessionOptions, void (*)(OrtSessionOptions*)> owned_options(options, api->ReleaseSessionOptions);
+  check(api->SetIntraOpNumThreads(options, 1));
+  check(api->AddCustomOpDomain(options, made));
+  OrtSession* session = nullptr;
+  check(api->CreateSessionFromArray(env, kIdentity, sizeof kIdentity, options, &session));
+  api->ReleaseSession(session);
+}
+
 }  // namespace
 
 }  // namespace defensemble_ops
@@ -349,6 +371,7 @@ DEFENSEMBLE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, cons
       OrtCustomOpDomain* made = nullptr;
       check(api->CreateCustomOpDomain("defensemble", &made));
       check(api->CustomOpDomain_Add(made, &op));
+      announce(made);
       kernels = &chosen;
       domain = made;  // never released: sessions of this process keep using it
     }

@@ -101,13 +101,14 @@ using OrtLoggingFunction = void (*)(void* param, OrtLoggingLevel severity, const
 struct OrtApi {
   OrtStatus* (*CreateStatus)(OrtErrorCode code, const char* message);  // 0
   void* gap_1[1];
-  const char* (*GetErrorMessage)(const OrtStatus* status);  // 2
-  void* gap_3[1];
+  const char* (*GetErrorMessage)(const OrtStatus* status);                           // 2
+  OrtStatus* (*CreateEnv)(OrtLoggingLevel level, const char* log_id, OrtEnv** env);  // 3
   OrtStatus* (*CreateEnvWithCustomLogger)(OrtLoggingFunction function, void* param, OrtLoggingLevel level, const char* log_id,
                                           OrtEnv** env);  // 4
   void* gap_5[2];
   OrtStatus* (*CreateSession)(const OrtEnv* env, const char* path, const OrtSessionOptions* options, OrtSession** session);  // 7
-  void* gap_8[1];
+  OrtStatus* (*CreateSessionFromArray)(const OrtEnv* env, const void* model, size_t size, const OrtSessionOptions* options,
+                                       OrtSession** session);  // 8
   OrtStatus* (*Run)(OrtSession* session, const OrtRunOptions* options, const char* const* input_names, const OrtValue* const* inputs,
                     size_t input_count, const char* const* output_names, size_t output_count, OrtValue** outputs);  // 9
   OrtStatus* (*CreateSessionOptions)(OrtSessionOptions** options);                                                  // 10
