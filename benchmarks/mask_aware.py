@@ -36,7 +36,6 @@ from defensemble_server import ServerError
 from defensemble_training import TrainingError, load_dataset
 
 SCHEMA = "defensemble.benchmark.mask_aware/1"
-MEMBERS = 5
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,7 @@ class Effort:
         seconds: Seconds of each form in a round.
         served_s: Seconds of each form in a round of the served ensemble.
         width: Width of the networks.
+        members: Networks of an ensemble.
     """
 
     detail_keeps: tuple[float, ...] = (0.1, 0.3, 0.5)
@@ -64,6 +64,7 @@ class Effort:
     seconds: float = 0.5
     served_s: float = 8.0
     width: int = 64
+    members: int = 5
 
 
 QUICK = Effort((0.1,), (0.1,), ("resnet18", "vgg19"), (1, 16), (1, 16), rounds=2, seconds=0.2, served_s=2.0)
@@ -95,8 +96,8 @@ def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnPro
         detail[f"{keep:g}"] = _batches(present, images, effort)
         pair = {"dense": onnxruntime_form(plain, threads=2), "mask_aware": onnxruntime_form(aware, operator=True, threads=2)}
         two_threads[f"{keep:g}"] = _batches(pair, images, effort)
-    on_progress(f"{MEMBERS} members, keep 0.1")
-    pairs = [_forms("resnet18", 0.1, images, seed + number, effort)[:2] for number in range(MEMBERS)]
+    on_progress(f"{effort.members} members, keep 0.1")
+    pairs = [_forms("resnet18", 0.1, images, seed + number, effort)[:2] for number in range(effort.members)]
     members = _batches(
         {
             "dense": average_of([onnxruntime_form(plain) for plain, _ in pairs]),
@@ -162,8 +163,7 @@ def main(options: Options, data_dir: Path | None) -> NoReturn:
     """Compare the mask-aware form of networks with their dense form.
 
     Takes about fifteen minutes on two cores. With OpenVINO in the environment (`pip install openvino`), it is measured too. For another
-    instruction set of the operator, set DEFENSEMBLE_OPS_ISA. The exit status
-    is 1 if a goal is missed.
+    instruction set of the operator, set DEFENSEMBLE_OPS_ISA. The exit status is 1 if a goal is missed.
     """
     torch.set_num_threads(1)
     errors: Sequence[type[Exception]] = (TrainingError, RepositoryError, DefensembleError, ServerError, BuildError)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pytest
+
 from benchmarks.common.figures import exit_status
-from benchmarks.mask_aware import Effort
+from benchmarks.mask_aware import Effort, measure
 from benchmarks.masking.figures import compute_figures, grid_speeds
 
-TINY = Effort((0.1,), (0.1, 1.0), ("resnet18",), (1, 16), rounds=2, seconds=0.02, served_s=0.3, width=4)
+TINY = Effort((0.1,), (0.1,), ("resnet18",), (1, 16), (1, 16), rounds=1, seconds=0.01, served_s=0.2, width=8, members=2)
 
 
 def speeds(**batches: float) -> dict[str, Any]:
@@ -30,3 +33,13 @@ def test_figures_compare_medians_with_the_goals() -> None:
     assert figures["vgg19_keep_0.1_batch_16"]["holds"]
     assert exit_status(figures) == 1
     assert [name for name, _ in grid_speeds(measured["grid"])] == ["vgg19, keep 0.1, batch 1", "vgg19, keep 0.1, batch 16"]
+
+
+@pytest.mark.slow
+def test_all_forms_are_measured_and_agree() -> None:
+    images = np.random.default_rng(0).random((128, 3, 32, 32), np.float32)
+    measured = measure(images, TINY)
+    assert set(measured["detail"]["0.1"]["16"]) >= {"dense", "mask_aware", "standard"}
+    assert measured["grid"]["resnet18"]["0.1"]["difference"] < 1e-5
+    assert measured["served"]["largest_difference"] < 1e-5
+    assert {"five_members_batch_16", "served", "load", "resident", "file"} <= set(measured["figures"])

@@ -9,7 +9,10 @@ namespace {
 // Loads of whole vectors may read beyond the last value.
 constexpr size_t kSlack = 16;
 constexpr int kRoundedTo = 16;
-constexpr size_t kMostIndex = 1 << 28;  // 512 MB
+constexpr size_t kMostIndex = 1 << 28;   // 512 MB
+constexpr size_t kMostVisits = 1 << 25;  // 384 MB
+constexpr int kMostBlock = 128;
+constexpr int kLeastBlocks = 4;  // threads share them
 
 }  // namespace
 
@@ -23,24 +26,12 @@ ConvolutionStep::ConvolutionStep(Operands operands, const Geometry& geometry, co
   convolution_.stride = (geometry.output.channels + kRoundedTo - 1) / kRoundedTo * kRoundedTo;
   convolution_.weight_rows = geometry.kernel_height * geometry.kernel_width * input.channels;
   convolution_.activation = activation;
-  convolution_.input_starts = operands_.input_support->starts();
-  convolution_.input_channels = operands_.input_support->channels();
-  convolution_.input_height = input.height;
-  convolution_.input_width = input.width;
-  convolution_.output_width = geometry.output.width;
-  convolution_.kernel_height = geometry.kernel_height;
-  convolution_.kernel_width = geometry.kernel_width;
-  convolution_.stride_y = geometry.stride_y;
-  convolution_.stride_x = geometry.stride_x;
-  convolution_.pad_y = geometry.pad_y;
-  convolution_.pad_x = geometry.pad_x;
-  convolution_.dilation_y = geometry.dilation_y;
-  convolution_.dilation_x = geometry.dilation_x;
   convolution_.channels = operands_.own_support->channels();
   // The dense form reads tiles; one lane and the table form read the table.
   if (uses_one_lane || !is_dense) weights_.resize(static_cast<size_t>(convolution_.weight_rows) * convolution_.stride + kSlack);
   read_weights(weights, bias, uses_many_lanes);
   find_runs(geometry, uses_many_lanes);
+  if (uses_one_lane) find_visits(geometry);
   find_targets(output);
   parts = static_cast<int>(positions_.size());
 }
@@ -61,10 +52,11 @@ void ConvolutionStep::read_weights(const float* weights, const float* bias, bool
       }
     }
   }
-  if (bias != nullptr) bias_.assign(bias, bias + out);
+  bias_.resize(convolution_.stride);
+  if (bias != nullptr) std::copy(bias, bias + out, bias_.begin());
   convolution_.weights = weights_.data();
   convolution_.tiles = tiles_.data();
-  convolution_.bias = bias_.empty() ? nullptr : bias_.data();
+  convolution_.bias = bias_.data();
 }
 
 void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) {
@@ -72,38 +64,35 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
   const Support& own = *operands_.own_support;
   const Shape& shape = input.shape();
   const bool is_indexed = !input.is_full() || geometry.dilation_x != 1;
-  const auto add_run = [&](int32_t row, int32_t length, int32_t weight_row) {
-    if (length > 0) runs_.push_back({row, length, weight_row});
+  const auto add_run = [&](const Run& run) {
+    if (run.length > 0) runs_.push_back(run);
   };
   for (int position = 0; position < geometry.output.positions(); ++position) {
     if (own.count(position) == 0) continue;
-    OutputPosition output{static_cast<int32_t>(runs_.size()),  0,       own.start(position), own.count(position),
-                          static_cast<int64_t>(index_.size()), position};
+    OutputPosition output{static_cast<int32_t>(runs_.size()), 0, own.start(position), own.count(position)};
     const int y0 = position / geometry.output.width * geometry.stride_y - geometry.pad_y;
     const int x0 = position % geometry.output.width * geometry.stride_x - geometry.pad_x;
     int64_t rows = 0;
     for (int ky = 0; ky < geometry.kernel_height; ++ky) {
       const int y = y0 + ky * geometry.dilation_y;
       if (y < 0 || y >= shape.height) continue;
-      int32_t first = -1, length = 0, weight_row = 0;
+      Run run{-1, 0, 0};
       for (int kx = 0; kx < geometry.kernel_width; ++kx) {
         const int x = x0 + kx * geometry.dilation_x;
         if (x < 0 || x >= shape.width) continue;
         const int cell = y * shape.width + x, offset = (ky * geometry.kernel_width + kx) * shape.channels;
-        if (first < 0 || geometry.dilation_x != 1) {
-          add_run(first, length, weight_row);
-          first = input.start(cell);
-          length = 0;
-          weight_row = offset;
+        if (run.row < 0 || geometry.dilation_x != 1) {
+          add_run(run);
+          run = {input.start(cell), 0, is_indexed ? static_cast<int32_t>(index_.size()) : offset};
         }
-        length += input.count(cell);
+        run.length += input.count(cell);
         rows += input.count(cell);
         if (!uses_many_lanes || !is_indexed) continue;
         for (int32_t row = input.start(cell); row < input.start(cell + 1); ++row) {
           index_.push_back(static_cast<uint16_t>(offset + input.channel(row)));
         }
       }
-      add_run(first, length, weight_row);
+      add_run(run);
     }
     output.runs = static_cast<int32_t>(runs_.size()) - output.first_run;
     work += static_cast<double>(rows) * output.count;
@@ -118,6 +107,48 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
   convolution_.positions = positions_.data();
   convolution_.runs = runs_.data();
   convolution_.index = uses_many_lanes && is_indexed ? index_.data() : nullptr;
+}
+
+void ConvolutionStep::find_visits(const Geometry& geometry) {
+  const Support& input = *operands_.input_support;
+  const Support& own = *operands_.own_support;
+  const Shape& shape = input.shape();
+  std::vector<int> places;  // of positions_
+  for (int place = 0; place < geometry.output.positions(); ++place) {
+    if (own.count(place) > 0) places.push_back(place);
+  }
+  const int count = static_cast<int>(places.size()), fitting = std::max(1, kBlockFloats / convolution_.stride);
+  const int block = std::max(1, std::min({kMostBlock, fitting, (count + kLeastBlocks - 1) / kLeastBlocks}));
+  const auto is_shorter = [](const Visit& a, const Visit& b) { return a.length < b.length; };
+  visit_starts_.push_back(0);
+  for (int first = 0; first < count; first += block, ++blocks_) {
+    const int positions = std::min(block, count - first);
+    for (int ky = 0, weights = 0; ky < geometry.kernel_height; ++ky) {
+      for (int kx = 0; kx < geometry.kernel_width; ++kx, weights += shape.channels) {
+        for (int p = 0; p < positions; ++p) {
+          const int place = places[first + p];
+          const int y = place / geometry.output.width * geometry.stride_y - geometry.pad_y + ky * geometry.dilation_y;
+          const int x = place % geometry.output.width * geometry.stride_x - geometry.pad_x + kx * geometry.dilation_x;
+          if (y < 0 || y >= shape.height || x < 0 || x >= shape.width) continue;
+          const int cell = y * shape.width + x;
+          if (input.count(cell) == 0) continue;
+          visits_.push_back({input.start(cell), weights, static_cast<uint16_t>(input.count(cell)), static_cast<uint16_t>(p)});
+        }
+        std::stable_sort(visits_.begin() + visit_starts_.back(), visits_.end(), is_shorter);
+        visit_starts_.push_back(static_cast<int32_t>(visits_.size()));
+      }
+    }
+    if (visits_.size() > kMostVisits) {
+      throw ProgramError("a convolution reads more than " + std::to_string(kMostVisits) + " places of its input per image");
+    }
+  }
+  visits_.shrink_to_fit();
+  convolution_.visits = visits_.data();
+  convolution_.visit_starts = visit_starts_.data();
+  convolution_.input_channels = input.channels();
+  convolution_.block_positions = block;
+  convolution_.position_count = count;
+  convolution_.offsets = geometry.kernel_height * geometry.kernel_width;
 }
 
 void ConvolutionStep::find_targets(const Support& output) {

@@ -44,22 +44,26 @@ class ConvolutionStep : public Step {
 
   void run(const Chunk& chunk, int begin, int end) const override;
   void prefetch() const override;
+  int parts_for(int lanes) const override { return lanes == 1 ? blocks_ : parts; }
 
  private:
   void read_weights(const float* weights, const float* bias, bool uses_many_lanes);
   void find_runs(const Geometry& geometry, bool uses_many_lanes);
+  void find_visits(const Geometry& geometry);
   void find_targets(const Support& output);
   void copy_residual_rows(const Chunk& chunk) const;
 
   Operands operands_;
   const Kernels& kernels_;
   bool is_dense_;
+  int blocks_ = 0;  // of positions, for one lane
   Convolution convolution_;
   Floats weights_, tiles_, bias_;
   std::vector<OutputPosition> positions_;
   std::vector<Run> runs_;
+  std::vector<Visit> visits_;
   std::vector<uint16_t> index_;
-  std::vector<int32_t> targets_, residuals_;
+  std::vector<int32_t> visit_starts_, targets_, residuals_;
   // Rows that only the residual has.
   std::vector<int32_t> copied_to_, copied_from_;
 };

@@ -52,13 +52,13 @@ DEFENSEMBLE_INLINE void tile(const Convolution& c, const float* input, float* ou
   Vector<N> sums[O][V];
 #pragma GCC unroll 16
   for (int o = 0; o < O; ++o) {
-    for (int v = 0; v < V; ++v) sums[o][v] = splat<N>(c.bias ? c.bias[first_channel + column(o)] : 0);
+    for (int v = 0; v < V; ++v) sums[o][v] = splat<N>(c.bias[first_channel + column(o)]);
   }
-  const uint16_t* index = kIndexed ? c.index + position.index : nullptr;
   for (int r = 0; r < position.runs; ++r) {
     const Run& run = c.runs[position.first_run + r];
     const float* x = input + static_cast<size_t>(run.row) * L;
-    const float* w = weights + static_cast<size_t>(run.weight_row) * stride;
+    const uint16_t* index = kIndexed ? c.index + run.weights : nullptr;
+    const float* w = kIndexed ? nullptr : weights + static_cast<size_t>(run.weights) * stride;
     for (int i = run.length; i > 0; --i, x += L) {
       if (kIndexed) w = weights + static_cast<size_t>(*index++) * stride;
       Vector<N> value[V];

@@ -10,26 +10,32 @@ namespace defensemble_ops {
 
 enum class Activation { none, relu, sigmoid };
 
-// Consecutive input rows and the rows of the weight table that they are multiplied with: those of the table's `index`, or, in a full
-// tensor, consecutive ones from `weight_row` on.
+// Consecutive input rows and the rows of the weight table that they are multiplied with: the next ones of `index` from `weights` on or,
+// without an index, the rows from `weights` on.
 struct Run {
-  int32_t row, length, weight_row;
+  int32_t row, length, weights;
 };
 
 // One position of a convolution's output that has rows.
 struct OutputPosition {
   int32_t first_run, runs;
   int32_t row, count;  // of the convolution's own rows
-  int64_t index;       // where its part of `index` begins
-  int32_t position;    // y * width + x
 };
+
+// For one lane: consecutive input rows, whose products with the weight rows of their channels, from `weights` on, are added to the sums of
+// a position of the block.
+struct Visit {
+  int32_t row, weights;
+  uint16_t length, position;
+};
+constexpr int kBlockFloats = 1 << 12;  // the sums of a block stay in the first cache, with the weights of a kernel offset
 
 struct Convolution {
   int channels_in = 0, channels_out = 0;
   int stride = 0;                  // floats between rows of `weights`: the channels, rounded up to whole vectors of 16
   const float* weights = nullptr;  // a row per (ky, kx, channel in), a column per channel out
   const float* tiles = nullptr;    // the same as [tile][row][kDenseTile], for `dense`
-  const float* bias = nullptr;     // per channel out, or null
+  const float* bias = nullptr;     // per channel out; 0 for the rest of `stride`
   int weight_rows = 0;
   const OutputPosition* positions = nullptr;
   const Run* runs = nullptr;
@@ -38,14 +44,14 @@ struct Convolution {
   const int32_t* target = nullptr;     // output row of each own row; null: the same
   const int32_t* residual = nullptr;   // residual row of each own row, or -1; null: there is no residual
   Activation activation = Activation::none;
-  // For `rows`, which follows the geometry itself.
-  const int32_t* input_starts = nullptr;
+  // For `rows`. The visits of a kernel offset in a block begin at visit_starts[block * offsets + offset].
+  const Visit* visits = nullptr;
+  const int32_t* visit_starts = nullptr;
   const uint16_t* input_channels = nullptr;
-  int input_height = 0, input_width = 0, output_width = 0;
-  int kernel_height = 0, kernel_width = 0, stride_y = 0, stride_x = 0, pad_y = 0, pad_x = 0, dilation_y = 0, dilation_x = 0;
+  int block_positions = 0, position_count = 0, offsets = 0;
 };
 
-// Calls of `convolve_*` compute output positions `begin` to `end`, as numbers of `positions`.
+// Computes output positions `begin` to `end`, as numbers of `positions`; with one lane, blocks of them.
 using Convolve = void (*)(const Convolution& convolution, const float* input, float* output, const float* residual, int begin, int end,
                           int lanes);
 

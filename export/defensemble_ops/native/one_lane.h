@@ -7,105 +7,74 @@ namespace defensemble_ops {
 
 namespace {
 
-// Positions of a convolution with one lane that are computed together: where their input begins, and their sums.
-struct Block {
-  static constexpr int kMost = 128;
-  static constexpr int kFloats = 1 << 14;  // of the sums, which stay in the second cache
-  int count = 0, columns = 0;
-  int y[kMost], x[kMost];
-  alignas(64) float sums[kFloats];
+// The sums of a block's positions: `columns` channels of each, from `from` on.
+struct Sums {
+  int from, columns;
+  alignas(64) float values[kBlockFloats];
+
+  float* at(int position, int column) { return values + static_cast<size_t>(position) * columns + column; }
 };
 
-// Adds to V vectors of sums, from `column` on, the products of the input at kernel offset (dy, dx).
+// Adds the products of some visits to V vectors of sums from `column` on. Visits of one length follow each other, so that the processor
+// predicts the end of the loop.
 template <int V>
-void add_offset(const Convolution& c, const float* input, Block& block, const float* weights, int dy, int dx, int column) {
-  for (int p = 0; p < block.count; ++p) {
-    const int y = block.y[p] + dy, x = block.x[p] + dx;
-    if (y < 0 || y >= c.input_height || x < 0 || x >= c.input_width) continue;
-    const int32_t* start = c.input_starts + y * c.input_width + x;
-    float* sums = block.sums + static_cast<size_t>(p) * block.columns + column;
-    Vector<kWidth> a[V];
+void add_visits(const Convolution& c, const float* input, const Visit* visit, const Visit* end, Sums& sums, int column) {
+  for (; visit < end; ++visit) {
+    const float* x = input + visit->row;
+    const uint16_t* channel = c.input_channels + visit->row;
+    const float* table = c.weights + static_cast<size_t>(visit->weights) * c.stride + sums.from + column;
+    float* to = sums.at(visit->position, column);
+    Vector<kWidth> sum[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) a[v] = load<kWidth>(sums + v * kWidth);
-    int row = start[0];
-    if constexpr (V <= 4) {  // too few sums to hide the latency of an addition
-      Vector<kWidth> b[V]{};
-      for (; row + 2 <= start[1]; row += 2) {
-        const float* w = weights + static_cast<size_t>(c.input_channels[row]) * c.stride;
-        const float* next = weights + static_cast<size_t>(c.input_channels[row + 1]) * c.stride;
-        const Vector<kWidth> value = splat<kWidth>(input[row]), following = splat<kWidth>(input[row + 1]);
+    for (int v = 0; v < V; ++v) sum[v] = load<kWidth>(to + v * kWidth);
+    for (int i = 0; i < visit->length; ++i) {
+      const float* w = table + static_cast<size_t>(channel[i]) * c.stride;
+      const Vector<kWidth> value = splat<kWidth>(x[i]);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) {
-          a[v] += load<kWidth>(w + v * kWidth) * value;
-          b[v] += load<kWidth>(next + v * kWidth) * following;
-        }
-      }
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) a[v] += b[v];
-    }
-    for (; row < start[1]; ++row) {
-      const float* w = weights + static_cast<size_t>(c.input_channels[row]) * c.stride;
-      const Vector<kWidth> value = splat<kWidth>(input[row]);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) a[v] += load<kWidth>(w + v * kWidth) * value;
+      for (int v = 0; v < V; ++v) sum[v] += load<kWidth>(w + v * kWidth) * value;
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) store<kWidth>(sums + v * kWidth, a[v]);
+    for (int v = 0; v < V; ++v) store<kWidth>(to + v * kWidth, sum[v]);
   }
 }
 
-using AddOffset = void (*)(const Convolution&, const float*, Block&, const float*, int, int, int);
-
-// Sets the sums of positions `begin` to `end` to the bias of the columns from `from` on.
-void begin_block(const Convolution& c, Block& block, int begin, int end, int from) {
-  block.count = end - begin;
-  const int real = c.channels_out - from < block.columns ? c.channels_out - from : block.columns;
-  for (int p = 0; p < block.count; ++p) {
-    const int position = c.positions[begin + p].position;
-    block.y[p] = position / c.output_width * c.stride_y - c.pad_y;
-    block.x[p] = position % c.output_width * c.stride_x - c.pad_x;
-    float* sums = block.sums + static_cast<size_t>(p) * block.columns;
-    std::memset(sums, 0, sizeof(float) * block.columns);
-    if (c.bias) std::memcpy(sums, c.bias + from, sizeof(float) * real);
+// Picks the outputs of a position that are needed.
+DEFENSEMBLE_INLINE void pick(const Convolution& c, const float* sums, int from, int columns, float* output, const float* residual,
+                             const OutputPosition& position) {
+  for (int own = position.row; own < position.row + position.count; ++own) {
+    const int column = c.channels[own] - from;
+    if (column < 0 || column >= columns) continue;
+    float sum = sums[column];
+    if (c.residual && c.residual[own] >= 0) sum += residual[c.residual[own]];
+    output[c.target ? c.target[own] : own] = activated(sum, c.activation);
   }
 }
 
-// Picks the outputs that are needed.
-void finish_block(const Convolution& c, const Block& block, float* output, const float* residual, int begin, int from) {
-  for (int p = 0; p < block.count; ++p) {
-    const OutputPosition& position = c.positions[begin + p];
-    for (int own = position.row; own < position.row + position.count; ++own) {
-      const int column = c.channels[own] - from;
-      if (column < 0 || column >= block.columns) continue;
-      float sum = block.sums[static_cast<size_t>(p) * block.columns + column];
-      if (c.residual && c.residual[own] >= 0) sum += residual[c.residual[own]];
-      output[c.target ? c.target[own] : own] = activated(sum, c.activation);
-    }
-  }
-}
-
-// One lane. All outputs of a position are computed, and those that are needed are picked at the end. Kernel offsets outside, positions
-// inside: the weights of an offset stay in the first cache.
+// All outputs of a position are computed, and those that are needed are picked at the end. Kernel offsets outside, positions inside: the
+// weights of an offset stay in the first cache.
 void rows(const Convolution& c, const float* input, float* output, const float* residual, int begin, int end, int) {
-  static constexpr AddOffset add[] = {nullptr,       add_offset<1>, add_offset<2>, add_offset<3>, add_offset<4>,
-                                      add_offset<5>, add_offset<6>, add_offset<7>, add_offset<8>};
+  static constexpr decltype(&add_visits<1>) add[] = {nullptr,       add_visits<1>, add_visits<2>, add_visits<3>, add_visits<4>,
+                                                     add_visits<5>, add_visits<6>, add_visits<7>, add_visits<8>};
   constexpr int kTile = 8 * kWidth;
-  Block block;
-  for (int from = 0; from < c.stride; from += Block::kFloats) {
-    block.columns = c.stride - from < Block::kFloats ? c.stride - from : Block::kFloats;
-    const int fitting = Block::kFloats / block.columns, most = fitting < Block::kMost ? fitting : Block::kMost;
-    for (int first = begin; first < end; first += most) {
-      begin_block(c, block, first, end - first < most ? end : first + most, from);
-      for (int ky = 0, offset = 0; ky < c.kernel_height; ++ky) {
-        for (int kx = 0; kx < c.kernel_width; ++kx, ++offset) {
-          const float* weights = c.weights + static_cast<size_t>(offset) * c.channels_in * c.stride + from;
-          for (int column = 0; column < block.columns; column += kTile) {
-            const int width = block.columns - column < kTile ? block.columns - column : kTile;
-            add[width / kWidth](c, input, block, weights + column, ky * c.dilation_y, kx * c.dilation_x, column);
-          }
+  Sums sums;
+  for (int block = begin; block < end; ++block) {
+    const int first = block * c.block_positions;
+    const int count = c.position_count - first < c.block_positions ? c.position_count - first : c.block_positions;
+    const int32_t* starts = c.visit_starts + static_cast<size_t>(block) * c.offsets;
+    for (sums.from = 0; sums.from < c.stride; sums.from += kBlockFloats) {
+      sums.columns = c.stride - sums.from < kBlockFloats ? c.stride - sums.from : kBlockFloats;
+      for (int p = 0; p < count; ++p) {
+        for (int column = 0; column < sums.columns; column += kWidth) {
+          store<kWidth>(sums.at(p, column), load<kWidth>(c.bias + sums.from + column));
         }
       }
-      finish_block(c, block, output, residual, first, from);
+      for (int offset = 0; offset < c.offsets; ++offset) {
+        for (int column = 0; column < sums.columns; column += kTile) {
+          const int width = sums.columns - column < kTile ? sums.columns - column : kTile;
+          add[width / kWidth](c, input, c.visits + starts[offset], c.visits + starts[offset + 1], sums, column);
+        }
+      }
+      for (int p = 0; p < count; ++p) pick(c, sums.at(p, 0), sums.from, sums.columns, output, residual, c.positions[first + p]);
     }
   }
 }

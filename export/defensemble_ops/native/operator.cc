@@ -254,12 +254,13 @@ class Kernel {
           images_ + part.first * plan_.image_shape().size(), outputs.data(), workspace.floats(), plan_.offsets(), part.count, part.lanes};
       for (const auto& step : plan_.steps()) {
         if (part.lanes == 1) step->prefetch();
-        const auto tasks = std::min<int64_t>({kMostTasks, step->parts, static_cast<int64_t>(step->work * part.lanes / kWorkOfATask)});
+        const int of_step = step->parts_for(part.lanes);
+        const auto tasks = std::min<int64_t>({kMostTasks, of_step, static_cast<int64_t>(step->work * part.lanes / kWorkOfATask)});
         if (!in_threads || tasks < 2) {
-          step->run(chunk, 0, step->parts);
+          step->run(chunk, 0, of_step);
         } else {
           for_each(tasks, [&](size_t i) {
-            const auto bound = [&](int64_t task) { return static_cast<int>(step->parts * task / tasks); };
+            const auto bound = [&](int64_t task) { return static_cast<int>(of_step * task / tasks); };
             step->run(chunk, bound(static_cast<int64_t>(i)), bound(static_cast<int64_t>(i) + 1));
           });
         }

@@ -42,6 +42,8 @@ class Step {
   virtual void run(const Chunk& chunk, int begin, int end) const = 0;
   // Loads the weights in their order; at random, as one lane needs them, memory takes longer.
   virtual void prefetch() const {}
+  // Parts for chunks of `lanes`.
+  virtual int parts_for(int /*lanes*/) const { return parts; }
 
   int parts = 0;
   double work = 0;  // multiplications or copies per image, to decide whether threads pay
