@@ -17,7 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ..traversal import names_of, read_by, replace, unique_name
-from .costs import dense_products, plain_time
+from .costs import GAIN_BATCHES, dense_products, plain_time
 from .expressions import FULL, NOTHING, BoolArray, MaskExpression
 from .lowering import needed
 from .operations import Network, Operation, supported_nodes
@@ -35,16 +35,20 @@ class ChannelForm:
     Attributes:
         model: The graph.
         layers: Each convolution that is smaller, with the channels of its input and output that are left.
-        dense: The estimated time of the network as it was.
-        time: The estimated time of the network in this form.
+        dense: The estimated time of the network as it was for each image, by batch.
+        times: The estimated time of the network in this form for each image, by batch.
         products: The multiplications of each of the `layers` on one image.
     """
 
     model: onnx.ModelProto
     layers: tuple[tuple[Operation, BoolArray, BoolArray], ...]
-    dense: float
-    time: float
+    dense: dict[int, float]
+    times: dict[int, float]
     products: tuple[int, ...]
+
+    def time(self, batch: int) -> float:
+        """Return the estimated time for each image of a batch."""
+        return self.times[batch]
 
 
 def has_channel_masks(network: Network) -> bool:
@@ -76,15 +80,17 @@ def channel_form(model: onnx.ModelProto, network: Network, images: str, block: i
         for operation, inputs, outputs in layers
     )
     by_node = {operation.node: operation for operation in operations}
-    dense = time = 0.0
+    dense, times = dict.fromkeys(GAIN_BATCHES, 0.0), dict.fromkeys(GAIN_BATCHES, 0.0)
     for position in network.nodes:
-        plain = plain_time(network, position)
-        dense += plain
         operation = by_node.get(position)
+        share = 1.0
         if operation is not None:
-            plain *= channels[operation.output].mean() * (channels[operation.inputs[0]].mean() if operation.kind == "conv" else 1)
-        time += plain
-    return ChannelForm(_Rewriting(model, network, operations, channels).model(), layers, dense, time, products)
+            share = channels[operation.output].mean() * (channels[operation.inputs[0]].mean() if operation.kind == "conv" else 1)
+        for batch in GAIN_BATCHES:
+            plain = plain_time(network, position, batch)
+            dense[batch] += plain
+            times[batch] += plain * share
+    return ChannelForm(_Rewriting(model, network, operations, channels).model(), layers, dense, times, products)
 
 
 def _kept_channels(

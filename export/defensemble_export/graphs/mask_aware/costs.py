@@ -1,7 +1,7 @@
 """Estimate the time of a program and of plain nodes, from counts only, so that the same network always gives the same program.
 
-All times are nanoseconds for one image on one thread of the machine that was measured. Only their ratios matter: those of ONNX Runtime are
-from AMD Zen 4, and those of the operator were fitted to whole networks on AMD Zen 3 with AVX2, the slower of the two.
+All times are nanoseconds for one image on one thread of the machine that was measured: AMD Zen 5 with AVX-512, ONNX Runtime 1.32. Only
+their ratios matter.
 """
 
 from __future__ import annotations
@@ -12,49 +12,62 @@ from dataclasses import dataclass
 import numpy as np
 
 from .operations import Network
-from .program import BATCH_CLASSES, Conv, Images, Instruction, Output, Program
+from .program import BATCH_CLASSES, Combine, Concat, Conv, Images, Output, Program
 from .supports import TensorSupport, conv_products
 
 LANES = (1, 8, 16)
+GAIN_BATCHES = (1, 4, 16, 64)  # at which the gain is estimated
 # The batches at which a batch class is estimated: all of a class that can have empty lanes.
 _BATCHES: tuple[tuple[int, ...], ...] = ((1,), (2, 3, 4), (5, 6, 7, 8), (16,))
 
 
 @dataclass(frozen=True)
-class CostTable:
-    """What operations cost.
+class PlainCosts:
+    """What ONNX Runtime takes for each image.
 
     Attributes:
-        product: ONNX Runtime's time for a multiplication of a large convolution: 100 to 105 GFLOP/s were measured.
-        small_images: Its relative speed where the output is 8x8 or smaller: 55 to 75 GFLOP/s.
-        small_extent: The largest height and width of such an output.
-        plain_values: Its time for each value of an operator; others 0.3. A Where of 65,536 values takes 70 to 160 us. An activation or a
-            sum behind a convolution is fused.
-        table: Relative speeds of the table form by kept outputs for each position: each output is one chain of additions, and few chains
-            leave the units idle.
-        dense: Relative speed of the dense form.
-        rows: Relative speeds with one lane by kept inputs for each position and kernel offset, counted on all output channels, which it
-            computes. The sums are loaded and stored for each offset, and the weights of few inputs come from memory in no order. Fitted on
-            AVX2 (AMD Zen 3): with ResNet-18, batch 1 was 1.31, 1.04 and 0.94 times as fast as dense at keep 0.1, 0.3 and 0.5.
-        eight_lanes: Relative speed of 8 lanes, with which a weight is loaded for half as many images.
-        row: Time for each value of a row of other instructions.
-        output: Time for each value of an output, in tiles: 46 us for 65,536.
+        product: For a multiplication of a convolution, by the larger of the output's height and width: on few positions, reading
+            the weights takes longer than computing.
+        where: For a value of a Where, with reordering its input and output.
     """
 
-    product: float = 0.02
-    small_images: float = 0.75
-    small_extent: int = 8
-    plain_values: tuple[tuple[str, float], ...] = (("Where", 1.7), ("Relu", 0.0), ("Add", 0.1), ("Identity", 0.0), ("Dropout", 0.0))
-    table: tuple[tuple[float, float], ...] = ((4, 0.32), (8, 0.42), (12, 0.5))
-    dense: float = 0.7
-    rows: tuple[tuple[float, float], ...] = ((6, 0.26), (20, 0.33), (32, 0.38), (64, 0.42))
-    eight_lanes: float = 0.65
-    row: float = 0.25
-    output: float = 0.7
+    product: tuple[tuple[int, float], ...]
+    where: float
 
 
-COSTS = CostTable()
-_OTHER_VALUES = 0.3
+_ONE_IMAGE = PlainCosts(product=((2, 0.054), (4, 0.0203), (8, 0.0116), (16, 0.0095)), where=2.3)
+_MANY_IMAGES = PlainCosts(product=((2, 0.019), (4, 0.0122), (8, 0.0096), (16, 0.009)), where=1.6)
+# Its time for a value of other operators; an activation or a sum after a convolution is fused.
+_PLAIN_VALUE = {"Relu": 0.0, "Add": 0.1, "Identity": 0.0, "Dropout": 0.0}
+_OTHER_PLAIN_VALUE = 0.3
+
+
+@dataclass(frozen=True)
+class LaneCosts:
+    """What a program costs for each image with some number of lanes, from a regression over 143 convolutions of six architectures.
+
+    Attributes:
+        product: For a multiplication; with one lane, all channels of a position are computed.
+        input: For an input row, at each position that reads it.
+        output: For an output row.
+        position: For each channel of a position with an output.
+        row: For a row that another instruction reads or writes.
+        value: For a value of the images or of an output of the node.
+    """
+
+    product: float
+    input: float
+    output: float
+    position: float
+    row: float
+    value: float
+
+
+_COSTS = {
+    1: LaneCosts(product=0.0183, input=0.25, output=0.87, position=0.68, row=0.65, value=0.7),
+    8: LaneCosts(product=0.0184, input=0.11, output=0.43, position=0.03, row=0.2, value=1.3),
+    16: LaneCosts(product=0.0096, input=0.075, output=0.34, position=0.02, row=0.25, value=1.3),
+}
 
 
 def dense_products(network: Network, position: int) -> int:
@@ -69,113 +82,80 @@ def dense_products(network: Network, position: int) -> int:
     return 0 if shape is None else int(np.prod(shape) * np.prod(dims[1:]))
 
 
-def plain_time(network: Network, position: int, costs: CostTable = COSTS) -> float:
-    """Return the time of a node in ONNX Runtime, at any batch."""
+def plain_time(network: Network, position: int, batch: int) -> float:
+    """Return the time of a node in ONNX Runtime for each image of a batch."""
+    costs = _ONE_IMAGE if batch == 1 else _MANY_IMAGES
     node = network.graph.node[position]
     shape = network.shapes.get(node.output[0])
     if products := dense_products(network, position):
-        is_small = shape is not None and max(shape[1:]) <= costs.small_extent
-        return products * costs.product / (costs.small_images if is_small else 1.0)
+        extents, times = zip(*costs.product, strict=True)
+        return products * float(np.interp(max(shape[1:]) if shape is not None else extents[-1], extents, times))
     values = 0 if shape is None else int(np.prod(shape))
-    return values * dict(costs.plain_values).get(node.op_type, _OTHER_VALUES)
+    return values * (costs.where if node.op_type == "Where" else _PLAIN_VALUE.get(node.op_type, _OTHER_PLAIN_VALUE))
 
 
 @dataclass(frozen=True)
 class ConvCounts:
-    """The multiplications of a convolution of a program on one image.
+    """What a convolution of a program computes on one image.
 
     Attributes:
-        kept: Those of input neurons that can be non-zero for output neurons that are computed.
-        unpadded: Those of a dense convolution, without those on padding.
-        all_channels: Those of `kept` if each position with an output computes all channels.
+        kept: Multiplications of input neurons that can be non-zero for output neurons that are computed.
+        unpadded: Multiplications of a dense convolution, without those on padding.
+        inputs: The input neurons that can be non-zero, counted at each position with an output that reads them.
         positions: The positions with an output.
         rows: The output neurons that are computed.
-        inputs_per_offset: Mean of the input neurons that can be non-zero, for a position and a kernel offset.
+        channels: The output channels.
     """
 
     kept: int
     unpadded: int
-    all_channels: int
+    inputs: int
     positions: int
     rows: int
-    inputs_per_offset: float
-
-
-def _interpolate(points: Sequence[tuple[float, float]], value: float) -> float:
-    places, speeds = zip(*points, strict=True)
-    return float(np.interp(value, places, speeds))
+    channels: int
 
 
 def conv_counts(conv: Conv, source: TensorSupport, result: TensorSupport) -> ConvCounts:
-    """Count the multiplications of a convolution from the supports of its input and of what it computes."""
+    """Count what a convolution computes from the supports of its input and of what it computes."""
     rows = result.rows
-    products = conv_products(source.support, rows, conv.window)
-    positions = rows.any(0)
-    inputs = conv_products(source.support, np.broadcast_to(positions, rows.shape), conv.window)
+    positions = np.any(rows, axis=0, keepdims=True)
+    kept = conv_products(source.support, rows, conv.window)
+    inputs = conv_products(source.support, positions, conv.window)
     unpadded = conv_products(np.ones_like(source.support), np.ones_like(rows), conv.window)
-    count = int(positions.sum())
-    offsets = int(np.prod(conv.window.kernel))
-    per_offset = float(inputs.sum()) / max(1, count * len(rows) * offsets)
-    return ConvCounts(int(products.sum()), int(unpadded.sum()), int(inputs.sum()), count, int(rows.sum()), per_offset)
+    return ConvCounts(int(kept.sum()), int(unpadded.sum()), int(inputs.sum()), int(positions.sum()), int(rows.sum()), len(rows))
 
 
-def conv_time(conv: Conv, counts: ConvCounts, lanes: int, costs: CostTable = COSTS) -> float:
+def conv_time(counts: ConvCounts, lanes: int) -> float:
     """Return the time of a convolution for each image, when all lanes are used."""
-    if lanes == 1:
-        return counts.all_channels * costs.product / _interpolate(costs.rows, counts.inputs_per_offset)
-    if conv.form == "dense":
-        speed = costs.dense
-    else:
-        speed = _interpolate(costs.table, counts.rows / max(counts.positions, 1))
-    return counts.kept * costs.product / (speed * (costs.eight_lanes if lanes == 8 else 1.0))
+    costs = _COSTS[lanes]
+    products = counts.inputs * counts.channels if lanes == 1 else counts.kept
+    positions = counts.positions * counts.channels * costs.position
+    return products * costs.product + counts.inputs * costs.input + counts.rows * costs.output + positions
 
 
-def instruction_time(
-    instruction: Instruction,
-    counts: ConvCounts | None,
-    supports: Sequence[TensorSupport],
-    number: int,
-    lanes: int,
-    costs: CostTable = COSTS,
-) -> float:
-    """Return the time of an instruction for each image, when all lanes are used.
-
-    Args:
-        instruction: The instruction.
-        counts: The counts of a convolution.
-        supports: The supports of all tensors.
-        number: The tensor that the instruction defines.
-        lanes: The batch lanes.
-        costs: What operations cost.
-    """
-    if isinstance(instruction, Output):
-        return supports[instruction.input].support.size * costs.output
-    if isinstance(instruction, Conv):
-        assert counts is not None
-        return conv_time(instruction, counts, lanes, costs) + counts.rows * costs.row
-    values = int(supports[number].support.sum())
-    return values * (costs.output if isinstance(instruction, Images) else costs.row)
-
-
-def program_times(
-    program: Program, supports: Sequence[TensorSupport], counts: Sequence[ConvCounts | None], costs: CostTable = COSTS
-) -> dict[int, float]:
+def program_times(program: Program, supports: Sequence[TensorSupport], counts: Sequence[ConvCounts | None]) -> dict[int, float]:
     """Return the time of a program for each image by its lanes, when all lanes are used.
 
     Args:
         program: The program.
         supports: The support of each tensor.
         counts: The counts of each tensor that a convolution defines.
-        costs: What operations cost.
     """
-    times = dict.fromkeys(LANES, 0.0)
+    rows = [int(tensor.support.sum()) for tensor in supports]
+    values, moved = rows[0], 0
     number = 0
     for instruction in program.instructions:
-        is_output = isinstance(instruction, Output)
-        for lanes in LANES:
-            times[lanes] += instruction_time(instruction, None if is_output else counts[number], supports, number, lanes, costs)
-        number += not is_output
-    return times
+        if isinstance(instruction, Output):
+            values += supports[instruction.input].support.size
+            continue
+        if not isinstance(instruction, (Images, Conv)):
+            inputs = instruction.inputs if isinstance(instruction, (Combine, Concat)) else (instruction.input,)
+            moved += rows[number] + sum(rows[tensor] for tensor in inputs)
+        number += 1
+    return {
+        lanes: sum(conv_time(each, lanes) for each in counts if each is not None) + moved * costs.row + values * costs.value
+        for lanes, costs in _COSTS.items()
+    }
 
 
 def time_at(times: dict[int, float], lanes: int, batch: int) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .costs import ConvCounts, batch_time, best_lanes, conv_counts, plain_time, program_times
+from .costs import GAIN_BATCHES, ConvCounts, batch_time, best_lanes, conv_counts, plain_time, program_times
 from .function import node_inputs
 from .lowering import Lowered, lower
 from .operations import Network, Operation, supported_nodes
@@ -33,8 +33,8 @@ class Candidate:
         supports: The support of each tensor of the program.
         counts: The counts of each tensor that a convolution defines.
         times: The time of the program for each image, by its lanes.
-        rest: The time of the rest of the graph.
-        dense: The time of the whole graph without the node.
+        rest: The time of the rest of the graph for each image, by batch.
+        dense: The time of the whole graph without the node for each image, by batch.
     """
 
     operations: tuple[Operation, ...]
@@ -43,16 +43,16 @@ class Candidate:
     supports: tuple[TensorSupport, ...]
     counts: tuple[ConvCounts | None, ...]
     times: dict[int, float]
-    rest: float
-    dense: float
+    rest: dict[int, float]
+    dense: dict[int, float]
 
     def time(self, batch: int) -> float:
         """Return the estimated time for each image of a batch."""
-        return batch_time(self.times, self.lowered.program.lanes, batch) + self.rest
+        return batch_time(self.times, self.lowered.program.lanes, batch) + self.rest[batch]
 
     def gain(self, batch: int) -> float:
         """Return how many times as fast as without the node the network is expected to be."""
-        return self.dense / self.time(batch)
+        return self.dense[batch] / self.time(batch)
 
 
 def candidate(network: Network, operations: Sequence[Operation], images: str, given: Collection[str] = ()) -> Candidate:
@@ -76,9 +76,10 @@ def candidate(network: Network, operations: Sequence[Operation], images: str, gi
     )
     times = program_times(lowered.program, supports, counts)
     lowered = replace(lowered, program=replace(lowered.program, lanes=best_lanes(times)))
-    plain = {position: plain_time(network, position) for position in network.nodes}
-    rest = sum(time for position, time in plain.items() if position not in positions)
-    return Candidate(tuple(operations), outputs, lowered, tuple(supports), counts, times, rest, sum(plain.values()))
+    plain = {batch: {position: plain_time(network, position, batch) for position in network.nodes} for batch in GAIN_BATCHES}
+    rest = {batch: sum(time for position, time in times.items() if position not in positions) for batch, times in plain.items()}
+    dense = {batch: sum(times.values()) for batch, times in plain.items()}
+    return Candidate(tuple(operations), outputs, lowered, tuple(supports), counts, times, rest, dense)
 
 
 def best_candidate(network: Network, images: str, given: Collection[str] = ()) -> Candidate | None:

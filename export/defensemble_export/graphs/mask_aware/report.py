@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .channels import ChannelForm
-from .costs import dense_products
+from .costs import GAIN_BATCHES, dense_products
 from .operations import Network, Operation
 from .program import BATCH_CLASSES, Conv
 from .region import Candidate
-
-GAIN_BATCHES = (1, 4, 16, 64)
 
 
 def layers_of(network: Network, found: Candidate) -> list[dict[str, Any]]:
@@ -81,9 +79,11 @@ def multiplications_of(network: Network, found: Candidate | ChannelForm | None) 
 
 def gains_of(found: Sequence[Candidate | ChannelForm]) -> dict[str, float]:
     """Return the expected gain by batch, for networks that are computed one after the other."""
-    dense = sum(each.dense for each in found)
-    times = {batch: sum(each.time if isinstance(each, ChannelForm) else each.time(batch) for each in found) for batch in GAIN_BATCHES}
-    return {str(batch): round(dense / time, 3) for batch, time in times.items()}
+    gains = {}
+    for batch in GAIN_BATCHES:
+        dense = sum(each.dense[batch] for each in found)
+        gains[str(batch)] = round(dense / sum(each.time(batch) for each in found), 3)
+    return gains
 
 
 def stopped_at(network: Network) -> list[dict[str, str]]:

@@ -124,7 +124,8 @@ def test_constants_may_be_nodes() -> None:
 
 def test_a_tensor_with_other_readers_keeps_its_neurons() -> None:
     pool = node("GlobalMaxPool", ["c1"], ["all"])
-    model = masked([*TWO, pool, node("Add", ["z", "all"], ["r"])], "r")
+    third = [conv("z", "w1", "c2"), node("Where", ["m0", "c2", "zero"], ["u"]), node("Add", ["u", "all"], ["r"])]
+    model = masked([*TWO, pool, *third], "r")
     _, lines = compiled_and_checked(model)
     assert sum("support=full" in line for line in lines) == 1  # c1: the maximum reads all of it
 
