@@ -159,6 +159,16 @@ def test_more_outputs_than_the_program_has() -> None:
         session_of(model_of(GOOD, outputs=2))
 
 
+def test_an_output_without_a_name() -> None:
+    model = model_of(Written((2, 5, 5), [MAP, "output in=0", "output in=1"], CONSTANTS))
+    (node,) = (each for each in model.graph.node if each.domain)
+    unread = node.output[0]
+    node.output[0] = ""
+    model.graph.output.remove(next(each for each in model.graph.output if each.name == unread))
+    with pytest.raises(RuntimeException, match=r"1 outputs.* 2"):
+        session_of(model)
+
+
 def test_more_than_65535_weight_rows() -> None:
     line = "conv in=0 weight=1 bias=- kernel=1,1 strides=1,1 pads=0,0,0,0 dilations=1,1 support=full residual=- act=none form=dense"
     for channels, fact in ((65535, None), (65536, "extent")):

@@ -65,7 +65,7 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
   const Shape& shape = input.shape();
   const bool is_indexed = !input.is_full() || geometry.dilation_x != 1;
   const auto add_run = [&](const Run& run) {
-    if (run.length > 0) runs_.push_back(run);
+    if (uses_many_lanes && run.length > 0) runs_.push_back(run);
   };
   for (int position = 0; position < geometry.output.positions(); ++position) {
     if (own.count(position) == 0) continue;
@@ -97,11 +97,11 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
     output.runs = static_cast<int32_t>(runs_.size()) - output.first_run;
     work += static_cast<double>(rows) * output.count;
     positions_.push_back(output);
+    places_.push_back(position);
     if (index_.size() > kMostIndex) {
       throw ProgramError("a convolution reads more than " + std::to_string(kMostIndex) + " neurons of its input per image");
     }
   }
-  if (!uses_many_lanes) runs_.clear();
   runs_.shrink_to_fit();
   index_.shrink_to_fit();
   convolution_.positions = positions_.data();
@@ -111,13 +111,8 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
 
 void ConvolutionStep::find_visits(const Geometry& geometry) {
   const Support& input = *operands_.input_support;
-  const Support& own = *operands_.own_support;
   const Shape& shape = input.shape();
-  std::vector<int> places;  // of positions_
-  for (int place = 0; place < geometry.output.positions(); ++place) {
-    if (own.count(place) > 0) places.push_back(place);
-  }
-  const int count = static_cast<int>(places.size()), fitting = std::max(1, kBlockFloats / convolution_.stride);
+  const int count = static_cast<int>(positions_.size()), fitting = std::max(1, kBlockFloats / convolution_.stride);
   const int block = std::max(1, std::min({kMostBlock, fitting, (count + kLeastBlocks - 1) / kLeastBlocks}));
   const auto is_shorter = [](const Visit& a, const Visit& b) { return a.length < b.length; };
   visit_starts_.push_back(0);
@@ -126,7 +121,7 @@ void ConvolutionStep::find_visits(const Geometry& geometry) {
     for (int ky = 0, weights = 0; ky < geometry.kernel_height; ++ky) {
       for (int kx = 0; kx < geometry.kernel_width; ++kx, weights += shape.channels) {
         for (int p = 0; p < positions; ++p) {
-          const int place = places[first + p];
+          const int place = places_[first + p];
           const int y = place / geometry.output.width * geometry.stride_y - geometry.pad_y + ky * geometry.dilation_y;
           const int x = place % geometry.output.width * geometry.stride_x - geometry.pad_x + kx * geometry.dilation_x;
           if (y < 0 || y >= shape.height || x < 0 || x >= shape.width) continue;

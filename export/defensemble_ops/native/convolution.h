@@ -60,6 +60,7 @@ class ConvolutionStep : public Step {
   Convolution convolution_;
   Floats weights_, tiles_, bias_;
   std::vector<OutputPosition> positions_;
+  std::vector<int32_t> places_;  // y * width + x of each position
   std::vector<Run> runs_;
   std::vector<Visit> visits_;
   std::vector<uint16_t> index_;

@@ -180,8 +180,8 @@ class Kernel {
   Kernel& operator=(const Kernel&) = delete;
 
   void compute(OrtKernelContext* context) const {
-    Run run(*this, context);
-    run.compute();
+    Call call(*this, context);
+    call.compute();
     ++runs;
   }
 
@@ -193,9 +193,9 @@ class Kernel {
   };
 
   // One call of the node.
-  class Run {
+  class Call {
    public:
-    Run(const Kernel& kernel, OrtKernelContext* context) : plan_(kernel.plan_), context_(context) {
+    Call(const Kernel& kernel, OrtKernelContext* context) : plan_(kernel.plan_), context_(context) {
       const OrtValue* images = nullptr;
       check(api->KernelContext_GetInput(context, 0, &images));
       if (images == nullptr) throw ProgramError("the node has no images");
@@ -357,14 +357,15 @@ void announce(OrtCustomOpDomain* made) {
 // Called by SessionOptions.register_custom_ops_library and by our backend.
 DEFENSEMBLE_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace defensemble_ops;
-  // Null in an older ONNX Runtime: without its table, there is no status to return.
   const OrtApi* table = base->GetApi(kApiVersion);
-  if (table == nullptr) return nullptr;
+  if (table == nullptr) {  // an older ONNX Runtime; creating a status is part of every version
+    return base->GetApi(1)->CreateStatus(ORT_FAIL, "MaskedNetwork_v1: ONNX Runtime is too old for this library");
+  }
   const std::lock_guard<std::mutex> lock(registration);
   if (api != nullptr && api != table) {
     return table->CreateStatus(ORT_FAIL, "MaskedNetwork_v1: another ONNX Runtime of this process uses this library; load a copy of it");
   }
-  api = table;
+  if (api == nullptr) api = table;  // sessions of other threads read it
   return to_status([&] {
     const Kernels& chosen = chosen_kernels();
     if (domain == nullptr) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
 #include "convolution.h"
 #include "elementwise.h"
@@ -273,7 +272,7 @@ class Builder {
       const int64_t room = size + pads[axis] + pads[axis + 2] - dilations[axis] * (kernel[axis] - 1) - 1;
       if (room + (ceil ? strides[axis] - 1 : 0) < 0) line.fail("its kernel is larger than its input");
       int64_t count = (ceil ? (room + strides[axis] - 1) / strides[axis] : room / strides[axis]) + 1;
-      // A window that would begin behind the image and its padding in front is left out, as in PyTorch and ONNX Runtime.
+      // A window that would begin after the image and its leading padding is left out, as in PyTorch and ONNX Runtime.
       if (ceil && (count - 1) * strides[axis] >= size + pads[axis]) --count;
       return count;
     };

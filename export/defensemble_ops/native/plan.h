@@ -28,7 +28,6 @@ struct Constant {
 class Step {
  public:
   virtual ~Step() = default;
-  // Computes parts `begin` to `end`. `at(tensor)` is the place of a tensor.
   struct Chunk {
     const float* images;
     float* const* outputs;  // of the node, at the chunk's first image
@@ -37,8 +36,10 @@ class Step {
     int count;               // images
     int lanes;
 
+    // The place of a tensor.
     float* at(int tensor) const { return workspace + offsets[tensor] * lanes; }
   };
+  // Computes parts `begin` to `end`.
   virtual void run(const Chunk& chunk, int begin, int end) const = 0;
   // Loads the weights in their order; at random, as one lane needs them, memory takes longer.
   virtual void prefetch() const {}

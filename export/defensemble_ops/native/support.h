@@ -42,7 +42,7 @@ class Support {
   const Shape& shape() const { return shape_; }
   int32_t rows() const { return starts_.back(); }
   bool is_full() const { return rows() == shape_.size(); }
-  // The first row of a position, and of the one behind the last.
+  // The first row of a position, and of the one after the last.
   int32_t start(int position) const { return starts_[position]; }
   int32_t count(int position) const { return starts_[position + 1] - starts_[position]; }
   const int32_t* starts() const { return starts_.data(); }
