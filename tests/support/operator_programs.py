@@ -191,7 +191,7 @@ class _Drawing:
         self.define(
             f"conv in={tensor} weight={weight} bias={bias} kernel={_list(kernel)} strides={_list(strides)} pads={_list(pads)} "
             f"dilations={_list(dilations)} support={support} residual={'-' if residual is None else residual} "
-            f"act={self.among('none', 'relu')} form={'dense' if support == 'full' else 'table'}",
+            f"act={self.among('none', 'relu')} form={self.among('dense' if support == 'full' else 'table', 'packed')}",
             shape,
         )
 

@@ -99,6 +99,7 @@ def _parse_conv(values: dict[str, str], inputs: Sequence[str]) -> Conv:
         _parse_support(values["support"], inputs),
         None if values["residual"] == "-" else int(values["residual"]),
         values["act"],
+        values["form"] == "packed",
     )
 
 

@@ -110,7 +110,7 @@ def _conv(values: Mapping[str, str], read: list[Array], inputs: Sequence[Array])
     sums = np.einsum("nchwk,ock->nohw", cells, weight.reshape(*weight.shape[:2], -1), optimize=True)
     if values["bias"] != "-":
         sums = sums + inputs[int(values["bias"])].reshape(-1, 1, 1)
-    assert values["form"] == ("dense" if values["support"] == "full" else "table")
+    assert values["form"] in ("dense" if values["support"] == "full" else "table", "packed")
     return np.where(_support(values["support"], sums.shape[1:], inputs), sums, 0.0)
 
 

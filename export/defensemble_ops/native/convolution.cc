@@ -9,17 +9,18 @@ namespace {
 // Loads of whole vectors may read beyond the last value.
 constexpr size_t kSlack = 16;
 constexpr int kRoundedTo = 16;
-constexpr size_t kMostIndex = 1 << 28;   // 512 MB
-constexpr size_t kMostVisits = 1 << 25;  // 384 MB
+constexpr size_t kMostIndex = 1 << 28;    // 512 MB
+constexpr size_t kMostVisits = 1 << 25;   // 384 MB
+constexpr int64_t kMostPacked = 1 << 26;  // 256 MB
 constexpr int kMostBlock = 128;
 constexpr int kLeastBlocks = 4;  // threads share them
 
 }  // namespace
 
 ConvolutionStep::ConvolutionStep(Operands operands, const Geometry& geometry, const float* weights, const float* bias,
-                                 const Support& output, Activation activation, bool is_dense, bool uses_one_lane, bool uses_many_lanes,
+                                 const Support& output, Activation activation, Form form, bool uses_one_lane, bool uses_many_lanes,
                                  const Kernels& kernels)
-    : operands_(std::move(operands)), kernels_(kernels), is_dense_(is_dense) {
+    : operands_(std::move(operands)), kernels_(kernels), form_(form) {
   const Shape& input = operands_.input_support->shape();
   convolution_.channels_in = input.channels;
   convolution_.channels_out = geometry.output.channels;
@@ -28,10 +29,11 @@ ConvolutionStep::ConvolutionStep(Operands operands, const Geometry& geometry, co
   convolution_.activation = activation;
   convolution_.channels = operands_.own_support->channels();
   // The dense form reads tiles; one lane and the table form read the table.
-  if (uses_one_lane || !is_dense) weights_.resize(static_cast<size_t>(convolution_.weight_rows) * convolution_.stride + kSlack);
+  if (uses_one_lane || form != Form::dense) weights_.resize(static_cast<size_t>(convolution_.weight_rows) * convolution_.stride + kSlack);
   read_weights(weights, bias, uses_many_lanes);
-  find_runs(geometry, uses_many_lanes);
-  if (uses_one_lane) find_visits(geometry);
+  find_runs(geometry, uses_many_lanes || form == Form::packed);
+  if (uses_one_lane && form == Form::packed) pack_weights();
+  if (uses_one_lane && form != Form::packed) find_visits(geometry);
   find_targets(output);
   parts = static_cast<int>(positions_.size());
 }
@@ -39,7 +41,7 @@ ConvolutionStep::ConvolutionStep(Operands operands, const Geometry& geometry, co
 void ConvolutionStep::read_weights(const float* weights, const float* bias, bool uses_many_lanes) {
   const int out = convolution_.channels_out, in = convolution_.channels_in, offsets = convolution_.weight_rows / in;
   const int tile = kernels_.dense_tile;
-  if (is_dense_ && uses_many_lanes) {
+  if (form_ == Form::dense && uses_many_lanes) {
     tiles_.resize(static_cast<size_t>((out + tile - 1) / tile) * convolution_.weight_rows * tile + kSlack);
   }
   for (int o = 0; o < out; ++o) {
@@ -59,13 +61,13 @@ void ConvolutionStep::read_weights(const float* weights, const float* bias, bool
   convolution_.bias = bias_.data();
 }
 
-void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) {
+void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_runs) {
   const Support& input = *operands_.input_support;
   const Support& own = *operands_.own_support;
   const Shape& shape = input.shape();
   const bool is_indexed = !input.is_full() || geometry.dilation_x != 1;
   const auto add_run = [&](const Run& run) {
-    if (uses_many_lanes && run.length > 0) runs_.push_back(run);
+    if (uses_runs && run.length > 0) runs_.push_back(run);
   };
   for (int position = 0; position < geometry.output.positions(); ++position) {
     if (own.count(position) == 0) continue;
@@ -87,7 +89,7 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
         }
         run.length += input.count(cell);
         rows += input.count(cell);
-        if (!uses_many_lanes || !is_indexed) continue;
+        if (!uses_runs || !is_indexed) continue;
         for (int32_t row = input.start(cell); row < input.start(cell + 1); ++row) {
           index_.push_back(static_cast<uint16_t>(offset + input.channel(row)));
         }
@@ -106,7 +108,7 @@ void ConvolutionStep::find_runs(const Geometry& geometry, bool uses_many_lanes) 
   index_.shrink_to_fit();
   convolution_.positions = positions_.data();
   convolution_.runs = runs_.data();
-  convolution_.index = uses_many_lanes && is_indexed ? index_.data() : nullptr;
+  convolution_.index = uses_runs && is_indexed ? index_.data() : nullptr;
 }
 
 void ConvolutionStep::find_visits(const Geometry& geometry) {
@@ -146,6 +148,25 @@ void ConvolutionStep::find_visits(const Geometry& geometry) {
   convolution_.offsets = geometry.kernel_height * geometry.kernel_width;
 }
 
+void ConvolutionStep::pack_weights() {
+  if (work > kMostPacked) throw ProgramError("the packed form of a convolution has more than " + std::to_string(kMostPacked) + " weights");
+  packed_.reserve(static_cast<size_t>(work) + kSlack);
+  for (const OutputPosition& position : positions_) {
+    packed_starts_.push_back(static_cast<int64_t>(packed_.size()));
+    for (int r = 0; r < position.runs; ++r) {
+      const Run& run = runs_[position.first_run + r];
+      for (int i = 0; i < run.length; ++i) {
+        const int row = convolution_.index == nullptr ? run.weights + i : index_[run.weights + i];
+        const float* weights = &weights_[static_cast<size_t>(row) * convolution_.stride];
+        for (int own = position.row; own < position.row + position.count; ++own) packed_.push_back(weights[convolution_.channels[own]]);
+      }
+    }
+  }
+  packed_.resize(packed_.size() + kSlack);
+  convolution_.packed = packed_.data();
+  convolution_.packed_starts = packed_starts_.data();
+}
+
 void ConvolutionStep::find_targets(const Support& output) {
   if (operands_.residual < 0) return;
   const Support& own = *operands_.own_support;
@@ -171,12 +192,15 @@ void ConvolutionStep::find_targets(const Support& output) {
 
 void ConvolutionStep::run(const Chunk& chunk, int begin, int end) const {
   const float* residual = operands_.residual < 0 ? nullptr : chunk.at(operands_.residual);
-  const Convolve convolve = chunk.lanes == 1 ? kernels_.rows : is_dense_ ? kernels_.dense : kernels_.table;
-  convolve(convolution_, chunk.at(operands_.input), chunk.at(operands_.output), residual, begin, end, chunk.lanes);
+  const Convolve one_lane = form_ == Form::packed ? kernels_.packed : kernels_.rows;
+  const Convolve many_lanes = form_ == Form::dense ? kernels_.dense : kernels_.table;
+  (chunk.lanes == 1 ? one_lane : many_lanes)(convolution_, chunk.at(operands_.input), chunk.at(operands_.output), residual, begin, end,
+                                             chunk.lanes);
   if (begin == 0 && !copied_to_.empty()) copy_residual_rows(chunk);
 }
 
 void ConvolutionStep::prefetch() const {
+  if (form_ == Form::packed) return;  // are read in their order
   constexpr size_t kFloatsOfALine = 16;
   for (size_t i = 0; i < weights_.size(); i += kFloatsOfALine) __builtin_prefetch(&weights_[i]);
 }

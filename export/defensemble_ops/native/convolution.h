@@ -31,6 +31,9 @@ struct Geometry {
   Shape output;
 };
 
+// How many lanes are computed; one lane by `rows`, except that of packed.
+enum class Form { table, packed, dense };
+
 class ConvolutionStep : public Step {
  public:
   struct Operands {
@@ -40,25 +43,27 @@ class ConvolutionStep : public Step {
 
   // `weights` is (out, in, ky, kx). `output`: the rows of the result, those of the convolution itself and of the residual.
   ConvolutionStep(Operands operands, const Geometry& geometry, const float* weights, const float* bias, const Support& output,
-                  Activation activation, bool is_dense, bool uses_one_lane, bool uses_many_lanes, const Kernels& kernels);
+                  Activation activation, Form form, bool uses_one_lane, bool uses_many_lanes, const Kernels& kernels);
 
   void run(const Chunk& chunk, int begin, int end) const override;
   void prefetch() const override;
-  int parts_for(int lanes) const override { return lanes == 1 ? blocks_ : parts; }
+  int parts_for(int lanes) const override { return lanes == 1 && form_ != Form::packed ? blocks_ : parts; }
 
  private:
   void read_weights(const float* weights, const float* bias, bool uses_many_lanes);
-  void find_runs(const Geometry& geometry, bool uses_many_lanes);
+  void find_runs(const Geometry& geometry, bool uses_runs);
   void find_visits(const Geometry& geometry);
+  void pack_weights();
   void find_targets(const Support& output);
   void copy_residual_rows(const Chunk& chunk) const;
 
   Operands operands_;
   const Kernels& kernels_;
-  bool is_dense_;
+  Form form_;
   int blocks_ = 0;  // of positions, for one lane
   Convolution convolution_;
-  Floats weights_, tiles_, bias_;
+  Floats weights_, tiles_, packed_, bias_;
+  std::vector<int64_t> packed_starts_;
   std::vector<OutputPosition> positions_;
   std::vector<int32_t> places_;  // y * width + x of each position
   std::vector<Run> runs_;

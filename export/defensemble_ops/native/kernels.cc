@@ -302,6 +302,6 @@ void store_rows(const float* input, float* output, const int32_t* inverse, int c
 
 extern const Kernels DEFENSEMBLE_NAME(DEFENSEMBLE_ISA);
 const Kernels DEFENSEMBLE_NAME(DEFENSEMBLE_ISA) = {
-    DEFENSEMBLE_TEXT(DEFENSEMBLE_ISA), kDenseTile, table, dense, rows, map, combine, maximum, mean, load_images, store_rows};
+    DEFENSEMBLE_TEXT(DEFENSEMBLE_ISA), kDenseTile, table, dense, rows, packed, map, combine, maximum, mean, load_images, store_rows};
 
 }  // namespace defensemble_ops

@@ -49,18 +49,22 @@ struct Convolution {
   const int32_t* visit_starts = nullptr;
   const uint16_t* input_channels = nullptr;
   int block_positions = 0, position_count = 0, offsets = 0;
+  // For `packed`: the weights of each position's outputs, for one of its input rows after the other, from packed_starts on.
+  const float* packed = nullptr;
+  const int64_t* packed_starts = nullptr;
 };
 
-// Computes output positions `begin` to `end`, as numbers of `positions`; with one lane, blocks of them.
+// Computes output positions `begin` to `end`, as numbers of `positions`; `rows` computes blocks of them.
 using Convolve = void (*)(const Convolution& convolution, const float* input, float* output, const float* residual, int begin, int end,
                           int lanes);
 
 struct Kernels {
   const char* name;
-  int dense_tile;  // channels of a tile of Convolution::tiles
-  Convolve table;  // few outputs per position
-  Convolve dense;  // all outputs of every position
-  Convolve rows;   // one lane
+  int dense_tile;   // channels of a tile of Convolution::tiles
+  Convolve table;   // few outputs per position
+  Convolve dense;   // all outputs of every position
+  Convolve rows;    // one lane
+  Convolve packed;  // one lane, few outputs per position
   // output = activation(input * scale[channel] + shift[channel]) for rows `begin` to `end`. `from`: the input's row, or -1 for 0; null: the
   // same row.
   void (*map)(const float* input, float* output, const int32_t* from, const uint16_t* channels, const float* scale, const float* shift,

@@ -38,15 +38,17 @@ void add_visits(const Convolution& c, const float* input, const Visit* visit, co
   }
 }
 
+DEFENSEMBLE_INLINE void store_sum(const Convolution& c, float sum, float* output, const float* residual, int own) {
+  if (c.residual && c.residual[own] >= 0) sum += residual[c.residual[own]];
+  output[c.target ? c.target[own] : own] = activated(sum, c.activation);
+}
+
 // Picks the outputs of a position that are needed.
 DEFENSEMBLE_INLINE void pick(const Convolution& c, const float* sums, int from, int columns, float* output, const float* residual,
                              const OutputPosition& position) {
   for (int own = position.row; own < position.row + position.count; ++own) {
     const int column = c.channels[own] - from;
-    if (column < 0 || column >= columns) continue;
-    float sum = sums[column];
-    if (c.residual && c.residual[own] >= 0) sum += residual[c.residual[own]];
-    output[c.target ? c.target[own] : own] = activated(sum, c.activation);
+    if (column >= 0 && column < columns) store_sum(c, sums[column], output, residual, own);
   }
 }
 
@@ -75,6 +77,32 @@ void rows(const Convolution& c, const float* input, float* output, const float* 
         }
       }
       for (int p = 0; p < count; ++p) pick(c, sums.at(p, 0), sums.from, sums.columns, output, residual, c.positions[first + p]);
+    }
+  }
+}
+
+// One lane. Only the outputs of a position that are needed are computed, each with weights of its own, which are read once and in order.
+void packed(const Convolution& c, const float* input, float* output, const float* residual, int begin, int end, int) {
+  for (int p = begin; p < end; ++p) {
+    const OutputPosition& position = c.positions[p];
+    const int stride = position.count;
+    for (int first = 0; first < position.count; first += kWidth) {
+      const float* w = c.packed + c.packed_starts[p] + first;
+      Vector<kWidth> sums[4]{};  // of every fourth row, to hide the latency of an addition
+      for (int r = 0; r < position.runs; ++r) {
+        const Run& run = c.runs[position.first_run + r];
+        const float* x = input + run.row;
+        int i = 0;
+        for (; i + 4 <= run.length; i += 4) {
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j, w += stride) sums[j] += load<kWidth>(w) * splat<kWidth>(x[i + j]);
+        }
+        for (; i < run.length; ++i, w += stride) sums[0] += load<kWidth>(w) * splat<kWidth>(x[i]);
+      }
+      alignas(64) float values[kWidth];
+      store<kWidth>(values, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+      const int own = position.row + first, count = position.count - first < kWidth ? position.count - first : kWidth;
+      for (int o = 0; o < count; ++o) store_sum(c, values[o] + c.bias[c.channels[own + o]], output, residual, own + o);
     }
   }
 }

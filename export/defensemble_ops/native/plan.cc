@@ -23,6 +23,14 @@ Activation activation_from(const Instruction& line, bool allows_sigmoid = false)
   line.fail(allows_sigmoid ? "act must be none, relu or sigmoid" : "act must be none or relu");
 }
 
+Form form_from(const Instruction& line) {
+  const std::string& name = line.text("form");
+  if (name == "table") return Form::table;
+  if (name == "packed") return Form::packed;
+  if (name == "dense") return Form::dense;
+  line.fail("form must be table, packed or dense");
+}
+
 }  // namespace
 
 int64_t Constant::size() const {
@@ -151,9 +159,8 @@ class Builder {
     check_windows(line, geometry.output.positions(), geometry.kernel_height, geometry.kernel_width);
     const float* bias = line.text("bias") == "-" ? nullptr : per_channel(line, line.text("bias"), geometry.output.channels);
     auto own = std::make_shared<const Support>(support_from_text(line, geometry.output));
-    const bool is_dense = line.text("form") == "dense";
-    if (!is_dense && line.text("form") != "table") line.fail("form must be table or dense");
-    if (is_dense && !own->is_full()) line.fail("a dense form needs a full support");
+    const Form form = form_from(line);
+    if (form == Form::dense && !own->is_full()) line.fail("a dense form needs a full support");
     Support support(geometry.output);
     std::vector<int> reads{tensor};
     if (residual >= 0) {
@@ -165,7 +172,7 @@ class Builder {
     }
     auto step = std::make_unique<ConvolutionStep>(
         ConvolutionStep::Operands{tensor, next(), residual, supports_[tensor], own, residual < 0 ? nullptr : supports_[residual]}, geometry,
-        weight.floats(), bias, support, activation_from(line), is_dense, uses_one_lane(), uses_many_lanes(), kernels_);
+        weight.floats(), bias, support, activation_from(line), form, uses_one_lane(), uses_many_lanes(), kernels_);
     define(line, std::move(support), reads, std::move(step));
   }
 

@@ -68,6 +68,10 @@ _COSTS = {
     8: LaneCosts(product=0.0184, input=0.11, output=0.43, position=0.03, row=0.2, value=1.3),
     16: LaneCosts(product=0.0096, input=0.075, output=0.34, position=0.02, row=0.25, value=1.3),
 }
+# One lane with weights of its own for each position, which come from memory in order.
+_PACKED = LaneCosts(product=0.18, input=0.12, output=0.0, position=0.5, row=0.65, value=0.7)
+_MOST_PACKED = 1 << 20  # weights of a convolution: 4 MB
+_PACKED_PROFIT = 0.9
 
 
 def dense_products(network: Network, position: int) -> int:
@@ -125,12 +129,24 @@ def conv_counts(conv: Conv, source: TensorSupport, result: TensorSupport) -> Con
     return ConvCounts(int(kept.sum()), int(unpadded.sum()), int(inputs.sum()), int(positions.sum()), int(rows.sum()), len(rows))
 
 
-def conv_time(counts: ConvCounts, lanes: int) -> float:
-    """Return the time of a convolution for each image, when all lanes are used."""
-    costs = _COSTS[lanes]
-    products = counts.inputs * counts.channels if lanes == 1 else counts.kept
+def conv_time(counts: ConvCounts, lanes: int, *, is_packed: bool = False) -> float:
+    """Return the time of a convolution for each image, when all lanes are used.
+
+    Args:
+        counts: What it computes.
+        lanes: The batch lanes.
+        is_packed: Whether each position has weights of its own, which one lane uses.
+    """
+    is_packed = is_packed and lanes == 1
+    costs = _PACKED if is_packed else _COSTS[lanes]
+    products = counts.inputs * counts.channels if lanes == 1 and not is_packed else counts.kept
     positions = counts.positions * counts.channels * costs.position
     return products * costs.product + counts.inputs * costs.input + counts.rows * costs.output + positions
+
+
+def gains_by_packing(counts: ConvCounts) -> bool:
+    """Return whether weights of its own for each position make a convolution faster with one lane, and are few."""
+    return counts.kept <= _MOST_PACKED and conv_time(counts, 1, is_packed=True) < _PACKED_PROFIT * conv_time(counts, 1)
 
 
 def program_times(program: Program, supports: Sequence[TensorSupport], counts: Sequence[ConvCounts | None]) -> dict[int, float]:
@@ -152,8 +168,13 @@ def program_times(program: Program, supports: Sequence[TensorSupport], counts: S
             inputs = instruction.inputs if isinstance(instruction, (Combine, Concat)) else (instruction.input,)
             moved += rows[number] + sum(rows[tensor] for tensor in inputs)
         number += 1
+    convolutions = [
+        (conv, each) for conv, each in zip(program.tensors(), counts, strict=True) if isinstance(conv, Conv) and each is not None
+    ]
     return {
-        lanes: sum(conv_time(each, lanes) for each in counts if each is not None) + moved * costs.row + values * costs.value
+        lanes: sum(conv_time(each, lanes, is_packed=conv.is_packed) for conv, each in convolutions)
+        + moved * costs.row
+        + values * costs.value
         for lanes, costs in _COSTS.items()
     }
 

@@ -65,11 +65,18 @@ class Conv:
     support: MaskExpression = FULL
     residual: int | None = None
     act: str = "none"
+    is_packed: bool = False
 
     @property
     def form(self) -> str:
-        """The kernel for 8 and 16 lanes: `dense` computes all channels of a position, `table` the kept ones."""
-        return "dense" if self.support.is_full else "table"
+        """`dense` computes all channels of a position, `table` the kept ones; `packed` is `table` with weights of its own for one lane."""
+        return "dense" if self.support.is_full else "packed" if self.is_packed else "table"
+
+    def kernel(self, lanes: int) -> str:
+        """Return the name of the kernel for some number of lanes."""
+        if lanes == 1:
+            return "packed" if self.form == "packed" else "rows"
+        return "dense" if self.form == "dense" else "table"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .costs import GAIN_BATCHES, ConvCounts, batch_time, best_lanes, conv_counts, plain_time, program_times
+from .costs import GAIN_BATCHES, ConvCounts, batch_time, best_lanes, conv_counts, gains_by_packing, plain_time, program_times
 from .function import node_inputs
 from .lowering import Lowered, lower
 from .operations import Network, Operation, supported_nodes
-from .program import Conv
+from .program import Conv, Output, Program
 from .supports import TensorSupport, program_supports
 
 # A convolution profits if it needs fewer than this part of the multiplications of a dense one that skips padding.
@@ -74,12 +74,25 @@ def candidate(network: Network, operations: Sequence[Operation], images: str, gi
         conv_counts(instruction, supports[instruction.input], supports[number]) if isinstance(instruction, Conv) else None
         for number, instruction in enumerate(lowered.program.tensors())
     )
-    times = program_times(lowered.program, supports, counts)
-    lowered = replace(lowered, program=replace(lowered.program, lanes=best_lanes(times)))
+    program = _packed(lowered.program, counts)
+    times = program_times(program, supports, counts)
+    lowered = replace(lowered, program=replace(program, lanes=best_lanes(times)))
     plain = {batch: {position: plain_time(network, position, batch) for position in network.nodes} for batch in GAIN_BATCHES}
     rest = {batch: sum(time for position, time in times.items() if position not in positions) for batch, times in plain.items()}
     dense = {batch: sum(times.values()) for batch, times in plain.items()}
     return Candidate(tuple(operations), outputs, lowered, tuple(supports), counts, times, rest, dense)
+
+
+def _packed(program: Program, counts: Sequence[ConvCounts | None]) -> Program:
+    """Return a program whose convolutions are packed where that is faster."""
+    remaining = iter(counts)
+    instructions = []
+    for instruction in program.instructions:
+        count = None if isinstance(instruction, Output) else next(remaining)
+        if isinstance(instruction, Conv) and count is not None and not instruction.support.is_full and gains_by_packing(count):
+            instruction = replace(instruction, is_packed=True)
+        instructions.append(instruction)
+    return replace(program, instructions=tuple(instructions))
 
 
 def best_candidate(network: Network, images: str, given: Collection[str] = ()) -> Candidate | None:

@@ -28,10 +28,7 @@ def layers_of(network: Network, found: Candidate) -> list[dict[str, Any]]:
                     "kept": counts.kept,
                     "input_support": _share(source.support.mean()),
                     "output_support": _share(result.rows.mean()),
-                    "form": {
-                        name: "rows" if lanes == 1 else instruction.form
-                        for (name, _), lanes in zip(BATCH_CLASSES, program.lanes, strict=True)
-                    },
+                    "form": {name: instruction.kernel(lanes) for (name, _), lanes in zip(BATCH_CLASSES, program.lanes, strict=True)},
                 }
             )
     return entries
