@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,7 +84,7 @@ def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnPro
     detail, two_threads = {}, {}
     for keep in effort.detail_keeps:
         on_progress(f"ResNet-18, keep {keep:g}")
-        plain, aware, _ = _forms("resnet18", keep, images, seed, effort)
+        plain, aware = _forms("resnet18", keep, images, seed, effort)
         forms = {
             "dense": onnxruntime_form(plain),
             "mask_aware": onnxruntime_form(aware, operator=True),
@@ -97,7 +97,7 @@ def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnPro
         pair = {"dense": onnxruntime_form(plain, threads=2), "mask_aware": onnxruntime_form(aware, operator=True, threads=2)}
         two_threads[f"{keep:g}"] = _batches(pair, images, effort)
     on_progress(f"{effort.members} members, keep 0.1")
-    pairs = [_forms("resnet18", 0.1, images, seed + number, effort)[:2] for number in range(effort.members)]
+    pairs = [_forms("resnet18", 0.1, images, seed + number, effort) for number in range(effort.members)]
     members = _batches(
         {
             "dense": average_of([onnxruntime_form(plain) for plain, _ in pairs]),
@@ -123,11 +123,10 @@ def measure(images: Images, effort: Effort, *, seed: int = 0, on_progress: OnPro
     return {**measured, "figures": compute_figures(measured)}
 
 
-def _forms(arch: str, keep: float, images: Images, seed: int, effort: Effort) -> tuple[onnx.ModelProto, onnx.ModelProto, dict[str, Any]]:
-    """Return the plain and the mask-aware graph, and the report of the second."""
+def _forms(arch: str, keep: float, images: Images, seed: int, effort: Effort) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Return the plain and the mask-aware graph."""
     plain = untrained_graph(arch, keep, images[:64], seed, width=effort.width)
-    compiled = mask_aware_from_onnx(plain, "on")
-    return plain, compiled.model, compiled.report
+    return plain, mask_aware_from_onnx(plain, "on").model
 
 
 def _batches(forms: Mapping[str, Any], images: Images, effort: Effort) -> dict[str, Any]:
@@ -150,7 +149,7 @@ def _grid(arch: str, images: Images, effort: Effort, seed: int, on_progress: OnP
             entry["difference"] = float(np.abs(logits[0] - logits[1]).max() / max(1.0, np.abs(logits[0]).max()))
             entry["same_class"] = float(np.mean(logits[0].argmax(1) == logits[1].argmax(1)))
             entry["time"] = {
-                str(batch): time_forms(forms, np.ascontiguousarray(images[:batch]), rounds=3, seconds=effort.seconds / 2)
+                str(batch): time_forms(forms, np.ascontiguousarray(images[:batch]), rounds=effort.rounds, seconds=effort.seconds / 4)
                 for batch in effort.grid_batches
             }
         result[f"{keep:g}"] = entry
@@ -166,7 +165,7 @@ def main(options: Options, data_dir: Path | None) -> NoReturn:
     instruction set of the operator, set DEFENSEMBLE_OPS_ISA. The exit status is 1 if a goal is missed.
     """
     torch.set_num_threads(1)
-    errors: Sequence[type[Exception]] = (TrainingError, RepositoryError, DefensembleError, ServerError, BuildError)
+    errors = (TrainingError, RepositoryError, DefensembleError, ServerError, BuildError)
 
     def measured(on_progress: OnProgress) -> dict[str, Any]:
         data = load_dataset("cifar10", data_dir=data_dir)
@@ -188,7 +187,7 @@ def main(options: Options, data_dir: Path | None) -> NoReturn:
             **machine,
         }
 
-    run(measured, page, options, errors=tuple(errors), cores=None)
+    run(measured, page, options, errors=errors, cores=None)
 
 
 if __name__ == "__main__":

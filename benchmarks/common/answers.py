@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from defensemble_export import ExportedMember
+from defensemble_ops import register
 from defensemble_repository.averaging import reference_outputs
 
 Array = NDArray[np.float64]
@@ -20,7 +21,9 @@ def expected_outputs(logits: NDArray[np.floating[Any]]) -> dict[str, Array]:
     return reference_outputs([*logits], "probabilities", [1.0] * len(logits))
 
 
-def session_from_onnx(content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True) -> onnxruntime.InferenceSession:
+def session_from_onnx(
+    content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True, operator: bool = False
+) -> onnxruntime.InferenceSession:
     """Return an ONNX Runtime session of a graph, in this process.
 
     Args:
@@ -28,6 +31,7 @@ def session_from_onnx(content: bytes, threads: int = 1, *, spins: bool = False, 
         threads: Number of threads.
         spins: Whether waiting threads spin.
         optimised: Whether graph optimisations are on. Outputs of int8 are compared without: some processors saturate in the optimised ones.
+        operator: Whether the operator library is registered, for mask-aware graphs.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -35,6 +39,8 @@ def session_from_onnx(content: bytes, threads: int = 1, *, spins: bool = False, 
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if operator:
+        register(options)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -26,8 +26,9 @@ def measure_costs(plain: onnx.ModelProto, aware: onnx.ModelProto, images: Images
         folder: A folder for the files.
         rounds: Processes for each form, in turn.
     """
-    sizes, load_s, memory = {}, {"plain": [], "mask_aware": []}, {"plain": [], "mask_aware": []}  # type: ignore[var-annotated]
-    paths = {}
+    sizes, paths = {}, {}
+    load_s: dict[str, list[float]] = {"plain": [], "mask_aware": []}
+    memory: dict[str, list[int]] = {"plain": [], "mask_aware": []}
     for name, model in (("plain", plain), ("mask_aware", aware)):
         paths[name] = folder / f"{name}.onnx"
         onnx.save(model, paths[name])
@@ -50,17 +51,17 @@ def measure_costs(plain: onnx.ModelProto, aware: onnx.ModelProto, images: Images
 
 
 def _load_and_run(path: str, operator: bool, images: Images) -> tuple[float, int]:
-    """Return the seconds to load a file in this process, and the memory that it added, after some runs."""
+    """Return the seconds to load a file in this process, with the operator's library, and the memory that it added, after some runs."""
     import onnxruntime
 
     from defensemble_ops import register
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    if operator:
-        register(options)
     before = pss_bytes(os.getpid())
     start = time.perf_counter()
+    if operator:
+        register(options)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     seconds = time.perf_counter() - start
     for batch in (1, len(images)):

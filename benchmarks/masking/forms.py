@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.common.answers import session_from_onnx
 from benchmarks.common.figures import round_ratios, spread
 from defensemble_export import ExportOptions, onnx_from_checkpoint
-from defensemble_ops import is_active, register
+from defensemble_ops import is_active
 from defensemble_training import ModelSpec, TrainingRecord, build, save_checkpoint
 
 Images = NDArray[np.float32]
@@ -58,12 +58,7 @@ def onnxruntime_form(model: onnx.ModelProto, *, operator: bool = False, threads:
         operator: Whether to register the operator library.
         threads: Threads of the session. They do not spin.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if operator:
-        register(options)
-    session = _session(model, options)
+    session = session_from_onnx(model.SerializeToString(), threads, operator=operator)
     assert not operator or is_active(session), "the operator does not run"
 
     def run(images: Images) -> NDArray[np.float32]:
@@ -118,7 +113,3 @@ def time_forms(forms: Mapping[str, Run], images: Images, *, rounds: int, seconds
         for name, values in calls.items():
             times[name].append(float(np.median(values)))
     return {name: {"ms_per_image": spread(values), "speed": spread(round_ratios(times[first], values))} for name, values in times.items()}
-
-
-def _session(model: onnx.ModelProto, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

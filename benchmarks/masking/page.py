@@ -29,7 +29,7 @@ a runtime makes it. One thread, float32. Above 1, the mask-aware network is fast
 
 {_against_standard(result)}
 
-{_openvino(result)}
+{_where_standard_is_ahead(result)}
 
 ## Compared with the same network, computed densely
 
@@ -109,16 +109,22 @@ def _ratio(entry: Mapping[str, Any], name: str) -> str:
     return f"{ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
-def _openvino(result: Mapping[str, Any]) -> str:
+def _where_standard_is_ahead(result: Mapping[str, Any]) -> str:
+    entries = [(keep, batch, entry) for keep, batches in result["detail"].items() for batch, entry in batches.items()]
+    is_complete = all("standard_openvino" in entry for _, _, entry in entries)
+    runtimes = "ONNX Runtime and OpenVINO" if is_complete else "ONNX Runtime; OpenVINO was not measured"
     ahead = [
         f"keep {keep} at batch {batch}"
-        for keep, batches in result["detail"].items()
-        for batch, entry in batches.items()
+        for keep, batch, entry in entries
         if any(name in entry and _ms(entry, name) < _ms(entry, "mask_aware") for name in ("standard", "standard_openvino"))
     ]
     if not ahead:
-        return "The standard network is slower in all of these settings, in both runtimes."
-    return f"The standard network is ahead, in one of the runtimes or both, at {', '.join(ahead)}."
+        return f"The standard network is slower in all of these settings (in {runtimes})."
+    return (
+        f"The standard network is ahead at {', '.join(ahead)} (in {runtimes}, or one of them)."
+        if is_complete
+        else (f"The standard network is ahead at {', '.join(ahead)} (in {runtimes}).")
+    )
 
 
 def _speeds(detail: Mapping[str, Any]) -> str:
@@ -151,7 +157,7 @@ def _grid(grid: Mapping[str, Any]) -> str:
     rows = []
     for arch, keeps in grid.items():
         for keep, entry in keeps.items():
-            expected = f"{entry['expected_gain']['1']:.2f} / {entry['expected_gain']['16']:.2f}" if entry["expected_gain"] else "-"
+            expected = f"{entry['expected_gain']['1']:.2f} / {entry['expected_gain']['16']:.2f}"
             if "time" in entry:
                 cells = [format_spread(entry["time"][batch]["mask_aware"]["speed"]) for batch in batches]
             else:

@@ -31,7 +31,7 @@ def library_path(on_progress: Callable[[str], None] | None = None) -> Path:
     `SessionOptions.register_custom_ops_library` takes it. Programs in other languages can register the same file.
 
     Args:
-        on_progress: Receives a message before a build (15 s with g++ on two cores); by default it is printed to standard error.
+        on_progress: Receives a message before a build; by default it is printed to standard error.
 
     Raises:
         BuildError: There is no C++ compiler, or it failed.
@@ -48,6 +48,7 @@ def register(options: Any) -> None:
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
         BuildError: There is no C++ compiler, or it failed.
+        OSError: The user's cache is full or cannot be written.
         ValueError: The environment variable DEFENSEMBLE_OPS_ISA names no instruction set of this processor.
     """
     _check_onnxruntime()
@@ -63,7 +64,7 @@ def is_active(session: Any) -> bool:
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
-        ValueError: The session runs nodes on other threads (ORT_PARALLEL), or the size of an input is not known.
+        ValueError: The session runs nodes on other threads (ORT_PARALLEL), or an input is not a tensor of numbers with a known size.
     """
     _check_onnxruntime()
     from defensemble_ops import is_active

@@ -25,7 +25,7 @@ def library_path(on_progress: Callable[[str], None] | None = None) -> Path:
     """Return the path of the operator library, after building it if it is not in the user's cache.
 
     Args:
-        on_progress: Receives a message before a build (a few seconds with g++); by default it is printed to standard error.
+        on_progress: Receives a message before a build; by default it is printed to standard error.
 
     Raises:
         BuildError: There is no C++ compiler, or it failed.
@@ -43,6 +43,7 @@ def instruction_set() -> str:
 
     Raises:
         BuildError: There is no C++ compiler, or it failed.
+        OSError: The user's cache is full or cannot be written.
         ValueError: The environment variable DEFENSEMBLE_OPS_ISA names none that this processor has.
     """
     return instruction_set_of(library_path())
@@ -53,6 +54,7 @@ def register(options: SessionOptions) -> None:
 
     Raises:
         BuildError: There is no C++ compiler, or it failed.
+        OSError: The user's cache is full or cannot be written.
         ValueError: The environment variable DEFENSEMBLE_OPS_ISA names no instruction set that this processor has.
 
     Example:
@@ -66,7 +68,7 @@ def register(options: SessionOptions) -> None:
 
 
 def registration_problem(path: Path) -> str | None:
-    """Return why the installed ONNX Runtime refuses the library at `path`; None if it takes it.
+    """Return why the installed ONNX Runtime refuses the library at `path`; None if it accepts it.
 
     Raises:
         ImportError: ONNX Runtime is not installed.
@@ -87,7 +89,7 @@ def is_active(session: InferenceSession) -> bool:
     False means that the graph has no mask-aware node, or that the library was not registered and the node runs densely.
 
     Raises:
-        ValueError: The session runs nodes on other threads (ORT_PARALLEL), or the size of an input is not known.
+        ValueError: The session runs nodes on other threads (ORT_PARALLEL), or an input is not a tensor of numbers with a known size.
     """
     from onnxruntime import ExecutionMode
 

@@ -61,20 +61,19 @@ def choose_form(model: onnx.ModelProto, mode: str, *, precision: str, targets: S
             raise ExportError(f"the graph computes in {precision}, and the mask-aware form is for fp32: leave --mask-aware out")
         return ChosenForm(model, plain_report(f"the graph computes in {precision}, and the form is for fp32"))
     compiled = mask_aware_from_onnx(model, mode, targets)
-    if compiled.report["operator"] is None:
-        return ChosenForm(compiled.model, {"problem": None, **compiled.report, "verification": None})
-    try:
-        library_path()
-    except (BuildError, OSError) as error:  # no compiler, or no folder to keep the build in
-        problem = f"the library of the operator, on which the form is verified, cannot be built: {error}"
-        if mode == "on":
-            raise ExportError(f"{problem}; leave --mask-aware out for a plain file") from error
-        return ChosenForm(model, {**plain_report(problem), "problem": problem})
+    if compiled.report["operator"] is not None:
+        try:
+            library_path()
+        except (BuildError, OSError) as error:  # no compiler, or no folder to keep the build in
+            problem = f"the library of the operator, on which the form is verified, cannot be built: {error}"
+            if mode == "on":
+                raise ExportError(f"{problem}; leave --mask-aware out for a plain file") from error
+            return ChosenForm(model, {**plain_report(problem), "problem": problem})
     return ChosenForm(compiled.model, {**compiled.report, "problem": None, "verification": None})
 
 
 def has_masks(model: onnx.ModelProto) -> bool:
-    """Return whether a graph has a BOOL initialiser, as which masks are stored."""
+    """Return whether a graph has a BOOL initialiser; masks are stored as these."""
     return any(tensor.data_type == onnx.TensorProto.BOOL for tensor in model.graph.initializer)
 
 

@@ -89,9 +89,9 @@ def test_a_graph_that_lacks_the_stated_operator_is_reported(triton: Triton) -> N
 def test_without_the_library_models_run_densely_with_a_warning_and_an_error(dense: Triton) -> None:
     line = served(dense, stated(), operators.masking())
     (error,) = re.findall(r"^E.*operator library.*$", dense.log(), re.MULTILINE)
-    assert_facts(error, f"{OPERATOR_LIBRARY_NAME} | No such file | densely | `defensemble serve`")
+    assert_facts(error, f"{OPERATOR_LIBRARY_NAME} | no such file | densely | `defensemble serve`")
     assert line.startswith("W")
-    assert_facts(line, f"runs densely | {OPERATOR_LIBRARY_NAME} | No such file")
+    assert_facts(line, f"runs densely | {OPERATOR_LIBRARY_NAME} | no such file")
     assert served(dense, operators.CONFIG, operators.masking()) == ""
 
 

@@ -193,7 +193,7 @@ class _Rewriting:
         self.nodes: list[onnx.NodeProto] = []
         self.made: dict[tuple[object, ...], str] = {}
         self.alias: dict[str, str] = {}
-        # A mask behind a convolution that nothing else reads is applied to the weights.
+        # A mask after a convolution that nothing else reads is applied to the weights.
         self.masks = {
             operation.inputs[0]: operation
             for operation in operations

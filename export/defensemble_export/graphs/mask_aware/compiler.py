@@ -15,6 +15,7 @@ from ...errors import ExportError
 from ..operators import QUANTISE_OPERATORS
 from ..traversal import nodes_of, real_inputs, shape_of
 from .channels import ChannelForm, channel_form, has_channel_masks
+from .costs import GAIN_BATCHES
 from .function import Region, plain_onnx, with_programs
 from .operations import Network, read_network
 from .region import LEAST_GAIN, Candidate, best_candidate, missed_gain
@@ -153,9 +154,10 @@ def _unsuitable_reason(model: onnx.ModelProto) -> str | None:
     quantised = next((node for node in nodes_of(model.graph) if node.op_type in QUANTISE_OPERATORS), None)
     halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     half = next((tensor for tensor in model.graph.initializer if tensor.data_type in halves), None)
-    if quantised is not None or half is not None:
-        what = f"node '{quantised.name}' quantises" if quantised is not None else f"'{half.name if half is not None else ''}' is not FLOAT"
-        return f"the graph is not float32 ({what}): export it as fp32"
+    if quantised is not None:
+        return f"the graph is not float32 (node '{quantised.name}' quantises): export it as fp32"
+    if half is not None:
+        return f"the graph is not float32 ('{half.name}' is not FLOAT): export it as fp32"
     if model.functions:
         return "the graph has local functions: inline them first, with onnx.inliner.inline_local_functions"
     return None
@@ -165,7 +167,7 @@ def _unchanged(model: onnx.ModelProto, mode: str, reason: str, networks: Sequenc
     """Return the graph as it was; in mode `on`, raise an ExportError."""
     if mode == "on":
         raise ExportError(f"the graph cannot be mask-aware: {reason}; export it with --mask-aware off")
-    return MaskAware(model, _report(None, reason, networks, [], stops, dict.fromkeys(("1", "4", "16", "64"), 1.0)))
+    return MaskAware(model, _report(None, reason, networks, [], stops, {str(batch): 1.0 for batch in GAIN_BATCHES}))
 
 
 def _report(

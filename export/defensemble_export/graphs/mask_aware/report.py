@@ -86,8 +86,8 @@ def gains_of(found: Sequence[Candidate | ChannelForm]) -> dict[str, float]:
 def stopped_at(network: Network) -> list[dict[str, str]]:
     """Return the nodes that a program cannot express, and at which masks are lost: they apply a mask, or one is before or after them."""
     graph = network.graph
-    masked_before = {name for operation in network.operations.values() if operation.mask for name in (operation.output,)}
-    for position in network.nodes:  # tensors behind a mask, until a node that a program cannot express
+    masked_before = {operation.output for operation in network.operations.values() if operation.mask is not None}
+    for position in network.nodes:  # tensors after a mask, until a node that a program cannot express
         operation = network.operations.get(position)
         if operation is not None and operation.kind in ("relu", "identity", "maxpool", "avgpool", "add", "mul", "concat"):
             if masked_before.intersection(operation.inputs):
