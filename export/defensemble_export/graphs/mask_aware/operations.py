@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,16 @@ from onnx import TensorProto, helper, numpy_helper
 from ..operators import is_standard
 from ..traversal import constants_of, read_by, real_inputs, shape_of
 from .expressions import Shape
-from .program import MAX_WEIGHT_ROWS, Step, Window
+from .program import (
+    MAX_CONV_CELLS,
+    MAX_CONV_INPUTS,
+    MAX_EXTENT,
+    MAX_NEURONS,
+    MAX_WEIGHT_ROWS,
+    MAX_WINDOW_CELLS,
+    Step,
+    Window,
+)
 from .supports import output_extents
 
 Array = npt.NDArray[Any]
@@ -149,13 +159,20 @@ class _Reader:
         return read()
 
     def _operation(self, kind: str, inputs: Sequence[str], **values: Any) -> Operation:
+        for name in inputs:
+            self._shape(name)
         shape = self._shape(self.node.output[0])
         return Operation(kind, self.position, tuple(inputs), self.node.output[0], shape, **values)
 
     def _shape(self, name: str) -> Shape:
         if name not in self.network.shapes:
             raise _UnsupportedError(f"the tensor '{name}' is not FLOAT [N,C,H,W] with fixed C, H and W")
-        return self.network.shapes[name]
+        shape = self.network.shapes[name]
+        if not all(1 <= extent <= MAX_EXTENT for extent in shape) or math.prod(shape) > MAX_NEURONS:
+            raise _UnsupportedError(
+                f"the tensor '{name}' is {shape}, expected extents up to {MAX_EXTENT} and at most {MAX_NEURONS} neurons"
+            )
+        return shape
 
     def _constant(self, name: str) -> Array | None:
         return self.network.array(name) if name in self.network.constants else None
@@ -267,6 +284,12 @@ class _Reader:
             small = [total // 2 for total in totals]
             large = [total - half for total, half in zip(totals, small, strict=True)]
             pads = (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
+        if not all(1 <= value <= MAX_EXTENT for value in (*kernel, *strides, *dilations)) or not all(
+            0 <= pad <= MAX_EXTENT for pad in pads
+        ):
+            raise _UnsupportedError(
+                f"a kernel {tuple(kernel)}, stride {strides}, dilation {dilations} or pad {pads} is not in 1 to {MAX_EXTENT} (pads: 0)"
+            )
         return Window((kernel[0], kernel[1]), strides, pads, dilations)
 
     def _read_conv(self) -> Operation:
@@ -294,6 +317,12 @@ class _Reader:
         expected = (values.shape[0], *output_extents(self._shape(source)[1:], window))
         if shape != expected or self._shape(source)[0] != values.shape[1]:
             raise _UnsupportedError(f"the output is {shape}, expected {expected}")
+        cells = math.prod(shape[1:]) * math.prod(window.kernel)
+        if cells > MAX_CONV_CELLS or cells * values.shape[1] > MAX_CONV_INPUTS:
+            raise _UnsupportedError(
+                f"the windows of the convolution have {cells} cells of {values.shape[1]} channels, expected at most {MAX_CONV_CELLS} cells "
+                f"and {MAX_CONV_INPUTS} neurons"
+            )
         return self._operation("conv", (source,), weight=weight, bias=bias, window=window)
 
     def _read_maxpool(self) -> Operation:
@@ -325,6 +354,10 @@ class _Reader:
         expected = (shape[0], *output_extents(shape[1:], operation.window, operation.ceil))
         if operation.shape != expected:
             raise _UnsupportedError(f"the output is {operation.shape}, expected {expected}")
+        # A window covers at most the image.
+        cells = math.prod(expected) * math.prod(min(pair) for pair in zip(operation.window.kernel, shape[1:], strict=True))
+        if cells > MAX_WINDOW_CELLS:
+            raise _UnsupportedError(f"the windows of the pool have {cells} cells, expected at most {MAX_WINDOW_CELLS}")
         return operation
 
     def _read_globalaveragepool(self) -> Operation:
@@ -347,8 +380,6 @@ class _Reader:
             raise _UnsupportedError(f"Concat is along axis {self.attributes['axis']}, expected 1 (channels)")
         if constant := next((name for name in self.node.input if name in self.network.constants), None):
             raise _UnsupportedError(f"Concat reads the constant '{constant}'")
-        for name in self.node.input:
-            self._shape(name)
         return self._operation("concat", self.node.input)
 
 

@@ -15,7 +15,13 @@ from .expressions import FULL, MaskExpression, Shape
 
 # Batch classes of `lanes`: the largest batch of each; None for all larger ones.
 BATCH_CLASSES: tuple[tuple[str, int | None], ...] = (("1", 1), ("2-4", 4), ("5-8", 8), ("9+", None))
+# The limits of the operator, as in `defensemble_ops/native`, which refuses a file that exceeds one.
 MAX_WEIGHT_ROWS = 65_535  # kernel height * kernel width * input channels: the operator numbers them in 16 bits
+MAX_EXTENT = 65_535  # of tensors and windows
+MAX_NEURONS = (2**31 - 1) // 64  # of a tensor
+MAX_WINDOW_CELLS = 2**27  # of all windows of a pool
+MAX_CONV_CELLS = 2**25  # height * width of the output * height * width of the kernel
+MAX_CONV_INPUTS = 2**28  # the same for each input channel
 
 
 @dataclass(frozen=True)

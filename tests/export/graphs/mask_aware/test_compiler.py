@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from defensemble_export import ExportError
 from defensemble_export.foreign.convert import onnx_from_foreign
 from defensemble_export.graphs.fp16 import fp16_from_onnx
-from defensemble_export.graphs.mask_aware import MaskAware, mask_aware_from_onnx
+from defensemble_export.graphs.mask_aware import MaskAware, mask_aware_from_onnx, operations
 from defensemble_ops import OPERATOR
 from tests.support.masked_networks import masked_network
 from tests.support.program_interpreter import Array, run_program
@@ -178,6 +178,31 @@ def test_what_a_program_cannot_express_is_left_to_the_runtime(case: str) -> None
     for fact in facts:
         assert fact in stop["reason"]
     assert [layer["kept"] < layer["unpadded"] for layer in compiled.report["layers"]] == [True]
+
+
+LIMITED: dict[str, tuple[onnx.NodeProto, Array, int]] = {
+    "MAX_EXTENT": (node("Conv", ["x", "w"], ["y"], name="odd", pads=[1] * 4), np.ones((8, 8, 1, 1)), 18),
+    "MAX_NEURONS": (node("Conv", ["x", "w"], ["y"], name="odd"), np.ones((16, 8, 1, 1)), 16 * 16 * 16),
+    "MAX_CONV_CELLS": (node("Conv", ["x", "w"], ["y"], name="odd", pads=[2] * 4), np.ones((8, 8, 5, 5)), 16 * 16 * 25),
+    "MAX_CONV_INPUTS": (node("Conv", ["x", "w"], ["y"], name="odd", pads=[1] * 4), np.ones((8, 8, 3, 3)), 16 * 16 * 9 * 8),
+    "MAX_WINDOW_CELLS": (
+        node("MaxPool", ["x"], ["y"], name="odd", kernel_shape=[3, 20], pads=[1, 19, 1, 0]),
+        np.ones(()),
+        8 * 16 * 16 * 3 * 16,
+    ),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITED)
+def test_what_is_too_large_for_the_operator_is_left_to_the_runtime(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, weight, size = LIMITED[limit]
+    model = masked([odd], "y", {"w": weight.astype(np.float32)})
+    monkeypatch.setattr(operations, limit, size)
+    assert compiled_and_checked(model)[0].report["stopped_at"] == []
+    monkeypatch.setattr(operations, limit, size - 1)
+    (stop,) = compiled_and_checked(model)[0].report["stopped_at"]
+    assert stop["node"] == "odd"
+    assert str(size - 1) in stop["reason"]
 
 
 def test_mask_that_cannot_be_followed_is_an_error_on_request() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from defensemble_export import ExportError
+from defensemble_export.graphs.mask_aware import program
 from defensemble_export.graphs.mask_aware.expressions import FULL, MaskExpression
 from defensemble_export.graphs.mask_aware.program import (
     Combine,
@@ -19,6 +22,7 @@ from defensemble_export.graphs.mask_aware.program import (
     Step,
     Window,
 )
+from defensemble_ops.library import NATIVE
 from tests.support.parsed_programs import parse_program
 
 INPUTS = ("images", "mean", "std", "scale", "bias", "average", "variance", "weight", "m0", "m1")
@@ -61,6 +65,19 @@ conv in=10 weight=7 bias=- kernel=3,2 strides=1,2 pads=1,0,2,1 dilations=1,3 sup
 output in=11
 output in=9
 """
+
+
+def test_limits_are_those_of_the_operator() -> None:
+    source = "".join((NATIVE / name).read_text() for name in ("plan.cc", "convolution.cc"))
+    native = {
+        name: eval(value.replace("INT32_MAX", str(2**31 - 1)).replace("/", "//"), {})
+        for name, value in re.findall(r"constexpr \w+ (kMost\w+) = ([^;]+);", source)
+    }
+    assert program.MAX_WEIGHT_ROWS == program.MAX_EXTENT == native["kMostExtent"]
+    assert program.MAX_NEURONS == native["kMostNeurons"]
+    assert program.MAX_WINDOW_CELLS == native["kMostCells"]
+    assert program.MAX_CONV_CELLS == min(native["kMostVisits"], native["kMostCells"])
+    assert program.MAX_CONV_INPUTS == native["kMostIndex"]
 
 
 def test_text_of_every_instruction() -> None:
