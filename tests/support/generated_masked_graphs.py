@@ -36,6 +36,10 @@ class _Graph:
         generator = np.random.default_rng((self.seed, len(self.constants)))
         return self.constant(generator.normal(0, 0.7, shape).astype(np.float32))
 
+    def divisor(self, *shape: int) -> str:
+        generator = np.random.default_rng((self.seed, len(self.constants)))
+        return self.constant((generator.uniform(0.5, 2, shape) * generator.choice((-1, 1), shape)).astype(np.float32))
+
     def add(self, operator: str, inputs: list[str], shape: Shape, **attributes: Any) -> str:
         name = f"t{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=f"n{len(self.nodes)}", **attributes))
@@ -105,9 +109,10 @@ def masked_graphs(draw: st.DrawFn, layers: int = 12, masks: str = "all") -> onnx
             variance = graph.constant(np.random.default_rng(graph.seed).uniform(0.5, 1.5, channels).astype(np.float32))
             graph.add("BatchNormalization", [name, *(graph.normal(channels) for _ in range(3)), variance], shape, epsilon=1e-3)
         elif layer == "scale":
-            constant = graph.normal(*draw(st.sampled_from(((), (1,), (channels, 1, 1), (1, channels, 1, 1)))))
-            operator = draw(st.sampled_from(("Sub", "Mul", "Add")))
-            swapped = operator != "Sub" and draw(st.booleans())
+            dims = draw(st.sampled_from(((), (1,), (channels, 1, 1), (1, channels, 1, 1))))
+            operator = draw(st.sampled_from(("Sub", "Mul", "Add", "Div")))
+            constant = graph.divisor(*dims) if operator == "Div" else graph.normal(*dims)
+            swapped = operator in ("Mul", "Add") and draw(st.booleans())
             graph.add(operator, [constant, name] if swapped else [name, constant], shape)
         elif layer == "add":
             others = [other for other, its_shape in graph.tensors if its_shape == shape]

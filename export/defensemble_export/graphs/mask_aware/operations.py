@@ -252,6 +252,8 @@ class _Reader:
             raise _UnsupportedError("the input and the output differ in shape")
         with np.errstate(all="ignore"):
             at_zero = {"sub": -values, "div": 0 / values, "mul": 0 * values, "add": values}[kind]
+        if not np.isfinite(at_zero).all():  # steps are composed to x * scale + shift, which then is NaN for every x
+            raise _UnsupportedError(f"{self.node.op_type} with the constant '{constant}' turns 0 into NaN or infinity")
         return self._operation("steps", (source,), step=Step(kind, (constant,)), fills=bool((at_zero != 0).any()))
 
     def _read_batchnormalization(self) -> Operation:

@@ -159,6 +159,20 @@ REFUSED: dict[str, tuple[Nodes, str, dict[str, Array], str, tuple[str, ...]]] = 
     "domain": ([node("LeakyRelu", ["x"], ["y"], name="odd")], "y", {}, "odd", ("LeakyRelu",)),
     "groups": ([node("Conv", ["x", "g"], ["y"], name="odd", group=8)], "y", {"g": np.ones((8, 1, 1, 1), np.float32)}, "odd", ("8 groups",)),
     "infinity": ([conv("x", "w", "y")], "y", {"w": np.full((8, 8, 3, 3), np.inf, np.float32)}, "conv y", ("'w'", "infinity")),
+    "division by 0": (
+        [node("Div", ["x", "d"], ["y"], name="odd")],
+        "y",
+        {"d": np.float32([0, *[2] * 7]).reshape(8, 1, 1)},
+        "odd",
+        ("'d'",),
+    ),
+    "infinite constant": (
+        [node("Add", ["x", "d"], ["y"], name="odd")],
+        "y",
+        {"d": np.full(1, np.inf, np.float32)},
+        "odd",
+        ("'d'", "infinity"),
+    ),
     "rows": (
         [node("Conv", ["x", "w"], ["y"], name="odd", pads=[45] * 4)],
         "y",
