@@ -21,7 +21,11 @@ _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fPIC",
 _KERNELS = "kernels"  # compiled once per instruction set
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = ("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", *_AVX2, "-mprefer-vector-width=512")
-_FLAGS_BY_SET = {"baseline": (), **({"avx2": _AVX2, "avx512": _AVX512} if platform.machine() == "x86_64" else {})}
+
+
+def _flags_by_set() -> dict[str, tuple[str, ...]]:
+    """Return the compiler's flags for each instruction set of this machine's architecture."""
+    return {"baseline": (), "avx2": _AVX2, "avx512": _AVX512} if platform.machine() == "x86_64" else {"baseline": ()}
 
 
 def operator_library() -> Library:
@@ -31,7 +35,7 @@ def operator_library() -> Library:
         Unit(path, (f"-DDEFENSEMBLE_ISA={name}", *extra), f"{_KERNELS}_{name}")
         for path in sources
         if path.stem == _KERNELS
-        for name, extra in _FLAGS_BY_SET.items()
+        for name, extra in _flags_by_set().items()
     ]
     units += [Unit(path) for path in sources if path.stem != _KERNELS]
     headers = sorted(NATIVE.rglob("*.h"))
@@ -81,7 +85,7 @@ def instruction_set_of(path: Path) -> str:
     if name is None:
         stated = os.environ.get(FORCED_INSTRUCTION_SET)
         raise ValueError(
-            f"{FORCED_INSTRUCTION_SET} must be an instruction set of this processor, one of {', '.join(_FLAGS_BY_SET)}, got {stated!r}; "
+            f"{FORCED_INSTRUCTION_SET} must be an instruction set of this processor, one of {', '.join(_flags_by_set())}, got {stated!r}; "
             "unset it, and the best one is used"
         )
     return str(name.decode())

@@ -269,7 +269,9 @@ class _Reader:
         epsilon = float(self.attributes.get("epsilon", 1e-5))
         with np.errstate(all="ignore"):
             factors = scale / np.sqrt(variance + epsilon)
-        fills = bool(bias.any() or mean.any() or not np.isfinite(factors).all())
+        if not all(np.isfinite(values).all() for values in (factors, bias, mean)):
+            raise _UnsupportedError("BatchNormalization turns 0 into NaN or infinity")
+        fills = bool(bias.any() or mean.any())
         step = Step("bn", tuple(names), epsilon)
         return self._operation("steps", (source,), step=step, fills=fills)
 
@@ -385,7 +387,7 @@ class _Reader:
         return self._operation("concat", self.node.input)
 
 
-def supported_nodes(network: Network, images: str = "images") -> Iterator[Operation]:
+def supported_nodes(network: Network, images: str) -> Iterator[Operation]:
     """Yield the operations whose ancestors a program can express, too, in order."""
     known = {images}
     for position in network.nodes:

@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[Nodes, str, dict[str, Array], str, tuple[str, ...]]] = 
     "division by 0": (
         [node("Div", ["x", "d"], ["y"], name="odd")],
         "y",
-        {"d": np.float32([0, *[2] * 7]).reshape(8, 1, 1)},
+        {"d": np.array([0, *[2] * 7], np.float32).reshape(8, 1, 1)},
         "odd",
         ("'d'",),
     ),
