@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from defensemble_export import ExportedMember
-from defensemble_ops import register
 from defensemble_repository.averaging import reference_outputs
 
 Array = NDArray[np.float64]
@@ -22,7 +22,7 @@ def expected_outputs(logits: NDArray[np.floating[Any]]) -> dict[str, Array]:
 
 
 def session_from_onnx(
-    content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True, operator: bool = False
+    content: bytes, threads: int = 1, *, spins: bool = False, optimised: bool = True, operators: Path | None = None
 ) -> onnxruntime.InferenceSession:
     """Return an ONNX Runtime session of a graph, in this process.
 
@@ -31,7 +31,7 @@ def session_from_onnx(
         threads: Number of threads.
         spins: Whether waiting threads spin.
         optimised: Whether graph optimisations are on. Outputs of int8 are compared without: some processors saturate in the optimised ones.
-        operator: Whether the operator library is registered, for mask-aware graphs.
+        operators: The operator library, for mask-aware graphs.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -39,8 +39,8 @@ def session_from_onnx(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if operator:
-        register(options)
+    if operators is not None:
+        options.register_custom_ops_library(str(operators))
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 
 from benchmarks.common.answers import session_from_onnx
 from benchmarks.common.figures import round_ratios, spread
 from defensemble_export import ExportOptions, onnx_from_checkpoint
-from defensemble_ops import is_active
+from defensemble_ops import is_active, library_path
 from defensemble_training import ModelSpec, TrainingRecord, build, save_checkpoint
 
 Images = NDArray[np.float32]
@@ -50,16 +53,30 @@ def untrained_graph(arch: str, keep: float, images: Images, seed: int, *, width:
         return onnx.load(onnx_from_checkpoint(checkpoint, Path(folder) / "network.onnx", options=plain, verify=False))
 
 
-def onnxruntime_form(model: onnx.ModelProto, *, operator: bool = False, threads: int = 1) -> Run:
+def library_for(instruction_set: str, folder: Path) -> Path:
+    """Return a copy of the operator library in `folder` that uses some instruction set; each copy in a process chooses its own, once."""
+    copy = Path(shutil.copy(library_path(), folder))
+    earlier = os.environ.get("DEFENSEMBLE_OPS_ISA")
+    os.environ["DEFENSEMBLE_OPS_ISA"] = instruction_set
+    try:
+        onnxruntime.SessionOptions().register_custom_ops_library(str(copy))
+    finally:
+        os.environ.pop("DEFENSEMBLE_OPS_ISA")
+        if earlier is not None:
+            os.environ["DEFENSEMBLE_OPS_ISA"] = earlier
+    return copy
+
+
+def onnxruntime_form(model: onnx.ModelProto, *, operators: Path | None = None, threads: int = 1) -> Run:
     """Return a function that computes the logits with ONNX Runtime.
 
     Args:
         model: The graph.
-        operator: Whether to register the operator library.
+        operators: The operator library, which then has to run.
         threads: Threads of the session. They do not spin.
     """
-    session = session_from_onnx(model.SerializeToString(), threads, operator=operator)
-    assert not operator or is_active(session), "the operator does not run"
+    session = session_from_onnx(model.SerializeToString(), threads, operators=operators)
+    assert operators is None or is_active(session), "the operator does not run"
 
     def run(images: Images) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = session.run(["logits"], {"images": images})[0]

@@ -9,6 +9,7 @@ from benchmarks.common.markdown import figures_table, format_measurement, format
 
 _TITLES = {
     "mask_aware": "mask-aware, ONNX Runtime",
+    "mask_aware_avx2": "mask-aware, the operator with AVX2",
     "dense": "dense with masks, ONNX Runtime",
     "dense_openvino": "dense with masks, OpenVINO",
     "standard": "standard network (keep 1), ONNX Runtime",
