@@ -165,9 +165,9 @@ def _grid(arch: str, images: Images, effort: Effort, seed: int, on_progress: OnP
 def main(options: Options, data_dir: Path | None) -> NoReturn:
     """Compare the mask-aware form of networks with their dense form.
 
-    Takes about fifteen minutes on two cores. With OpenVINO in the environment (`pip install openvino`), it is measured too. Where the operator
-    uses AVX-512, ResNet-18 is measured with AVX2 too; DEFENSEMBLE_OPS_ISA chooses one for everything. The exit status is 1 if a goal is
-    missed.
+    Takes about fifteen minutes on two cores. With OpenVINO in the environment (`pip install openvino`), it is measured too. Where the
+    operator uses AVX-512, ResNet-18 is measured with AVX2 too; DEFENSEMBLE_OPS_ISA chooses one for everything. The exit status is 1 if a
+    goal is missed.
     """
     torch.set_num_threads(1)
     errors = (TrainingError, RepositoryError, DefensembleError, ServerError, BuildError)

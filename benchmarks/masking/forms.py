@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -56,6 +57,7 @@ def untrained_graph(arch: str, keep: float, images: Images, seed: int, *, width:
 def library_for(instruction_set: str, folder: Path) -> Path:
     """Return a copy of the operator library in `folder` that uses some instruction set; each copy in a process chooses its own, once."""
     copy = Path(shutil.copy(library_path(), folder))
+    ctypes.CDLL(str(copy))  # stays open: session options close it at their end
     earlier = os.environ.get("DEFENSEMBLE_OPS_ISA")
     os.environ["DEFENSEMBLE_OPS_ISA"] = instruction_set
     try:
