@@ -30,7 +30,7 @@ a runtime makes it. One thread, float32. Above 1, the mask-aware network is fast
 
 {_against_standard(result)}
 
-{_where_standard_is_ahead(result)}
+{where_standard_is_ahead(result)}
 
 ## Compared with the same network, computed densely
 
@@ -110,22 +110,20 @@ def _ratio(entry: Mapping[str, Any], name: str) -> str:
     return f"{ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
-def _where_standard_is_ahead(result: Mapping[str, Any]) -> str:
-    entries = [(keep, batch, entry) for keep, batches in result["detail"].items() for batch, entry in batches.items()]
-    is_complete = all("standard_openvino" in entry for _, _, entry in entries)
-    runtimes = "ONNX Runtime and OpenVINO" if is_complete else "ONNX Runtime; OpenVINO was not measured"
+def where_standard_is_ahead(result: Mapping[str, Any]) -> str:
+    """Return a sentence on the settings in which the standard network is faster, and the runtimes that were compared."""
+    entries = [(f"keep {keep} at batch {batch}", entry) for keep, batches in result["detail"].items() for batch, entry in batches.items()]
     ahead = [
-        f"keep {keep} at batch {batch}"
-        for keep, batch, entry in entries
+        where
+        for where, entry in entries
         if any(name in entry and _ms(entry, name) < _ms(entry, "mask_aware") for name in ("standard", "standard_openvino"))
     ]
+    has_openvino = all("standard_openvino" in entry for _, entry in entries)
     if not ahead:
-        return f"The standard network is slower in all of these settings (in {runtimes})."
-    return (
-        f"The standard network is ahead at {', '.join(ahead)} (in {runtimes}, or one of them)."
-        if is_complete
-        else (f"The standard network is ahead at {', '.join(ahead)} (in {runtimes}).")
-    )
+        runtimes = "both runtimes" if has_openvino else "ONNX Runtime; OpenVINO was not measured"
+        return f"The standard network is slower in all of these settings, in {runtimes}."
+    runtimes = "one of the runtimes or both" if has_openvino else "ONNX Runtime; OpenVINO was not measured"
+    return f"The standard network is ahead at {', '.join(ahead)}, in {runtimes}."
 
 
 def _speeds(detail: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ PAGES = {
     "client": "calling.page",
     "edit_under_load": "editing.page",
     "faults": "faulting.page",
+    "mask_aware": "masking.page",
     "overload": "faulting.overload_page",
     "peers": "peering.page",
     "pipeline_vs_fused": "fused.page",

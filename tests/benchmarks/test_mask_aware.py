@@ -10,6 +10,8 @@ import pytest
 from benchmarks.common.figures import exit_status
 from benchmarks.mask_aware import Effort, measure
 from benchmarks.masking.figures import compute_figures, grid_speeds
+from benchmarks.masking.page import where_standard_is_ahead
+from tests.support.facts import assert_facts
 
 TINY = Effort((0.1,), (0.1,), ("resnet18",), (1, 16), (1, 16), rounds=1, seconds=0.01, served_s=0.2, width=8, members=2)
 
@@ -33,6 +35,17 @@ def test_figures_compare_medians_with_the_goals() -> None:
     assert figures["vgg19_keep_0.1_batch_16"]["holds"]
     assert exit_status(figures) == 1
     assert [name for name, _ in grid_speeds(measured["grid"])] == ["vgg19, keep 0.1, batch 1", "vgg19, keep 0.1, batch 16"]
+
+
+def test_page_names_only_runtimes_that_were_measured() -> None:
+    def sentence(ours: float, **others: float) -> str:
+        entry = {name: {"ms_per_image": {"median": value}} for name, value in {"mask_aware": ours, **others}.items()}
+        return where_standard_is_ahead({"detail": {"0.1": {"16": entry}}})
+
+    assert "both runtimes" in sentence(1, standard=2, standard_openvino=3)
+    assert_facts(sentence(3, standard=4, standard_openvino=2), "ahead | keep 0.1 at batch 16")
+    for ours in (1, 3):
+        assert_facts(sentence(ours, standard=2), "in ONNX Runtime | OpenVINO was not measured")
 
 
 @pytest.mark.slow

@@ -89,6 +89,10 @@ def test_the_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("DEFENSEMBLE_OPS_ISA", "sse9")
     with raises(ValueError, "DEFENSEMBLE_OPS_ISA | baseline, avx2, avx512 | 'sse9'"):
         instruction_set()
+    path = library_path()
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with raises(ValueError, "one of baseline, got 'sse9'"):
+        instruction_set_of(path)
 
 
 def test_the_best_instruction_set_of_this_processor_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,16 @@ def test_a_library_that_does_not_run_the_node_is_refused(monkeypatch: pytest.Mon
         verify_mask_aware(masked.serialised(masked.mask_aware(graph)), masked.serialised(graph), None, max_batch_size=1)
 
 
+def test_an_operator_that_fails_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(session: Any) -> bool:
+        return bool(session.run(None, {"unknown": masked.images(1)}))
+
+    graph = masked.masked_onnx()
+    monkeypatch.setattr("defensemble_export.verification.mask_aware.is_active", failing)
+    with raises(VerificationError, "on its operator | unknown | --mask-aware off"):
+        verify_mask_aware(masked.serialised(masked.mask_aware(graph)), masked.serialised(graph), None, max_batch_size=1)
+
+
 def test_old_reports_are_still_read(tmp_path: Path) -> None:
     written(tmp_path, masked.masked_onnx(), mask_aware="on")
     values = json.loads((tmp_path / "net.onnx.json").read_bytes())
